@@ -1,0 +1,149 @@
+"""The command line: one verb a job. Heavy packages are imported when a verb runs, not before."""
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prioritycut_ray.config import dump_config, load_config
+from prioritycut_ray.errors import UserError
+
+app = typer.Typer(
+    name="prioritycut",
+    help="Train image-animation models with PriorityCut, distributed on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False, soft_wrap=True)
+_debug = False
+
+
+def _show_tracebacks(debug: bool) -> bool:
+    global _debug
+    _debug = _debug or debug
+    return debug
+
+
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", callback=_show_tracebacks, is_eager=True, help="Show the traceback of an error."
+    ),
+]
+Run = Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")]
+
+
+@app.command(epilog="Example: `prioritycut quickstart --out quickstart`")
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("quickstart"),
+    debug: Debug = False,
+) -> None:
+    """Run the whole job on synthetic puppets: shard, train, evaluate, animate."""
+    from prioritycut_ray.quickstart import run_quickstart
+
+    run_quickstart(out, console)
+
+
+@app.command(epilog="Example: `prioritycut shard clips/ --out data --size 256`")
+def shard(
+    videos: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, globs, or a .csv manifest (file, identity, split)."),
+    ],
+    out: Annotated[str, typer.Option(help="New folder for the shards, or an fsspec URL.")],
+    size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 256,
+    debug: Debug = False,
+) -> None:
+    """Crop, resize and pack videos into WebDataset shards."""
+    from prioritycut_ray import commands
+
+    commands.shard(videos, out, size=size, console=console)
+
+
+@app.command(epilog="Example: `prioritycut train vox256 name=vox data.url=data train.workers=4`")
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes as `dotted.key=value`.", metavar="KEY=VALUE")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config and stop.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model, or resume the run of the same name."""
+    resolved = load_config(config, overrides or [])
+    if dry_run:
+        sys.stdout.write(dump_config(resolved))
+        return
+    from prioritycut_ray import commands
+
+    run = commands.train(resolved)
+    console.print(f"Run:  {run}", f"Look: tensorboard --logdir {run}", sep="\n")
+
+
+@app.command(epilog="Example: `prioritycut evaluate runs/vox data --split test`")
+def evaluate(
+    run: Run,
+    data: Annotated[str, typer.Argument(help="Folder of `prioritycut shard`, or an fsspec URL.")],
+    split: Annotated[str, typer.Option(help="Which clips.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; RUN/evaluation if not given.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Rebuild held-out clips from their first frame and score them."""
+    from prioritycut_ray import commands
+
+    commands.evaluate(run, data, split=split, out=out, console=console)
+
+
+@app.command(
+    epilog="Example: `prioritycut animate runs/vox --source me.png --driving clip.mp4 --out me.mp4`"
+)
+def animate(
+    run: Run,
+    source: Annotated[Path, typer.Option(help="An image, or a video for its first frame.")],
+    driving: Annotated[Path, typer.Option(help="The video that gives the motion.")],
+    out: Annotated[Path, typer.Option(help="The .mp4 to write.")],
+    relative: Annotated[
+        bool,
+        typer.Option(help="Move by the change since the first driving frame; or take its pose."),
+    ] = True,
+    debug: Debug = False,
+) -> None:
+    """Move a source image like a driving video."""
+    from prioritycut_ray import commands
+
+    commands.animate_files(run, source, driving, out, relative=relative)
+    console.print(f"Animation: {out}")
+
+
+def main() -> None:
+    """Run the command line; errors become one line and exit code 1 (usage errors: 2)."""
+    try:
+        app()
+    except Exception as error:
+        if _debug:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.exit(1)
+
+
+def explain(error: Exception) -> str:
+    """One line on an error: the thing, the reason, and the way out."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "the disk"
+        return f"{where}: no space left; free some and run the same command again"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"unexpected {type(error).__name__}: {error}; run again with --debug and report it"

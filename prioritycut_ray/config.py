@@ -1,0 +1,353 @@
+"""The one configuration mechanism: a frozen tree, read from YAML, changed by dotted overrides.
+
+This module imports neither torch nor ray, so the command line can validate a configuration and
+print help at once. Models never see these classes: they take plain keyword arguments.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prioritycut_ray.errors import UserError
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class HourglassConfig(Section):
+    """Size of an hourglass network (method §1)."""
+
+    block_expansion: Count
+    max_features: Count = 1024
+    num_blocks: Count = 5
+    scale_factor: Fraction = 0.25
+
+
+class DetectorConfig(HourglassConfig):
+    """The keypoint detector."""
+
+    block_expansion: Count = 32
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    single_jacobian_map: bool = False
+
+
+class DenseMotionConfig(HourglassConfig):
+    """The dense motion network."""
+
+    block_expansion: Count = 64
+
+
+class GeneratorConfig(Section):
+    """The occlusion-aware generator."""
+
+    block_expansion: Count = 64
+    max_features: Count = 512
+    num_down_blocks: Count = 2
+    num_bottleneck_blocks: Count = 6
+
+
+class ModelConfig(Section):
+    """The generator side (method §1)."""
+
+    num_keypoints: Count = 10
+    detector: DetectorConfig = DetectorConfig()
+    dense_motion: DenseMotionConfig = DenseMotionConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+
+
+class DiscriminatorConfig(Section):
+    """Which discriminator, and its size (method §3)."""
+
+    kind: Literal["patch", "unet"] = "unet"
+    use_keypoints: bool = True
+    max_features: Count = 1024
+    patch_block_expansion: Count = 32
+    patch_num_blocks: Count = 4
+    patch_spectral_norm: bool = False
+    unet_base_channels: Count = 64
+
+
+class PriorityCutConfig(Section):
+    """Mixing of real and generated images (method §4); ``priority_cut: null`` switches it off."""
+
+    mask: Literal["priority", "cutmix"] = "priority"
+    top_k: Annotated[float, Field(ge=0, le=100)] = 20.0
+    """Per cent of the foreground that is cut (mask: priority)."""
+    background_threshold: Probability = 0.5
+    swap_prob: Probability = 0.0
+    mix_prob: Probability = 0.5
+    warmup_samples: Annotated[int, Field(ge=0)] = 0
+    variant: Literal["full_batch", "additive"] = "full_batch"
+    consistency: NonNegative = 1.0
+    """Weight λ_cons of the consistency loss."""
+
+
+class PerceptualConfig(Section):
+    """The perceptual loss (method §2)."""
+
+    weights: str = "pretrained"
+    """pretrained | efficientnet_lite0 (a proxy) | random | path of a VGG-19 state dict."""
+    seed: int = 0
+    """Of random weights."""
+    scales: tuple[Fraction, ...] = (1.0, 0.5, 0.25, 0.125)
+    weight: NonNegative = 10.0
+
+
+class LossConfig(Section):
+    """Weights of the generator's losses (method §2)."""
+
+    perceptual: PerceptualConfig = PerceptualConfig()
+    adversarial: NonNegative = 1.0
+    feature_matching: NonNegative = 10.0
+    equivariance_value: NonNegative = 10.0
+    equivariance_jacobian: NonNegative = 10.0
+
+
+class AugmentConfig(Section):
+    """The same random changes to both frames of a pair; jitter as ranges around no change."""
+
+    horizontal_flip: bool = True
+    time_flip: bool = True
+    brightness: NonNegative = 0.1
+    contrast: NonNegative = 0.1
+    saturation: NonNegative = 0.1
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+
+
+class DataConfig(Section):
+    """Which shards, and how frame pairs are drawn from them."""
+
+    url: str = "data"
+    """Folder of ``prioritycut shard``, a path or an fsspec URL."""
+    split: str = "train"
+    size: Annotated[int, Field(ge=32)] = 256
+    num_repeats: Count = 75
+    """Visits of every clip an epoch."""
+    loader_workers: Annotated[int, Field(ge=0)] = 2
+    """Decoding processes beside each training worker; 0 decodes in the worker itself."""
+    augment: AugmentConfig = AugmentConfig()
+
+
+class OptimConfig(Section):
+    """Adam, and the schedule in samples seen."""
+
+    lr: NonNegative = 2e-4
+    detector_lr: NonNegative = 2e-4
+    discriminator_lr: NonNegative = 2e-4
+    betas: tuple[Probability, Probability] = (0.5, 0.999)
+    milestones: tuple[int, ...] = ()
+    """Samples seen at which every learning rate is multiplied by ``gamma``."""
+    gamma: Fraction = 0.1
+
+
+class TrainConfig(Section):
+    """Length, parallelism and rhythm of a run; counts are of frame pairs over all workers."""
+
+    samples: Count = 2_000_000
+    batch_size: Count = 40
+    """Global: shared out over the workers."""
+    workers: Count = 1
+    cpus_per_worker: Count = 1
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    seed: int = 0
+    log_every: Count = 50
+    """Steps between scalars."""
+    image_every: Count = 500
+    """Steps between pictures."""
+    checkpoint_every: Count = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: Count = 3
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Restarts from the last checkpoint after the death of a worker."""
+
+
+class Config(Section):
+    """Everything that determines a training run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """The run's folder below ``storage``; the same name resumes."""
+    storage: str = "runs"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    priority_cut: PriorityCutConfig | None = PriorityCutConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        """Rules that span sections."""
+        size, model = self.data.size, self.model
+        for key, hourglass in (("detector", model.detector), ("dense_motion", model.dense_motion)):
+            _check_hourglass(f"model.{key}", size, hourglass)
+        if size % 2**model.generator.num_down_blocks:
+            raise ValueError(
+                f"data.size={size} must be divisible by 2^model.generator.num_down_blocks"
+            )
+        if self.discriminator.kind == "unet" and size & (size - 1):
+            raise ValueError(f"discriminator.kind=unet needs a power of two, not data.size={size}")
+        if self.discriminator.kind == "patch" and self.priority_cut is not None:
+            raise ValueError(
+                "mixing needs per-pixel logits: set discriminator.kind=unet or priority_cut=null"
+            )
+        smallest = size * min(self.loss.perceptual.scales)
+        if self.loss.perceptual.weights != "efficientnet_lite0" and smallest < 16:
+            raise ValueError(
+                f"VGG-19 needs 16 pixels at the smallest of loss.perceptual.scales, not "
+                f"{smallest:g}: drop scales below {16 / size:g}"
+            )
+        if self.train.batch_size % self.train.workers:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} (global) must be divisible by "
+                f"train.workers={self.train.workers}"
+            )
+        return self
+
+
+def _check_hourglass(key: str, size: int, hourglass: HourglassConfig) -> None:
+    side = size * hourglass.scale_factor
+    if side != int(side) or int(side) % 2**hourglass.num_blocks:
+        raise ValueError(
+            f"data.size={size} × {key}.scale_factor={hourglass.scale_factor} must be a whole "
+            f"number divisible by 2^{key}.num_blocks={2**hourglass.num_blocks}"
+        )
+
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+"""YAML 1.1 reads ``1e-4`` as a string; people mean the number."""
+
+
+def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
+    """Read a configuration and apply overrides.
+
+    Args:
+        source: a YAML file, or the name of a shipped configuration such as ``vox256``.
+        overrides: ``dotted.key=value`` words; values are YAML (``null`` switches a section off).
+
+    Raises:
+        UserError: naming the file, the key, and the way out.
+    """
+    tree = _read_yaml(source)
+    for word in overrides:
+        _apply_override(tree, word)
+    return parse_config(tree, source)
+
+
+def parse_config(tree: Mapping[str, Any], source: str) -> Config:
+    """Validate a tree of plain values.
+
+    Raises:
+        UserError: naming ``source``, each wrong key and its nearest valid one.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(_describe(dict(item)) for item in error.errors())
+        raise UserError(f"{source}: {problems}") from error
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that :func:`load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name and path of the configurations that come with the package."""
+    folder = Path(__file__).parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _read_yaml(source: str) -> dict[str, Any]:
+    shipped = shipped_configs()
+    path = shipped.get(source, Path(source))
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{source}: {error.strerror or error}; give a YAML file or one of the shipped "
+            f"configurations: {', '.join(shipped)}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{source}: a configuration is a mapping of keys to values")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], word: str) -> None:
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise UserError(f"{word!r}: an override is written dotted.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{word!r}: the value is no valid YAML") from error
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.get(parent)
+        node[parent] = child = dict(child) if isinstance(child, dict) else {}
+        node = child
+    node[leaf] = value
+
+
+def _describe(item: Mapping[str, Any]) -> str:
+    """One validation problem in words."""
+    location = [part for part in item["loc"] if isinstance(part, str)]
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_suggestion(location)}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{key}={item['input']!r}: {message}" if key else message
+
+
+def _suggestion(location: list[str]) -> str:
+    *parents, wrong = location
+    section: type[BaseModel] = Config
+    for parent in parents:
+        section = _section_type(section.model_fields[parent].annotation) or section
+    near = difflib.get_close_matches(wrong, section.model_fields, n=1, cutoff=0)
+    return f"; did you mean {'.'.join([*parents, near[0]])!r}?" if near else ""
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    options = (
+        get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    )
+    for option in options:
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """Dotted keys whose values differ between two configurations."""
+
+    def flatten(tree: Any, prefix: str) -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix: tree}
+        items = (
+            flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()
+        )
+        return {key: value for part in items for key, value in part.items()}
+
+    before, after = (flatten(config.model_dump(mode="json"), "") for config in (old, new))
+    keys = before | after
+    return [key for key in keys if before.get(key) != after.get(key)]

@@ -1,0 +1,416 @@
+"""Frames in and out of files: the only module that knows a video library.
+
+Two readers, for two jobs. PyAV reads what people bring (:func:`frames_upright`): it meets every
+container, rotation and pixel shape, and says so when a file is damaged. decord reads what this
+project wrote itself (:func:`read_frames`): small upright clips with a short GOP, of which it finds
+single frames fast and exactly.
+
+Frames are RGB ``uint8 [H, W, 3]`` in 0..255, upright, with square pixels.
+"""
+
+import io
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import decord
+import numpy as np
+from av.container import InputContainer
+from av.video import VideoStream
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from prioritycut_ray.errors import UserError
+
+Frame = NDArray[np.uint8]
+Source = str | Path | io.BufferedIOBase
+
+# Far beyond any screen: a broken aspect ratio must not ask for gigabytes a frame.
+LARGEST_SIDE = 16384
+# Formats whose index lists every frame, edit lists applied.
+INDEXED_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
+FALLBACK_FPS = 25.0
+# WebM declares no number of frames; its duration is trusted this far, as the last may be long.
+SLACK_SECONDS = 1.0
+
+
+class VideoError(UserError):
+    """A video or image that cannot be used; the message is ``<name>: <reason>``.
+
+    Attributes:
+        reason: the message without the name.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {self.reason}"
+
+
+class VideoInfo(NamedTuple):
+    """What a container says about its video stream, before decoding.
+
+    Attributes:
+        fps: average frames per second; 25 if the container names none.
+        variable_rate: whether the frames are unevenly spaced in time, so that ``fps`` is nominal.
+    """
+
+    fps: float
+    variable_rate: bool
+
+
+def frames_upright(source: Source) -> Iterator[Frame]:
+    """Decode every frame of a video, in presentation order, as a viewer would show it.
+
+    The display matrix (rotation and mirroring) and the pixel aspect ratio are applied, edit lists
+    are respected, and gray becomes three equal channels. More than 8 bits a channel are rounded
+    to 8; HDR (PQ, HLG) keeps its code values, so it looks flat, for no tone mapping is done.
+
+    Args:
+        source: a file path, or a seekable binary file.
+
+    Yields:
+        RGB frames ``uint8 [H, W, 3]``.
+
+    Raises:
+        VideoError: if the source cannot be opened, or if it is damaged or cut off: then all
+            frames before the damage have been yielded, and the message counts them.
+    """
+    with _opened(source) as container:
+        stream = container.streams.video[0]
+        aspect = _pixel_aspect(source, stream)
+        packets, decoded, seconds = 0, 0, 0.0
+        try:
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                seconds = max(seconds, _end(packet))
+                if packet.is_corrupt:
+                    raise VideoError(_name(source), _damage(decoded, "a frame's data is cut off"))
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise VideoError(_name(source), _damage(decoded, "a frame is damaged"))
+                    yield _displayed(frame, aspect)
+                    decoded += 1
+        except av.FFmpegError as error:
+            reason = _damage(decoded, error.strerror or "unknown error")
+            raise VideoError(_name(source), reason) from None
+        declared, duration = _declared_packets(container), _declared_seconds(container)
+    # Packets, not frames: an edit list hides frames, and a cut may leave some undecodable.
+    if packets < declared:
+        reason = _damage(decoded, f"it ends after {packets} of {declared} frames")
+        raise VideoError(_name(source), reason)
+    if seconds < duration - SLACK_SECONDS:
+        reason = _damage(decoded, f"it ends at {seconds:.1f} of {duration:.1f} s")
+        raise VideoError(_name(source), reason)
+    if not decoded:
+        raise VideoError(_name(source), "has no frames")
+
+
+def probe(source: Source) -> VideoInfo:
+    """Read the frame rate of a video from its container, without decoding it.
+
+    Args:
+        source: a file path, or a seekable binary file.
+
+    Returns:
+        The average rate, and whether frames come at uneven times.
+
+    Raises:
+        VideoError: if the source cannot be opened.
+    """
+    with _opened(source) as container:
+        stream = container.streams.video[0]
+        fps = float(stream.average_rate or stream.guessed_rate or FALLBACK_FPS)
+        try:
+            times = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
+        except av.FFmpegError:
+            return VideoInfo(fps, variable_rate=False)
+    steps = np.diff(times)
+    # Within a factor of 1.5: rounding to a coarse time base is no variable rate.
+    uneven = len(steps) > 0 and steps.max() > 1.5 * steps.min()
+    return VideoInfo(fps, variable_rate=bool(uneven))
+
+
+def read_frames(data: bytes, indices: Sequence[int], size: int) -> Frame:
+    """Decode chosen frames of a clip that this project wrote, exactly.
+
+    Args:
+        data: the whole video file.
+        indices: frame numbers from 0, in any order, with repeats if you like.
+        size: side of the frames in pixels; a clip of another size is resized (bilinear).
+
+    Returns:
+        RGB frames ``uint8 [N, size, size, 3]``.
+
+    Raises:
+        VideoError: if the clip cannot be decoded or has no such frame.
+    """
+    try:
+        reader = _reader(data, size)
+        if indices and not 0 <= min(indices) <= max(indices) < len(reader):
+            raise VideoError("clip", f"has {len(reader)} frames, none numbered {max(indices)}")
+        frames: Frame = reader.get_batch(list(indices)).asnumpy()
+    except (RuntimeError, decord.DECORDError):
+        # Its own message may quote the bytes of the file.
+        raise VideoError("clip", "cannot be decoded: the data is damaged") from None
+    return frames
+
+
+def read_all(data: bytes, size: int) -> Frame:
+    """Decode a whole clip that this project wrote.
+
+    Args:
+        data: the whole video file.
+        size: side of the frames in pixels; a clip of another size is resized (bilinear).
+
+    Returns:
+        RGB frames ``uint8 [T, size, size, 3]``.
+
+    Raises:
+        VideoError: if the clip cannot be decoded.
+    """
+    try:
+        reader = _reader(data, size)
+        frames: Frame = reader.get_batch(list(range(len(reader)))).asnumpy()
+    except (RuntimeError, decord.DECORDError):
+        raise VideoError("clip", "cannot be decoded: the data is damaged") from None
+    return frames
+
+
+def write_video(
+    target: Source, frames: Iterable[Frame], fps: float, *, gop: int = 12, crf: int = 18
+) -> None:
+    """Encode frames as H.264 in an mp4 that starts to play before it is whole.
+
+    Only the encoded bytes are held, so the frames may come from a generator. The same frames give
+    the same bytes. A file appears under its name only when it is complete.
+
+    Args:
+        target: a file path, or a binary file open for writing.
+        frames: RGB frames ``uint8 [H, W, 3]``, all of one even size.
+        fps: frames per second, more than 0; rounded to a fraction over at most 1001.
+        gop: distance of key frames; what a reader decodes at most to reach one frame.
+        crf: 0 (lossless but for colour) to 51; 18 is hard to tell from the original.
+
+    Raises:
+        UserError: if a side is odd, sizes differ, there are no frames, or the rate is not above 0.
+    """
+    if not 0 < fps < float("inf"):
+        raise UserError(f"cannot write a video at {fps} fps: choose a rate above 0")
+    encoded = io.BytesIO()
+    _encode(encoded, frames, fps, gop, crf)
+    if not isinstance(target, str | Path):
+        target.write(encoded.getbuffer())
+        return
+    _write_atomically(Path(target), encoded.getbuffer())
+
+
+def read_image(path: str | Path) -> Frame:
+    """Read a picture: an image file, or the first frame of a video.
+
+    The EXIF orientation is respected, transparent parts become black, gray three equal channels.
+
+    Args:
+        path: an image (png, jpg, ...) or a video.
+
+    Returns:
+        RGB ``uint8 [H, W, 3]``.
+
+    Raises:
+        VideoError: if it is neither.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except UnidentifiedImageError:
+        return next(frames_upright(path))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise VideoError(str(path), getattr(error, "strerror", None) or str(error)) from None
+    black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
+    return np.asarray(Image.alpha_composite(black, upright).convert("RGB"))
+
+
+def center_square(frame: Frame) -> Frame:
+    """Cut the largest centred square out of a frame: ``[H, W, 3]`` to ``[S, S, 3]``, a view."""
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return frame[top : top + side, left : left + side]
+
+
+def resize(frame: Frame, size: int) -> Frame:
+    """Scale a frame to ``[size, size, 3]`` with an antialiased Lanczos filter."""
+    return _scaled(frame, size, size)
+
+
+# ---------------------------------------------------------------------------------------------
+# PyAV
+# ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[InputContainer]:
+    """Open a container that has a video stream."""
+    # "file:" keeps FFmpeg from reading a protocol or a pattern out of a name, and the whitelist
+    # keeps a playlist dressed up as a video from fetching anything.
+    file: Any = f"file:{source}" if isinstance(source, str | Path) else source
+    try:
+        container = av.open(file, options={"protocol_whitelist": "file"})
+    except av.FFmpegError as error:
+        raise VideoError(_name(source), _why_not_opened(source, error)) from None
+    with container:
+        if not container.streams.video:
+            raise VideoError(_name(source), "has no video stream")
+        yield container
+
+
+def _why_not_opened(source: Source, error: av.FFmpegError) -> str:
+    if not isinstance(error, av.InvalidDataError):
+        return error.strerror or "cannot be opened"
+    if isinstance(source, str | Path) and os.path.getsize(source) == 0:
+        return "is empty (0 bytes)"
+    return "is no video, or is cut off before its index (nothing could be read)"
+
+
+def _name(source: Source) -> str:
+    return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
+
+
+def _damage(decoded: int, why: str) -> str:
+    return f"is damaged or cut off: {why}; {decoded} frames could be decoded"
+
+
+def _pixel_aspect(source: Source, stream: VideoStream) -> Fraction:
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    if not 1 <= round(stream.width * aspect) <= LARGEST_SIDE:
+        raise VideoError(_name(source), f"has an impossible pixel aspect ratio of {aspect}")
+    return aspect
+
+
+def _declared_packets(container: InputContainer) -> int:
+    """Count the packets that a whole file would have; 0 if its container does not say."""
+    stream = container.streams.video[0]
+    if container.format.name == INDEXED_FORMAT:
+        return len(stream.index_entries)
+    return stream.frames
+
+
+def _declared_seconds(container: InputContainer) -> float:
+    """Read how long a Matroska or WebM video lasts; 0 if it does not say, or another format."""
+    if container.format.name != "matroska,webm":
+        return 0.0
+    tag = container.streams.video[0].metadata.get("DURATION", "")
+    if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", tag):
+        return sum(
+            float(part) * unit for part, unit in zip(clock.groups(), (3600, 60, 1), strict=True)
+        )
+    # That of the whole container may be its sound's.
+    duration = container.duration if len(container.streams) == 1 else None
+    return (duration or 0) / av.time_base
+
+
+def _end(packet: Any) -> float:
+    """Tell when a packet's frame ends, in seconds; 0 if it has no time."""
+    if packet.pts is None or packet.time_base is None:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _displayed(frame: av.VideoFrame, aspect: Fraction) -> Frame:
+    """Convert a decoded frame to what a viewer would show: RGB ``uint8 [H, W, 3]``."""
+    image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    image = _scaled(image, round(frame.width * aspect), frame.height)
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    return image if matrix is None else _turned(image, np.frombuffer(matrix, np.int32))
+
+
+def _turned(image: Frame, matrix: NDArray[np.int32]) -> Frame:
+    """Apply a display matrix, to the nearest quarter turn and mirroring."""
+    # A stored pixel (p, q) is shown at x = a p + c q, y = b p + d q.
+    a, b, _, c, d = matrix[:5].tolist()
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _scaled(image: Frame, width: int, height: int) -> Frame:
+    if image.shape[:2] == (height, width):
+        return image
+    scaled = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(scaled)
+
+
+def _encode(target: io.BytesIO, frames: Iterable[Frame], fps: float, gop: int, crf: int) -> None:
+    """Encode into memory: see :func:`write_video`."""
+    # To move the index to the front the muxer opens its own output again, for reading.
+    reopen = lambda url, flags, options: io.BytesIO(target.getvalue())  # noqa: E731
+    rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
+    options = {"movflags": "+faststart"}
+    with av.open(target, "w", format="mp4", options=options, io_open=reopen) as container:
+        # x264 is otherwise not quite repeatable: its fastest code rounds differently with the
+        # processor, and even with where its buffers happen to lie. Nor may cores matter.
+        quality = {"crf": str(crf), "x264-params": "cpu-independent=1"}
+        stream = container.add_stream("libx264", rate=rate, options=quality)
+        codec = stream.codec_context
+        codec.pix_fmt, codec.gop_size, codec.thread_count = "yuv420p", gop, 1
+        codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+        codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        shape = None
+        for image in frames:
+            if shape is None:
+                shape = image.shape
+                _check_even(shape)
+                codec.height, codec.width = shape[:2]
+            if image.shape != shape:
+                raise UserError(f"cannot write a video: frames of {shape} and of {image.shape}")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            planes = frame.reformat(
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+            )
+            container.mux(stream.encode(planes))
+        if shape is None:
+            raise UserError("cannot write a video: there are no frames")
+        container.mux(stream.encode())
+
+
+def _check_even(shape: tuple[int, ...]) -> None:
+    if shape[0] % 2 or shape[1] % 2:
+        raise UserError(
+            f"cannot write a video of {shape[1]}x{shape[0]}: choose even sides, H.264 needs them"
+        )
+
+
+def _write_atomically(path: Path, data: memoryview) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private.
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# ---------------------------------------------------------------------------------------------
+# decord
+# ---------------------------------------------------------------------------------------------
+
+
+def _reader(data: bytes, size: int) -> Any:
+    """Open a decord reader; never shared or kept, for one inherited over a fork hangs."""
+    # decord prints the bytes that it cannot open, so PyAV has a look first.
+    with _opened(io.BytesIO(data)):
+        pass
+    return decord.VideoReader(io.BytesIO(data), decord.cpu(0), size, size, num_threads=1)

@@ -1,0 +1,79 @@
+"""Random thin-plate-spline warps with a known jacobian, for the equivariance losses (method §2)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from prioritycut_ray.models.blocks import coordinate_grid
+
+CONTROL_POINTS = 5
+"""Side of the grid of control points."""
+SIGMA_AFFINE = 0.05
+SIGMA_SPLINE = 0.005
+_EPSILON = 1e-6
+
+
+class ThinPlateSpline(NamedTuple):
+    """T(z) = A z + t + (s(z), s(z)) with s(z) = Σ_j w_j · r_j² log(r_j + 1e-6), r_j = ‖z − c_j‖₁.
+
+    The distance r is the L1 distance, and the same s moves x and y: so it is in the reference.
+
+    Attributes:
+        affine: [A | t].
+        weights: w, one a control point of the 5x5 grid.
+    """
+
+    affine: Float[Tensor, "B 2 3"]
+    weights: Float[Tensor, "B J"]
+
+
+def random_spline(normal: Float[Tensor, "B 31"]) -> ThinPlateSpline:
+    """A random transform from 6 + 25 standard normal numbers a sample (method §2)."""
+    identity = torch.eye(2, 3, dtype=normal.dtype, device=normal.device)
+    affine = identity + SIGMA_AFFINE * normal[:, :6].view(-1, 2, 3)
+    return ThinPlateSpline(affine, SIGMA_SPLINE * normal[:, 6:])
+
+
+def _offsets(transform: ThinPlateSpline, points: Tensor) -> Float[Tensor, "B N J 2"]:
+    """Z − c_j for every point and control point."""
+    side = round(transform.weights.shape[1] ** 0.5)
+    control = coordinate_grid(side, side, dtype=points.dtype, device=points.device)
+    return points[:, :, None] - control.reshape(1, 1, -1, 2)
+
+
+def transform_points(
+    transform: ThinPlateSpline, points: Float[Tensor, "B N 2"]
+) -> Float[Tensor, "B N 2"]:
+    """T(z) for points (x, y) in [-1, 1]."""
+    matrix, translation = transform.affine[:, :, :2], transform.affine[:, :, 2]
+    distance = _offsets(transform, points).abs().sum(-1)
+    radial = distance.square() * torch.log(distance + _EPSILON)
+    spline = torch.einsum("bnj,bj->bn", radial, transform.weights)
+    return points @ matrix.mT + translation[:, None] + spline[..., None]
+
+
+def jacobian(
+    transform: ThinPlateSpline, points: Float[Tensor, "B N 2"]
+) -> Float[Tensor, "B N 2 2"]:
+    """∇T in closed form: A + 1·∇s(z)ᵀ, ∇s = Σ_j w_j (2 r log(r + ε) + r²/(r + ε)) sign(z − c_j)."""
+    offsets = _offsets(transform, points)
+    distance = offsets.abs().sum(-1)
+    slope = 2 * distance * torch.log(distance + _EPSILON) + distance.square() / (
+        distance + _EPSILON
+    )
+    gradient = torch.einsum("bnj,bj,bnjc->bnc", slope, transform.weights, offsets.sign())
+    return transform.affine[:, None, :, :2] + gradient[:, :, None]
+
+
+def transform_frame(
+    transform: ThinPlateSpline, frame: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B C H W"]:
+    """The frame sampled at T(z), with reflection padding."""
+    height, width = frame.shape[2:]
+    grid = coordinate_grid(height, width, dtype=frame.dtype, device=frame.device)
+    points = grid.reshape(1, -1, 2).expand(frame.shape[0], -1, -1)
+    warped = transform_points(transform, points).view(-1, height, width, 2)
+    return F.grid_sample(frame, warped, padding_mode="reflection", align_corners=False)

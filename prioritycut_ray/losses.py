@@ -1,0 +1,103 @@
+"""The losses of the method as pure functions (method §2, §3, §4).
+
+Every function returns an unweighted scalar; weights are applied by the trainer, from the config.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from prioritycut_ray import equivariance
+from prioritycut_ray.equivariance import ThinPlateSpline
+from prioritycut_ray.models.blocks import inverse_2x2
+from prioritycut_ray.models.discriminators import DiscriminatorOutput
+from prioritycut_ray.models.keypoints import Keypoints
+from prioritycut_ray.priority_cut import mix
+
+Scalar = Float[Tensor, ""]
+
+
+def feature_distance(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> Scalar:
+    """Σ_i mean |x_i − y_i| over feature levels, the target detached (method §2).
+
+    Serves the perceptual loss (levels of a frozen network) and feature matching (blocks of the
+    discriminator).
+    """
+    terms = [F.l1_loss(x, y.detach()) for x, y in zip(predicted, target, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def equivariance_value(
+    driving: Keypoints, transformed: Keypoints, transform: ThinPlateSpline
+) -> Scalar:
+    """Mean |μ^D − T(μ(T-warped D))| (method §2)."""
+    back = equivariance.transform_points(transform, transformed.value)
+    return F.l1_loss(back, driving.value)
+
+
+def equivariance_jacobian(
+    driving: Keypoints, transformed: Keypoints, transform: ThinPlateSpline
+) -> Scalar:
+    """Mean |I − (J^D)^-1 · ∇T · J'|, ∇T at the transformed keypoints (method §2)."""
+    product = (
+        inverse_2x2(driving.jacobian)
+        @ equivariance.jacobian(transform, transformed.value)
+        @ transformed.jacobian
+    )
+    identity = torch.eye(2, dtype=product.dtype, device=product.device)
+    return (identity - product).abs().mean()
+
+
+def generator_adversarial(fake: DiscriminatorOutput) -> Scalar:
+    """What the generator pays for fakes that are found out.
+
+    LSGAN for the patch discriminator: mean (1 − D(D̂))² (method §2). For the U-Net discriminator
+    ½ BCE(D_enc) + ½ BCE(D_dec) with target real, per-pixel terms averaged (method §3).
+    """
+    if fake.pixel_logits is None:
+        return (1 - fake.logits).square().mean()
+    return (bce(fake.logits, 1.0) + bce(fake.pixel_logits, 1.0)) / 2
+
+
+def discriminator_adversarial(real: DiscriminatorOutput, fake: DiscriminatorOutput) -> Scalar:
+    """What the discriminator pays for taking real for fake and fake for real.
+
+    LSGAN for the patch discriminator: mean [(1 − D(real))² + D(fake)²]. For the U-Net
+    discriminator ½(real: enc + dec) + ½(fake: enc + dec) (method §3).
+    """
+    if real.pixel_logits is None or fake.pixel_logits is None:
+        return ((1 - real.logits).square() + fake.logits.square()).mean()
+    of_real = bce(real.logits, 1.0) + bce(real.pixel_logits, 1.0)
+    of_fake = bce(fake.logits, 0.0) + bce(fake.pixel_logits, 0.0)
+    return (of_real + of_fake) / 2
+
+
+def mixed_adversarial(mixed: DiscriminatorOutput, mask: Float[Tensor, "B 1 H W"]) -> Scalar:
+    """The mixed image is fake as a whole, and real or fake pixel by pixel (method §4)."""
+    return bce(mixed.logits, 0.0) + F.binary_cross_entropy_with_logits(_pixels(mixed), mask)
+
+
+def consistency(
+    mixed: DiscriminatorOutput,
+    real: DiscriminatorOutput,
+    fake: DiscriminatorOutput,
+    mask: Float[Tensor, "B 1 H W"],
+) -> Scalar:
+    """Mean (D_dec(mix(D, D̂; M)) − mix(D_dec(D), D_dec(D̂); M))² on logits (method §4).
+
+    Gradients flow through all three passes.
+    """
+    return F.mse_loss(_pixels(mixed), mix(_pixels(real), _pixels(fake), mask))
+
+
+def bce(logits: Tensor, target: float) -> Scalar:
+    """Binary cross-entropy with logits against one target for all, averaged."""
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+
+
+def _pixels(output: DiscriminatorOutput) -> Float[Tensor, "B 1 H W"]:
+    assert output.pixel_logits is not None, "mixing needs the U-Net discriminator"
+    return output.pixel_logits

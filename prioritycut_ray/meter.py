@@ -1,0 +1,56 @@
+"""What a training run measures of itself between two log lines."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from prioritycut_ray.data.stream import Batch
+from prioritycut_ray.worker import Worker
+
+
+@dataclass
+class Meter:
+    """Averages losses over steps and ranks, and measures speed and waiting for data."""
+
+    worker: Worker
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
+    _samples: int = 0
+    _waiting: float = 0.0
+    _since: float = field(default_factory=time.perf_counter)
+
+    def watch(self, source: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on, timing the wait for each."""
+        while True:
+            before = time.perf_counter()
+            batch = next(source, None)
+            self._waiting += time.perf_counter() - before
+            if batch is None:
+                return
+            self._samples += len(batch.source) * self.worker.world_size
+            yield batch
+
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Add the losses of a step; they stay on the device."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def summarise(self) -> dict[str, float]:
+        """Means since the last summary, over all ranks; collective."""
+        elapsed = time.perf_counter() - self._since
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names]).float()
+        if self.worker.world_size > 1:
+            dist.all_reduce(means)
+            means /= self.worker.world_size
+        summary = dict(zip(names, means.tolist(), strict=True))
+        summary["speed/samples_per_second"] = self._samples / elapsed
+        summary["speed/share_waiting_for_data"] = self._waiting / elapsed
+        self._sums, self._counts, self._samples, self._waiting = {}, {}, 0, 0.0
+        self._since = time.perf_counter()
+        return summary

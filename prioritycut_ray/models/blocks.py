@@ -1,0 +1,193 @@
+"""Building blocks of the first-order-motion networks (method §1).
+
+Module and attribute names follow the public reference implementation, so that its weights map onto
+ours by name.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class SameBlock(nn.Module):
+    """Convolution → batch norm → ReLU at constant resolution."""
+
+    def __init__(self, in_features: int, out_features: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_features, out_features, kernel_size, padding=kernel_size // 2)
+        self.norm = nn.BatchNorm2d(out_features)
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class DownBlock(SameBlock):
+    """:class:`SameBlock` → average pooling by 2."""
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H2 W2"]:
+        return F.avg_pool2d(super().forward(x), 2)
+
+
+class UpBlock(SameBlock):
+    """Nearest enlargement by 2 → :class:`SameBlock`."""
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H2 W2"]:
+        return super().forward(F.interpolate(x, scale_factor=2))
+
+
+class ResBlock(nn.Module):
+    """Pre-activation residual block: (batch norm → ReLU → convolution) twice, plus identity."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(features)
+        self.norm2 = nn.BatchNorm2d(features)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        out = self.conv1(F.relu(self.norm1(x)))
+        out = self.conv2(F.relu(self.norm2(out)))
+        return out + x
+
+
+class Encoder(nn.Module):
+    """Down blocks that keep every resolution's features."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.down_blocks = nn.ModuleList(DownBlock(i, o) for i, o in pairwise(channels))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = [x]
+        for block in self.down_blocks:
+            features.append(block(features[-1]))
+        return features
+
+
+class Decoder(nn.Module):
+    """Up blocks, each followed by concatenation with the encoder's features of that size."""
+
+    def __init__(self, in_channels: Sequence[int], out_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.up_blocks = nn.ModuleList(
+            UpBlock(i, o) for i, o in zip(in_channels, out_channels, strict=True)
+        )
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        *skips, out = features
+        for block, skip in zip(self.up_blocks, reversed(skips), strict=True):
+            out = torch.cat([block(out), skip], dim=1)
+        return out
+
+
+class Hourglass(nn.Module):
+    """U-shaped feature extractor at the resolution of its input (method §1).
+
+    Encoder channel i is ``min(max_features, block_expansion·2^(i+1))``; the output has
+    ``out_channels = block_expansion + in_features``.
+    """
+
+    def __init__(
+        self, in_features: int, *, block_expansion: int, num_blocks: int, max_features: int
+    ) -> None:
+        super().__init__()
+        inner = [min(max_features, block_expansion * 2**i) for i in range(num_blocks + 1)]
+        self.encoder = Encoder([in_features, *inner[1:]])
+        ups = list(reversed(inner))
+        # All but the innermost up block see the concatenated skip, hence twice the channels.
+        self.decoder = Decoder([ups[0], *(2 * c for c in ups[1:-1])], ups[1:])
+        self.out_channels = block_expansion + in_features
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
+        features: Tensor = self.decoder(self.encoder(x))
+        return features
+
+
+def gaussian_kernel(scale: float) -> Float[Tensor, " N"]:
+    """Normalised 1-D anti-alias kernel for down-sampling by ``scale`` < 1 (method §1).
+
+    sigma = (1/scale − 1)/2 and N = 2·round(4·sigma) + 1; the 2-D kernel is its outer product.
+    """
+    sigma = (1 / scale - 1) / 2
+    half = round(4 * sigma)
+    offsets = torch.arange(-half, half + 1, dtype=torch.float32)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
+class AntiAliasDownsample(nn.Module):
+    """Gaussian blur with zero padding, then every (1/scale)-th pixel (method §1).
+
+    The Gaussian is applied as two 1-D filters, and only at the pixels that are kept.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.stride = round(1 / scale)
+        if self.stride < 1 or abs(self.stride * scale - 1) > 1e-6:
+            raise ValueError(f"scale must be 1 over a whole number, not {scale}")
+        if self.stride > 1:
+            self.register_buffer("kernel", gaussian_kernel(scale), persistent=False)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        if self.stride == 1:
+            return x
+        channels, size = x.shape[1], len(self.kernel)
+        column = self.kernel.view(1, 1, size, 1).expand(channels, 1, size, 1)
+        row = self.kernel.view(1, 1, 1, size).expand(channels, 1, 1, size)
+        pad = size // 2
+        x = F.conv2d(x, column, stride=(self.stride, 1), padding=(pad, 0), groups=channels)
+        return F.conv2d(x, row, stride=(1, self.stride), padding=(0, pad), groups=channels)
+
+
+def coordinate_grid(
+    height: int, width: int, *, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "H W 2"]:
+    """Pixel positions as (x, y) in [-1, 1]: the first pixel at -1 and the last at +1."""
+    y = torch.linspace(-1, 1, height, dtype=dtype, device=device)
+    x = torch.linspace(-1, 1, width, dtype=dtype, device=device)
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
+
+
+def warp(
+    image: Float[Tensor, "B C H W"], deformation: Float[Tensor, "B h w 2"]
+) -> Float[Tensor, "B C H W"]:
+    """Sample ``image`` where ``deformation`` points (backward warping).
+
+    Args:
+        image: what is sampled.
+        deformation: (x, y) in [-1, 1]; enlarged bilinearly to the size of the image if it differs.
+
+    Positions count corner pixels as ±1 while sampling runs with ``align_corners=False``. The two
+    disagree in the reference as well, and its published weights were trained so: both are kept.
+    """
+    height, width = image.shape[2:]
+    if deformation.shape[1:3] != (height, width):
+        deformation = F.interpolate(
+            deformation.permute(0, 3, 1, 2), size=(height, width), mode="bilinear"
+        ).permute(0, 2, 3, 1)
+    return F.grid_sample(image, deformation, align_corners=False)
+
+
+_SMALLEST_DETERMINANT = 1e-6
+
+
+def inverse_2x2(matrix: Float[Tensor, "*B 2 2"]) -> Float[Tensor, "*B 2 2"]:
+    """Inverse of 2x2 matrices in closed form, finite everywhere.
+
+    Equal to the exact inverse where |det| ≥ 1e-6; nearer to singularity the determinant is held at
+    ±1e-6, so that values and gradients stay finite.
+    """
+    a, b, c, d = matrix.flatten(-2).unbind(-1)
+    det = a * d - b * c
+    bound = torch.full_like(det, _SMALLEST_DETERMINANT)
+    det = torch.where(det.abs() < bound, torch.copysign(bound, det.detach()), det)
+    adjugate = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2))
+    return adjugate / det[..., None, None]

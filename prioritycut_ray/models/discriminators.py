@@ -1,0 +1,199 @@
+"""The patch discriminator of the baseline and the U-Net discriminator (method §3)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from prioritycut_ray.models.keypoints import keypoint_heatmaps
+
+
+class DiscriminatorOutput(NamedTuple):
+    """What a discriminator says of a batch of images.
+
+    Attributes:
+        logits: one a patch `[B, 1, h, w]` (patch) or one an image `[B]` (U-Net).
+        pixel_logits: one a pixel (U-Net), None from the patch discriminator.
+        features: encoder features, fine to coarse, for feature matching.
+    """
+
+    logits: Float[Tensor, "B *patches"]
+    pixel_logits: Float[Tensor, "B 1 H W"] | None
+    features: tuple[Tensor, ...]
+
+    def rows(self, rows: slice) -> "DiscriminatorOutput":
+        """The output for some rows of the batch."""
+        return DiscriminatorOutput(
+            self.logits[rows],
+            None if self.pixel_logits is None else self.pixel_logits[rows],
+            tuple(level[rows] for level in self.features),
+        )
+
+
+def _condition(
+    image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
+) -> Float[Tensor, "B C H W"]:
+    """Concatenate the keypoint Gaussians of the driving frame to the image."""
+    heatmaps = keypoint_heatmaps(keypoints, *image.shape[2:])
+    return torch.cat([image, heatmaps.to(image.dtype)], dim=1)
+
+
+class PatchBlock(nn.Module):
+    """Convolution 4x4 without padding → (instance norm) → LeakyReLU 0.2 → (average pooling 2)."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module | None, *, pool: bool) -> None:
+        super().__init__()
+        self.conv = conv
+        if norm is not None:
+            self.norm = norm
+        self.has_norm = norm is not None
+        self.pool = pool
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
+        out = self.conv(x)
+        if self.has_norm:
+            out = self.norm(out)
+        out = F.leaky_relu(out, 0.2)
+        return F.avg_pool2d(out, 2) if self.pool else out
+
+
+class PatchDiscriminator(nn.Module):
+    """The discriminator of First Order Motion (method §3, the baseline of the ablation).
+
+    Args:
+        num_keypoints: how many keypoint Gaussians condition it; 0 for none.
+        block_expansion: width e; block i has ``min(max_features, e·2^(i+1))`` channels.
+        max_features: most channels.
+        num_blocks: depth.
+        spectral: spectral normalisation of every convolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_keypoints: int,
+        block_expansion: int,
+        max_features: int,
+        num_blocks: int,
+        spectral: bool,
+    ) -> None:
+        super().__init__()
+        normalise: Callable[[nn.Module], nn.Module] = spectral_norm if spectral else nn.Identity()
+        channels = [min(max_features, block_expansion * 2 ** (i + 1)) for i in range(num_blocks)]
+        inputs = [3 + num_keypoints, *channels]
+        self.use_keypoints = num_keypoints > 0
+        self.down_blocks = nn.ModuleList(
+            PatchBlock(
+                normalise(nn.Conv2d(inputs[i], out, kernel_size=4)),
+                nn.InstanceNorm2d(out, affine=True) if i else None,
+                pool=i < num_blocks - 1,
+            )
+            for i, out in enumerate(channels)
+        )
+        self.conv = normalise(nn.Conv2d(channels[-1], 1, kernel_size=1))
+
+    def forward(
+        self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
+    ) -> DiscriminatorOutput:
+        """Judge images in [0, 1], given the keypoint positions of the driving frame."""
+        out = _condition(image, keypoints) if self.use_keypoints else image
+        features = []
+        for block in self.down_blocks:
+            out = block(out)
+            features.append(out)
+        return DiscriminatorOutput(self.conv(out), None, tuple(features))
+
+
+class ResidualDownBlock(nn.Module):
+    """(ReLU → 3x3 convolution) twice → average pooling 2, plus a 1x1 pooled shortcut."""
+
+    def __init__(self, in_features: int, out_features: int, *, preactivation: bool) -> None:
+        super().__init__()
+        self.preactivation = preactivation
+        self.conv1 = spectral_norm(nn.Conv2d(in_features, out_features, 3, padding=1))
+        self.conv2 = spectral_norm(nn.Conv2d(out_features, out_features, 3, padding=1))
+        self.shortcut = spectral_norm(nn.Conv2d(in_features, out_features, 1))
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
+        out = F.relu(x) if self.preactivation else x
+        out = self.conv2(F.relu(self.conv1(out)))
+        # Pooling and a 1x1 convolution commute: pool first, it is four times cheaper.
+        return F.avg_pool2d(out, 2) + self.shortcut(F.avg_pool2d(x, 2))
+
+
+class ResidualUpBlock(nn.Module):
+    """ReLU → nearest x2 → 3x3 convolution → ReLU → 3x3 convolution, plus a 1x1 shortcut."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.conv1 = spectral_norm(nn.Conv2d(in_features, out_features, 3, padding=1))
+        self.conv2 = spectral_norm(nn.Conv2d(out_features, out_features, 3, padding=1))
+        self.shortcut = spectral_norm(nn.Conv2d(in_features, out_features, 1))
+
+    def forward(self, x: Float[Tensor, "B I h w"]) -> Float[Tensor, "B O H W"]:
+        out = self.conv1(F.interpolate(F.relu(x), scale_factor=2))
+        out = self.conv2(F.relu(out))
+        return out + F.interpolate(self.shortcut(x), scale_factor=2)
+
+
+def unet_channels(size: int, base: int, max_features: int) -> list[int]:
+    """Encoder channels from ``size``/2 down to 4x4: base·[1, 2, 4, 8, 8, 16] at 256 (method §3)."""
+    depth = size.bit_length() - 3
+    if size != 2 ** (depth + 2) or depth < 2:
+        raise ValueError(f"the U-Net discriminator needs a power of two >= 16, not size {size}")
+    multipliers = [min(2**i, 8) for i in range(depth - 1)] + [min(2 ** (depth - 1), 16)]
+    return [min(base * m, max_features) for m in multipliers]
+
+
+class UNetDiscriminator(nn.Module):
+    """A discriminator that also judges every pixel (method §3, U-Net GAN).
+
+    Args:
+        size: side of the square images, a power of two.
+        num_keypoints: how many keypoint Gaussians condition it; 0 for none.
+        base_channels: c; the encoder has c·[1, 2, 4, 8, 8, 16] channels at 256.
+        max_features: most channels.
+    """
+
+    def __init__(
+        self, *, size: int, num_keypoints: int, base_channels: int, max_features: int
+    ) -> None:
+        super().__init__()
+        channels = unet_channels(size, base_channels, max_features)
+        inputs = [3 + num_keypoints, *channels]
+        self.use_keypoints = num_keypoints > 0
+        self.down_blocks = nn.ModuleList(
+            ResidualDownBlock(inputs[i], out, preactivation=i > 0) for i, out in enumerate(channels)
+        )
+        self.head = spectral_norm(nn.Linear(channels[-1], 1))
+        ups = list(reversed(channels))
+        # All but the innermost up block see the concatenated skip.
+        up_inputs = [ups[0], *(2 * c for c in ups[1:])]
+        up_outputs = [*ups[1:], base_channels]
+        self.up_blocks = nn.ModuleList(
+            ResidualUpBlock(i, o) for i, o in zip(up_inputs, up_outputs, strict=True)
+        )
+        self.pixel_head = spectral_norm(nn.Conv2d(base_channels, 1, kernel_size=1))
+
+    def forward(
+        self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
+    ) -> DiscriminatorOutput:
+        """Judge images in [0, 1], given the keypoint positions of the driving frame."""
+        out = _condition(image, keypoints) if self.use_keypoints else image
+        features = []
+        for block in self.down_blocks:
+            out = block(out)
+            features.append(out)
+        logits = self.head(F.relu(out).sum(dim=(2, 3))).squeeze(1)
+        *skips, out = features
+        out = self.up_blocks[0](out)
+        for block, skip in zip(self.up_blocks[1:], reversed(skips), strict=True):
+            out = block(torch.cat([out, skip], dim=1))
+        return DiscriminatorOutput(logits, self.pixel_head(F.relu(out)), tuple(features))
+
+
+Discriminator = PatchDiscriminator | UNetDiscriminator

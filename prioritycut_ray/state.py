@@ -1,0 +1,98 @@
+"""The state of a training run: networks, optimisers, and how far it has come."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.optim import Adam
+
+from prioritycut_ray.config import Config, ModelConfig
+from prioritycut_ray.models.animator import Animator
+from prioritycut_ray.models.dense_motion import DenseMotionNetwork
+from prioritycut_ray.models.discriminators import (
+    Discriminator,
+    PatchDiscriminator,
+    UNetDiscriminator,
+)
+from prioritycut_ray.models.generator import Generator
+from prioritycut_ray.models.keypoints import KeypointDetector
+
+
+@dataclass
+class TrainState:
+    """Everything that a training step changes.
+
+    Attributes:
+        animator: detector, dense motion and generator.
+        discriminator: of the kind that the config names.
+        animator_optimizer: group 0 = detector, group 1 = the rest.
+        discriminator_optimizer: one group.
+        step: optimiser steps taken.
+        samples: frame pairs seen by all workers together.
+    """
+
+    animator: Animator
+    discriminator: Discriminator
+    animator_optimizer: Adam
+    discriminator_optimizer: Adam
+    step: int = 0
+    samples: int = 0
+
+
+def new_state(config: Config, device: torch.device) -> TrainState:
+    """A fresh state on a device; the same on every rank, by the config's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        animator = build_animator(config.model).to(device)
+        discriminator = build_discriminator(config).to(device)
+    optim = config.optim
+    detector = list(animator.detector.parameters())
+    rest = [*animator.dense_motion.parameters(), *animator.generator.parameters()]
+    return TrainState(
+        animator,
+        discriminator,
+        Adam(
+            [{"params": detector, "lr": optim.detector_lr}, {"params": rest, "lr": optim.lr}],
+            betas=optim.betas,
+        ),
+        Adam(discriminator.parameters(), lr=optim.discriminator_lr, betas=optim.betas),
+    )
+
+
+def build_animator(config: ModelConfig) -> Animator:
+    """The generator side, with fresh weights."""
+    return Animator(
+        KeypointDetector(num_keypoints=config.num_keypoints, **config.detector.model_dump()),
+        DenseMotionNetwork(num_keypoints=config.num_keypoints, **config.dense_motion.model_dump()),
+        Generator(**config.generator.model_dump()),
+    )
+
+
+def build_discriminator(config: Config) -> Discriminator:
+    """The discriminator that the configuration names, with fresh weights."""
+    options = config.discriminator
+    num_keypoints = config.model.num_keypoints if options.use_keypoints else 0
+    if options.kind == "patch":
+        return PatchDiscriminator(
+            num_keypoints=num_keypoints,
+            block_expansion=options.patch_block_expansion,
+            max_features=options.max_features,
+            num_blocks=options.patch_num_blocks,
+            spectral=options.patch_spectral_norm,
+        )
+    return UNetDiscriminator(
+        size=config.data.size,
+        num_keypoints=num_keypoints,
+        base_channels=options.unet_base_channels,
+        max_features=options.max_features,
+    )
+
+
+def set_learning_rates(state: TrainState, config: Config) -> None:
+    """Apply the schedule: a function of samples seen, the same on any number of workers."""
+    optim = config.optim
+    passed = sum(state.samples >= milestone for milestone in optim.milestones)
+    factor = optim.gamma**passed
+    detector, rest = state.animator_optimizer.param_groups
+    detector["lr"] = optim.detector_lr * factor
+    rest["lr"] = optim.lr * factor
+    state.discriminator_optimizer.param_groups[0]["lr"] = optim.discriminator_lr * factor

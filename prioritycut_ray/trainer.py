@@ -1,0 +1,151 @@
+"""The training loop: torch only, the same on a laptop's CPU and on a rank of a cluster."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from prioritycut_ray.checkpoint import load_checkpoint
+from prioritycut_ray.config import Config
+from prioritycut_ray.data.augment import augment
+from prioritycut_ray.data.shards import ClipIndex
+from prioritycut_ray.data.stream import Batch, FramePairs, batches
+from prioritycut_ray.equivariance import random_spline
+from prioritycut_ray.meter import Meter
+from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.state import TrainState, new_state, set_learning_rates
+from prioritycut_ray.steps import (
+    build_perceptual,
+    discriminator_step,
+    draw_randomness,
+    generator_step,
+)
+from prioritycut_ray.tracking import Tracker, training_pictures
+from prioritycut_ray.worker import Worker
+
+
+class Report(Protocol):
+    """Receives metrics on every rank, equally often; ``state`` asks for a checkpoint."""
+
+    def __call__(self, metrics: Mapping[str, float], state: TrainState | None) -> None:
+        """Pass metrics on, and save ``state`` unless it is None."""
+
+
+def train(
+    config: Config,
+    index: ClipIndex,
+    *,
+    worker: Worker,
+    tensorboard: Path,
+    checkpoint: Path | None,
+    report: Report,
+) -> None:
+    """Train until ``train.samples`` frame pairs were seen; runs on every rank.
+
+    Args:
+        config: the resolved configuration.
+        index: of the shards at ``data.url``.
+        worker: rank, world size and device of this process; with more than one worker the
+            default process group exists already.
+        tensorboard: folder of the event files, written by rank 0.
+        checkpoint: directory to resume from, or None to start afresh.
+        report: called on every rank with metrics and, at checkpoints, the state.
+    """
+    state = new_state(config, worker.device)
+    if checkpoint is not None:
+        load_checkpoint(state, checkpoint)
+    perceptual = build_perceptual(config).to(worker.device)
+    animator, discriminator = distribute(state, worker)
+    tracker = Tracker(tensorboard, first_step=state.step) if worker.rank == 0 else None
+    meter = Meter(worker)
+    for batch in meter.watch(training_batches(config, index, worker, start=state.samples)):
+        pair = prepare(batch, config, worker.device)
+        randomness = draw_randomness(config, state.step, worker)
+        set_learning_rates(state, config)
+
+        # The generator learns: reconstruct the driving frame, fool the discriminator.
+        transform = random_spline(randomness.spline)
+        animation, generator_losses = generator_step(
+            state, animator, perceptual, pair, transform, config
+        )
+
+        # The discriminator learns: real, generated and mixed images in one batch.
+        judged = discriminator_step(state, discriminator, pair, animation, randomness, config)
+
+        state.step += 1
+        state.samples += config.train.batch_size
+        meter.update(generator_losses | judged.losses)
+
+        finished = state.samples >= config.train.samples
+        if tracker and (finished or state.step % config.train.image_every == 0):
+            tracker.pictures(training_pictures(pair, animation, judged, config), state.step)
+        save = finished or state.step % config.train.checkpoint_every == 0
+        if save or state.step % config.train.log_every == 0:
+            scalars = meter.summarise() | learning_rates(state)
+            if tracker:
+                tracker.scalars(scalars, state.step)
+            progress = {"step": float(state.step), "samples": float(state.samples)}
+            report(scalars | progress, state if save else None)
+    if tracker:
+        tracker.close()
+
+
+def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]:
+    """Wrap both networks for distributed training; bare where there is one worker."""
+    state.animator.train()
+    state.discriminator.train()
+    if worker.world_size == 1:
+        return state.animator, state.discriminator
+    if worker.device.type == "cuda":
+        # Batch statistics over all GPUs, as in the reference; gloo on CPU has no such thing.
+        state.animator = nn.SyncBatchNorm.convert_sync_batchnorm(state.animator)
+    return DistributedDataParallel(state.animator), DistributedDataParallel(state.discriminator)
+
+
+def training_batches(
+    config: Config, index: ClipIndex, worker: Worker, *, start: int
+) -> Iterator[Batch]:
+    """This rank's share of every global batch from sample ``start`` to the end of the run."""
+    data, options = config.data, config.train
+    pairs = FramePairs(
+        data.url,
+        index,
+        data.split,
+        size=data.size,
+        seed=options.seed,
+        num_repeats=data.num_repeats,
+    )
+    steps = math.ceil(options.samples / options.batch_size)
+    return batches(
+        pairs,
+        start=start,
+        stop=steps * options.batch_size,
+        global_batch=options.batch_size,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        loader_workers=data.loader_workers,
+    )
+
+
+def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:
+    """uint8 frames → device → [0, 1], augmented alike."""
+    source, driving = (
+        frames.to(device, non_blocking=True).float() / 255
+        for frames in (batch.source, batch.driving)
+    )
+    options = config.data.augment.model_dump()
+    return FramePair(*augment(source, driving, batch.augment_seeds, **options))
+
+
+def learning_rates(state: TrainState) -> dict[str, float]:
+    """The current learning rates by name."""
+    detector, rest = state.animator_optimizer.param_groups
+    return {
+        "lr/detector": detector["lr"],
+        "lr/generator": rest["lr"],
+        "lr/discriminator": state.discriminator_optimizer.param_groups[0]["lr"],
+    }

@@ -1,0 +1,94 @@
+"""Pictures of the method: pure functions from tensors to uint8 images."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from prioritycut_ray.models.animator import Animation, FramePair
+from prioritycut_ray.models.blocks import coordinate_grid
+from prioritycut_ray.priority_cut import mix
+
+Panel = UInt8[Tensor, "3 H W"]
+
+_PALETTE = torch.tensor(
+    [
+        [230, 25, 75],
+        [60, 180, 75],
+        [255, 225, 25],
+        [0, 130, 200],
+        [245, 130, 48],
+        [145, 30, 180],
+        [70, 240, 240],
+        [240, 50, 230],
+        [210, 245, 60],
+        [250, 190, 212],
+    ],
+    dtype=torch.float32,
+).div(255)
+
+
+def to_uint8(image: Float[Tensor, "... H W"]) -> UInt8[Tensor, "... H W"]:
+    """Values in [0, 1] as 0 to 255, rounded."""
+    return image.detach().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+
+
+def grid(columns: Sequence[Float[Tensor, "B C H W"]], *, gap: int = 2) -> Panel:
+    """Samples as rows and pictures as columns, with white gaps; C is 1 or 3, sizes may differ.
+
+    Smaller columns are enlarged by nearest neighbour, so that a map's own resolution shows.
+    """
+    height, width = max(column.shape[2] for column in columns), max(c.shape[3] for c in columns)
+    rows = torch.stack([_as_rgb(column, height, width) for column in columns], dim=1)
+    padded = F.pad(rows, (0, gap, 0, gap), value=1.0)
+    batch, count, _, tall, wide = padded.shape
+    sheet = padded.permute(2, 0, 3, 1, 4).reshape(3, batch * tall, count * wide)
+    return to_uint8(sheet[:, :-gap, :-gap])
+
+
+def stack(panels: Sequence[Panel], *, gap: int = 2) -> Panel:
+    """Panels of one width below each other, with white gaps."""
+    padded = [F.pad(panel, (0, 0, 0, gap), value=255) for panel in panels]
+    return torch.cat(padded, dim=1)[:, :-gap]
+
+
+def method_columns(
+    pair: FramePair,
+    animation: Animation,
+    mask: Float[Tensor, "B 1 H W"] | None,
+    *,
+    rows: slice = slice(None),
+) -> Panel:
+    """Source, driving, generated, occlusion map, mask, mixed image: the method's six columns.
+
+    Black is occluded in the map, and generated in the mask. Without a mask (mixing is off) the
+    last two columns are left out.
+    """
+    columns = [*pair, animation.prediction, animation.motion.occlusion_map]
+    if mask is not None:
+        columns += [mask, mix(pair.driving, animation.prediction, mask)]
+    return grid([column[rows] for column in columns])
+
+
+def draw_keypoints(
+    image: Float[Tensor, "B 3 H W"], value: Float[Tensor, "B K 2"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Discs of a colour each at the keypoints, drawn on images in [0, 1]."""
+    height, width = image.shape[2:]
+    positions = coordinate_grid(height, width, dtype=image.dtype, device=image.device)
+    radius = 0.035
+    palette = _PALETTE.to(image.device)
+    for k in range(value.shape[1]):
+        distance = (positions - value[:, k, None, None]).norm(dim=-1)
+        colour = palette[k % len(palette)].view(1, 3, 1, 1)
+        image = torch.where((distance < radius)[:, None], colour, image)
+    return image
+
+
+def _as_rgb(image: Tensor, height: int, width: int) -> Tensor:
+    image = image.detach().float().cpu()
+    if image.shape[2:] != (height, width):
+        image = F.interpolate(image, size=(height, width), mode="nearest")
+    return image.expand(-1, 3, -1, -1)
