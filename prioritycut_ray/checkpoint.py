@@ -1,9 +1,10 @@
 """A training state as a directory and back; knows no Ray.
 
-A checkpoint directory holds ``animator.safetensors`` and ``discriminator.safetensors`` (readable
-without this project), ``optimizers.pt``, ``config.yaml`` (resolved), ``progress.json``, and, written
-last, ``manifest.json`` with the SHA-256 of every other file. Without a manifest that fits, a
-directory is no checkpoint.
+A checkpoint directory holds ``animator.safetensors``, ``animator_ema.safetensors`` (its moving
+average, which animates) and ``discriminator.safetensors``, readable without this project;
+``optimizers.pt``, ``config.yaml`` (resolved), ``progress.json``, and,
+written last, ``manifest.json`` with the SHA-256 of every other file. Without a manifest that fits,
+a directory is no checkpoint.
 """
 
 import hashlib
@@ -16,17 +17,20 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from prioritycut_ray.config import Config, dump_config, parse_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.state import TrainState, build_animator
+from prioritycut_ray.tensor_files import read_tensors
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+PROGRESS = ("step", "samples", "skipped", "skipped_in_a_row")
+"""Counters of the state that a checkpoint keeps."""
 STEP_FORMAT = "step_{:07d}"
 
 
@@ -38,6 +42,7 @@ def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     save_file(_contiguous(state.animator), directory / "animator.safetensors")
+    save_file(_contiguous(state.ema.module), directory / "animator_ema.safetensors")
     save_file(_contiguous(state.discriminator), directory / "discriminator.safetensors")
     optimizers = {
         "animator": state.animator_optimizer.state_dict(),
@@ -45,7 +50,7 @@ def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
     }
     torch.save(optimizers, directory / "optimizers.pt")
     (directory / "config.yaml").write_text(dump_config(config))
-    progress = {"step": state.step, "samples": state.samples}
+    progress = {name: getattr(state, name) for name in PROGRESS}
     (directory / "progress.json").write_text(json.dumps(progress))
     files = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
     manifest = {path.name: _sha256(path) for path in files}
@@ -64,16 +69,21 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
     """
     verify_checkpoint(directory)
     _load_module(state.animator, directory / "animator.safetensors")
+    _load_module(state.ema.module, directory / "animator_ema.safetensors")
     _load_module(state.discriminator, directory / "discriminator.safetensors")
-    optimizers = torch.load(directory / "optimizers.pt", map_location="cpu", weights_only=True)
+    optimizers = read_tensors(directory / "optimizers.pt")
     state.animator_optimizer.load_state_dict(optimizers["animator"])
     state.discriminator_optimizer.load_state_dict(optimizers["discriminator"])
     progress = json.loads((directory / "progress.json").read_text())
-    state.step, state.samples = progress["step"], progress["samples"]
+    for name in PROGRESS:
+        setattr(state, name, progress[name])
+    state.ema.n_averaged.fill_(state.step)
+    state.remember_buffers(state.animator)
+    state.remember_buffers(state.discriminator)
 
 
 def load_animator(directory: Path, device: torch.device) -> tuple[Animator, Config]:
-    """The trained animator of a checkpoint in evaluation mode, and its configuration.
+    """The averaged animator of a checkpoint in evaluation mode, and its configuration.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -81,7 +91,7 @@ def load_animator(directory: Path, device: torch.device) -> tuple[Animator, Conf
     verify_checkpoint(directory)
     config = read_config(directory)
     animator = build_animator(config.model)
-    _load_module(animator, directory / "animator.safetensors")
+    _load_module(animator, directory / "animator_ema.safetensors")
     return animator.to(device).eval(), config
 
 
@@ -104,16 +114,18 @@ def find_checkpoint(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder; `prioritycut train` makes one below runs/")
     candidates = [run] if (run / MANIFEST).exists() else list(_newest_first(run))
+    damage = ""
     for directory in candidates:
         try:
             verify_checkpoint(directory)
         except UserError as error:
             logger.warning("%s; trying the one before it", error)
+            damage = damage or f"; the newest is not: {error}"
         else:
             return directory
     raise UserError(
-        f"{run}: no usable checkpoint here ({len(candidates)} found); give the folder of a run "
-        "that has written at least one, see train.checkpoint_every"
+        f"{run}: no usable checkpoint among the {len(candidates)} here{damage}; give the folder "
+        "of a run that has written at least one, see train.checkpoint_every"
     )
 
 
@@ -147,7 +159,7 @@ def _contiguous(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _load_module(module: nn.Module, path: Path) -> None:
     try:
-        module.load_state_dict(load_file(path))
+        module.load_state_dict(read_tensors(path))
     except RuntimeError as error:
         reason = str(error).splitlines()
         raise UserError(

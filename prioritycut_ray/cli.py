@@ -37,22 +37,27 @@ Debug = Annotated[
         "--debug", callback=_show_tracebacks, is_eager=True, help="Show the traceback of an error."
     ),
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to the config as `dotted.key=value`.", metavar="KEY=VALUE"),
+]
 Run = Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")]
 
 
 @app.command(epilog="Example: `prioritycut quickstart --out quickstart`")
 def quickstart(
+    overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("quickstart"),
     debug: Debug = False,
 ) -> None:
     """Run the whole job on synthetic puppets: shard, train, evaluate, animate."""
     from prioritycut_ray.quickstart import run_quickstart
 
-    run_quickstart(out, console)
+    run_quickstart(out, overrides or [], console)
 
 
-@app.command(epilog="Example: `prioritycut shard clips/ --out data --size 256`")
-def shard(
+@app.command("shard", epilog="Example: `prioritycut shard clips/ --out data --size 256`")
+def shard_verb(
     videos: Annotated[
         list[str],
         typer.Argument(help="Files, folders, globs, or a .csv manifest (file, identity, split)."),
@@ -62,17 +67,17 @@ def shard(
     debug: Debug = False,
 ) -> None:
     """Crop, resize and pack videos into WebDataset shards."""
-    from prioritycut_ray import commands
+    from prioritycut_ray.commands.shard import shard
 
-    commands.shard(videos, out, size=size, console=console)
+    shard(videos, out, size=size, console=console)
 
 
-@app.command(epilog="Example: `prioritycut train vox256 name=vox data.url=data train.workers=4`")
-def train(
+@app.command(
+    "train", epilog="Example: `prioritycut train vox256 name=vox data.url=data train.workers=4`"
+)
+def train_verb(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes as `dotted.key=value`.", metavar="KEY=VALUE")
-    ] = None,
+    overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and stop.")
     ] = False,
@@ -83,14 +88,14 @@ def train(
     if dry_run:
         sys.stdout.write(dump_config(resolved))
         return
-    from prioritycut_ray import commands
+    from prioritycut_ray.commands.train import train
 
-    run = commands.train(resolved)
+    run = train(resolved)
     console.print(f"Run:  {run}", f"Look: tensorboard --logdir {run}", sep="\n")
 
 
-@app.command(epilog="Example: `prioritycut evaluate runs/vox data --split test`")
-def evaluate(
+@app.command("evaluate", epilog="Example: `prioritycut evaluate runs/vox data --split test`")
+def evaluate_verb(
     run: Run,
     data: Annotated[str, typer.Argument(help="Folder of `prioritycut shard`, or an fsspec URL.")],
     split: Annotated[str, typer.Option(help="Which clips.")] = "test",
@@ -100,15 +105,16 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Rebuild held-out clips from their first frame and score them."""
-    from prioritycut_ray import commands
+    from prioritycut_ray.commands.evaluate import evaluate
 
-    commands.evaluate(run, data, split=split, out=out, console=console)
+    evaluate(run, data, split=split, out=out, console=console)
 
 
 @app.command(
-    epilog="Example: `prioritycut animate runs/vox --source me.png --driving clip.mp4 --out me.mp4`"
+    "animate",
+    epilog="Example: `prioritycut animate runs/vox --source me.png --driving him.mp4 --out me.mp4`",
 )
-def animate(
+def animate_verb(
     run: Run,
     source: Annotated[Path, typer.Option(help="An image, or a video for its first frame.")],
     driving: Annotated[Path, typer.Option(help="The video that gives the motion.")],
@@ -120,10 +126,32 @@ def animate(
     debug: Debug = False,
 ) -> None:
     """Move a source image like a driving video."""
-    from prioritycut_ray import commands
+    from prioritycut_ray.commands.animate import animate
 
-    commands.animate_files(run, source, driving, out, relative=relative)
+    animate(run, source, driving, out, relative=relative)
     console.print(f"Animation: {out}")
+
+
+@app.command(
+    "import-fomm",
+    epilog="Example: `prioritycut import-fomm vox-adv-cpk.pth.tar --out runs/vox-adv`",
+)
+def import_fomm(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of First Order Motion.")],
+    out: Annotated[Path, typer.Option(help="New folder of the run.")],
+    debug: Debug = False,
+) -> None:
+    """Turn published First Order Motion weights into a run that animates, evaluates and trains."""
+    from prioritycut_ray.reference import import_checkpoint
+
+    report = import_checkpoint(file, out)
+    for note in report.notes:
+        console.print(f"note: {note}")
+    console.print(
+        f"Run:   {out}",
+        f"Train: prioritycut train {report.checkpoint / 'config.yaml'} data.url=DATA",
+        sep="\n",
+    )
 
 
 def main() -> None:
@@ -146,4 +174,5 @@ def explain(error: Exception) -> str:
         return f"{where}: no space left; free some and run the same command again"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"unexpected {type(error).__name__}: {error}; run again with --debug and report it"
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return f"unexpected {type(error).__name__}: {reason}; run again with --debug and report it"

@@ -134,7 +134,8 @@ class DataConfig(Section):
     url: str = "data"
     """Folder of ``prioritycut shard``, a path or an fsspec URL."""
     split: str = "train"
-    size: Annotated[int, Field(ge=32)] = 256
+    size: Annotated[int, Field(ge=32, multiple_of=32)] = 256
+    """Side of the square frames in pixels; the decoder takes multiples of 32."""
     num_repeats: Count = 75
     """Visits of every clip an epoch."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
@@ -152,6 +153,12 @@ class OptimConfig(Section):
     milestones: tuple[int, ...] = ()
     """Samples seen at which every learning rate is multiplied by ``gamma``."""
     gamma: Fraction = 0.1
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients of each network are clipped to this norm."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Of the moving average of the animator that is evaluated and animates; 0 = no average."""
+    max_skipped_in_a_row: Count = 10
+    """Updates that are not finite in a row, after which the run stops."""
 
 
 class TrainConfig(Section):
@@ -160,6 +167,8 @@ class TrainConfig(Section):
     samples: Count = 2_000_000
     batch_size: Count = 40
     """Global: shared out over the workers."""
+    accumulate: Count = 1
+    """Micro-batches that a worker's share of a batch is cut into."""
     workers: Count = 1
     cpus_per_worker: Count = 1
     use_gpu: Literal["auto", "yes", "no"] = "auto"
@@ -211,10 +220,11 @@ class Config(Section):
                 f"VGG-19 needs 16 pixels at the smallest of loss.perceptual.scales, not "
                 f"{smallest:g}: drop scales below {16 / size:g}"
             )
-        if self.train.batch_size % self.train.workers:
+        shares = self.train.workers * self.train.accumulate
+        if self.train.batch_size % shares:
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} (global) must be divisible by "
-                f"train.workers={self.train.workers}"
+                f"train.workers × train.accumulate = {shares}"
             )
         return self
 

@@ -12,6 +12,7 @@ from prioritycut_ray.checkpoint import find_checkpoint, load_animator
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
 from prioritycut_ray.data.video import read_all
+from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference import reconstruct, to_tensor
 from prioritycut_ray.metrics.reconstruction import ReconstructionMetrics
 from prioritycut_ray.models.animator import Animator

@@ -24,6 +24,11 @@ class Rebuilt(NamedTuple):
     animation: Animation
 
 
+def default_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def to_tensor(frames: NDArray[np.uint8], device: torch.device) -> Float[Tensor, "T 3 H W"]:
     """uint8 frames `[T, H, W, 3]` as floats in [0, 1] on a device."""
     return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255

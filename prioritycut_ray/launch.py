@@ -1,5 +1,6 @@
 """Ray Train around the trainer: the same run on a laptop and on a cluster."""
 
+import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -126,11 +127,16 @@ def uses_gpu(config: Config) -> bool:
 def check_resumable(config: Config, run: Path) -> None:
     """Refuse to continue a run under a configuration that would change what it computes.
 
+    A run that was imported and has not trained yet may be trained in any way that fits it.
+
     Raises:
         UserError: naming the keys that differ.
     """
-    stored = read_config(find_checkpoint(run))
-    changed = [key for key in changed_keys(stored, config) if not key.startswith(_MAY_CHANGE)]
+    directory = find_checkpoint(run)
+    changed = changed_keys(read_config(directory), config)
+    if directory.name == STEP_FORMAT.format(0):
+        changed = [key for key in changed if key.startswith(_NETWORKS)]
+    changed = [key for key in changed if not key.startswith(_MAY_CHANGE)]
     if changed:
         raise UserError(
             f"{run}: the run exists with other values of {', '.join(changed)}; give those back to "
@@ -138,6 +144,8 @@ def check_resumable(config: Config, run: Path) -> None:
         )
 
 
+_NETWORKS = ("model.", "discriminator.", "data.size")
+"""Keys that determine the shapes of the weights."""
 _MAY_CHANGE = (
     "data.loader_workers",
     "train.samples",
@@ -155,6 +163,7 @@ _MAY_CHANGE = (
 
 def _train_on_worker(tree: dict[str, Any]) -> None:
     """The train function of every Ray Train worker."""
+    logging.getLogger().setLevel(logging.WARNING)  # or Ray logs every report, on the root logger
     config = parse_config(tree, "train_loop_config")
     context = ray.train.get_context()
     worker = Worker(
@@ -176,25 +185,18 @@ def _train_on_worker(tree: dict[str, Any]) -> None:
                 checkpoint_dir_name=STEP_FORMAT.format(state.step),
             )
 
-    def run(checkpoint: Path | None) -> None:
-        train(
-            config,
-            read_index(config.data.url),
-            worker=worker,
-            tensorboard=Path(config.storage, config.name, "tensorboard"),
-            checkpoint=checkpoint,
-            report=report,
-        )
-
-    resumed = ray.train.get_checkpoint()
-    if resumed is None:
-        run(None)
-        return
-    with resumed.as_directory() as folder:
-        run(Path(folder))
+    run = Path(config.storage, config.name)
+    train(
+        config,
+        read_index(config.data.url),
+        worker=worker,
+        tensorboard=run / "tensorboard",
+        checkpoint=find_checkpoint(run) if has_checkpoint(run) else None,
+        report=report,
+    )
 
 
-class _ForwardReports(UserCallback):
+class _ForwardReports(UserCallback):  # type: ignore[misc]  # ray is untyped
     """Passes rank 0's metrics from Ray's controller process to the driver."""
 
     def __init__(self, queue: Queue) -> None:

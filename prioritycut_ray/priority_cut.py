@@ -42,11 +42,12 @@ def priority_mask(
         The mask M, 0 or 1.
     """
     foreground = (background_mask < background_threshold).flatten(1)
-    # In double precision, so that the count is round(k/100 · n) and not one beside it.
-    count = (foreground.sum(dim=1, keepdim=True).double() * (top_k / 100)).round()
-    # Background goes last: its priority −1 lies below every 1 − O in [0, 1].
-    priority = torch.where(foreground, 1 - occlusion_map.flatten(1), -1.0)
-    order = priority.sort(dim=1, descending=True, stable=True).indices
+    # n·k first, in double precision: k/100 has no exact binary form, and round() would go astray.
+    count = (foreground.sum(dim=1, keepdim=True).double() * top_k / 100).round()
+    # Ascending O is descending 1 − O, without the rounding that makes small O equal. Background
+    # goes last, behind every O in [0, 1].
+    visible = torch.where(foreground, occlusion_map.flatten(1), torch.inf)
+    order = visible.sort(dim=1, stable=True).indices
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
@@ -124,7 +125,7 @@ def mix(
     fake: Float[Tensor, "B C H W"],
     mask: Float[Tensor, "B 1 H W"],
 ) -> Float[Tensor, "B C H W"]:
-    """mix(a, b; M) = M ⊙ a + (1 − M) ⊙ b (method §4); exact for masks of 0 and 1."""
+    """M ⊙ a + (1 − M) ⊙ b (method §4), exactly, for masks of 0 and 1."""
     return torch.where(mask.bool(), real, fake)
 
 

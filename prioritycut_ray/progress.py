@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -30,7 +29,7 @@ class ProgressBar:
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressBar":
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),

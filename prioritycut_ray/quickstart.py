@@ -1,26 +1,31 @@
 """The main job on an embedded default: synthetic puppets, no download, minutes on two cores."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from prioritycut_ray import commands
+from prioritycut_ray.commands.animate import animate
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.video import write_video
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.commands.evaluate import evaluate
 from prioritycut_ray.progress import ProgressBar
+from prioritycut_ray.commands.shard import shard
+from prioritycut_ray.commands.train import train
 
 CLIPS = 40
 FPS = 16.0
 
 
-def run_quickstart(out: Path, console: Console) -> None:
+def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> None:
     """Render puppets, pack them, train, evaluate and animate; run it again to resume.
 
     Args:
         out: folder for everything it makes.
+        overrides: changes to the quickstart configuration, as ``dotted.key=value``.
         console: where the summary goes.
 
     Raises:
@@ -28,7 +33,8 @@ def run_quickstart(out: Path, console: Console) -> None:
     """
     if out.exists() and any(out.iterdir()) and not (out / "videos").is_dir():
         raise UserError(f"{out}: this folder holds something else; give another --out")
-    config = load_config("quickstart", [f"data.url={out / 'data'}", f"storage={out / 'runs'}"])
+    places = [f"data.url={out / 'data'}", f"storage={out / 'runs'}"]
+    config = load_config("quickstart", [*places, *overrides])
     size = config.data.size
     console.print("[1/5] rendering synthetic puppets")
     videos = render_videos(out / "videos", size)
@@ -36,15 +42,15 @@ def run_quickstart(out: Path, console: Console) -> None:
     data = out / "data"
     if not (data / "index.json").exists():
         shutil.rmtree(data, ignore_errors=True)
-        commands.shard([str(out / "videos")], str(data), size=size, console=console)
+        shard([str(out / "videos")], str(data), size=size, console=console)
     console.print(f"[3/5] training with Ray Train on {config.train.workers} workers")
-    run = commands.train(config)
+    run = train(config)
     console.print("[4/5] evaluating on clips that it has not seen")
-    commands.evaluate(run, str(data), split="test", out=out / "evaluation", console=console)
+    evaluate(run, str(data), split="test", out=out / "evaluation", console=console)
     console.print("[5/5] animating one puppet by another")
     source, driving = videos[-2:]
     animation = out / "animation.mp4"
-    commands.animate_files(run, source, driving, animation, relative=True)
+    animate(run, source, driving, animation, relative=True)
     console.print(
         "",
         f"Made in {out} (synthetic puppets; small networks; a proxy perceptual loss):",

@@ -1,9 +1,11 @@
 """The state of a training run: networks, optimisers, and how far it has come."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Adam
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prioritycut_ray.config import Config, ModelConfig
 from prioritycut_ray.models.animator import Animator
@@ -23,19 +25,39 @@ class TrainState:
 
     Attributes:
         animator: detector, dense motion and generator.
+        ema: exponential moving average of the animator's weights, for evaluation.
         discriminator: of the kind that the config names.
         animator_optimizer: group 0 = detector, group 1 = the rest.
         discriminator_optimizer: one group.
         step: optimiser steps taken.
         samples: frame pairs seen by all workers together.
+        skipped: updates skipped because something was not finite.
+        skipped_in_a_row: how many of them come last.
     """
 
     animator: Animator
+    ema: AveragedModel
     discriminator: Discriminator
     animator_optimizer: Adam
     discriminator_optimizer: Adam
     step: int = 0
     samples: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    _good_buffers: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.remember_buffers(self.animator)
+        self.remember_buffers(self.discriminator)
+
+    def remember_buffers(self, module: nn.Module) -> None:
+        """Keep a module's buffers (batch statistics) as they are after a good step."""
+        self._good_buffers[id(module)] = [buffer.clone() for buffer in module.buffers()]
+
+    def restore_buffers(self, module: nn.Module) -> None:
+        """Put a module's buffers back to the last good step."""
+        for buffer, good in zip(module.buffers(), self._good_buffers[id(module)], strict=True):
+            buffer.copy_(good)
 
 
 def new_state(config: Config, device: torch.device) -> TrainState:
@@ -45,10 +67,13 @@ def new_state(config: Config, device: torch.device) -> TrainState:
         animator = build_animator(config.model).to(device)
         discriminator = build_discriminator(config).to(device)
     optim = config.optim
+    # A frozen detector (as in taichi-adv) keeps its weights; its batch statistics go on.
+    animator.detector.requires_grad_(optim.detector_lr > 0)
     detector = list(animator.detector.parameters())
     rest = [*animator.dense_motion.parameters(), *animator.generator.parameters()]
     return TrainState(
         animator,
+        AveragedModel(animator, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay)),
         discriminator,
         Adam(
             [{"params": detector, "lr": optim.detector_lr}, {"params": rest, "lr": optim.lr}],

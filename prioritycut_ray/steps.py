@@ -1,29 +1,34 @@
 """One optimiser step of the generator side and one of the discriminator (method §2 to §4)."""
 
 import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from prioritycut_ray import losses, priority_cut
 from prioritycut_ray.config import Config, PriorityCutConfig
-from prioritycut_ray.equivariance import ThinPlateSpline, transform_frame
+from prioritycut_ray.equivariance import random_spline, transform_frame
 from prioritycut_ray.models.animator import Animation, FramePair
 from prioritycut_ray.models.dense_motion import DenseMotion
 from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOutput
 from prioritycut_ray.models.perceptual import PerceptualPyramid, perceptual_features
 from prioritycut_ray.state import TrainState
+from prioritycut_ray.update import apply_gradients
 from prioritycut_ray.worker import Worker
 
 Losses = dict[str, Tensor]
 
 
 class Randomness(NamedTuple):
-    """All random numbers of a step, drawn for the global batch and sliced by rank.
+    """Random numbers of some samples of a step.
 
-    They are a function of (seed, step) alone: the same for any number of workers.
+    They are a function of (seed, step) and of the sample's place in the global batch alone: the
+    same for any number of workers.
 
     Attributes:
         mix: decides whether the step mixes; shared by all ranks.
@@ -36,17 +41,22 @@ class Randomness(NamedTuple):
     mask: Float[Tensor, "B 5"]
 
 
-class DiscriminatorStep(NamedTuple):
-    """What a discriminator step saw and paid.
+class MicroBatch(NamedTuple):
+    """What goes through the networks at once: a rank's batch, or a part of it (accumulation)."""
+
+    pair: FramePair
+    randomness: Randomness
+
+
+class Judged(NamedTuple):
+    """What the discriminator saw of one micro-batch, and said.
 
     Attributes:
-        losses: weighted, by name.
         mask: M of the mixed images, or None where the step did not mix.
         mixed: the mixed images.
         output: on real, fake and mixed images, in this order along the batch.
     """
 
-    losses: Losses
     mask: Float[Tensor, "B 1 H W"] | None
     mixed: Float[Tensor, "B 3 H W"] | None
     output: DiscriminatorOutput
@@ -66,40 +76,71 @@ def draw_randomness(config: Config, step: int, worker: Worker) -> Randomness:
     return Randomness(mix, *(numbers[rows].to(worker.device) for numbers in (spline, mask)))
 
 
+def micro_batches(pair: FramePair, randomness: Randomness, count: int) -> list[MicroBatch]:
+    """Cut a rank's batch into equal parts for gradient accumulation."""
+    tensors = (*pair, randomness.spline, randomness.mask)
+    parts = zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
+    return [
+        MicroBatch(FramePair(source, driving), Randomness(randomness.mix, spline, mask))
+        for source, driving, spline, mask in parts
+    ]
+
+
 def build_perceptual(config: Config) -> PerceptualPyramid:
     """The frozen network of the perceptual loss."""
     options = config.loss.perceptual
-    return PerceptualPyramid(
-        perceptual_features(options.weights, seed=options.seed), options.scales
-    )
+    features = perceptual_features(options.weights, seed=options.seed)
+    return PerceptualPyramid(features, options.scales)
 
 
 def generator_step(
     state: TrainState,
     animator: nn.Module,
     perceptual: PerceptualPyramid,
-    pair: FramePair,
-    transform: ThinPlateSpline,
+    batches: Sequence[MicroBatch],
     config: Config,
-) -> tuple[Animation, Losses]:
+) -> tuple[list[Animation], Losses]:
     """One optimiser step of detector, dense motion and generator (method §2).
 
     Args:
         state: the run; its animator is updated, its discriminator is frozen meanwhile.
         animator: the animator, wrapped for distributed training where there are several workers.
         perceptual: frozen features for the perceptual loss.
-        pair: frames in [0, 1].
-        transform: the random warp of the equivariance losses.
+        batches: micro-batches whose gradients are averaged.
         config: the weights of the losses.
+
+    Returns:
+        The animations of each micro-batch, without gradient history, and the weighted losses.
     """
-    transformed = transform_frame(transform, pair.driving)
-    animation, transformed_keypoints = animator(pair, transformed)
-    weights = config.loss
+    animations, collected = [], []
+    state.animator_optimizer.zero_grad()
+    for batch in batches:
+        with _synchronised(animator, last=batch is batches[-1]):
+            animation, terms = generator_losses(state, animator, perceptual, batch, config)
+            (_total(terms) / len(batches)).backward()
+        animations.append(animation.detach())
+        collected.append(terms)
+    averaged = _average("generator", collected)
+    apply_gradients(state, state.animator_optimizer, state.animator, averaged, config.optim)
+    return animations, averaged
+
+
+def generator_losses(
+    state: TrainState,
+    animator: nn.Module,
+    perceptual: PerceptualPyramid,
+    batch: MicroBatch,
+    config: Config,
+) -> tuple[Animation, Losses]:
+    """Animate a micro-batch; the weighted losses of the generator side (method §2)."""
+    pair, weights = batch.pair, config.loss
+    transform = random_spline(batch.randomness.spline)
+    animation, transformed_keypoints = animator(pair, transform_frame(transform, pair.driving))
     with torch.no_grad():
         target_features = perceptual(pair.driving)
     real, fake = judge_frozen(state.discriminator, pair, animation)
     driving = animation.driving_keypoints
-    terms = {
+    return animation, {
         "perceptual": weights.perceptual.weight
         * losses.feature_distance(perceptual(animation.prediction), target_features),
         "adversarial": weights.adversarial * losses.generator_adversarial(fake),
@@ -110,12 +151,6 @@ def generator_step(
         "equivariance_jacobian": weights.equivariance_jacobian
         * losses.equivariance_jacobian(driving, transformed_keypoints, transform),
     }
-    total = torch.stack(list(terms.values())).sum()
-    state.animator_optimizer.zero_grad()
-    total.backward()
-    state.animator_optimizer.step()
-    terms["total"] = total
-    return animation, {f"generator/{name}": loss.detach() for name, loss in terms.items()}
 
 
 def judge_frozen(
@@ -138,46 +173,82 @@ def judge_frozen(
 def discriminator_step(
     state: TrainState,
     discriminator: nn.Module,
-    pair: FramePair,
-    animation: Animation,
-    randomness: Randomness,
+    batches: Sequence[MicroBatch],
+    animations: Sequence[Animation],
     config: Config,
-) -> DiscriminatorStep:
+) -> tuple[list[Judged], Losses]:
     """One optimiser step of the discriminator, regularised by mixing (method §3, §4).
 
     Args:
         state: the run; its discriminator is updated.
         discriminator: the discriminator, wrapped where there are several workers.
-        pair: frames in [0, 1].
-        animation: of the generator's step; used detached.
-        randomness: of this step.
+        batches: micro-batches whose gradients are averaged.
+        animations: of the generator's step, without gradient history.
         config: which mask, how often, and which variant.
+
+    Returns:
+        What was judged, and the weighted losses.
     """
-    real, fake = pair.driving, animation.prediction.detach()
-    keypoints = animation.driving_keypoints.value.detach()
-    mixing = config.priority_cut
-    ramp = 0.0
-    if mixing is not None:
-        ramp = priority_cut.mix_probability(
-            state.samples, mix_prob=mixing.mix_prob, warmup_samples=mixing.warmup_samples
-        )
-    mask, mixed = None, None
-    if mixing is not None and (randomness.mix < ramp or mixing.variant == "additive"):
-        mask = draw_mask(animation.motion, randomness.mask, mixing, real.shape[-1])
-        mixed = priority_cut.mix(real, fake, mask)
-
-    # One forward pass: DistributedDataParallel allows no more before the backward pass.
-    images = [real, fake] if mixed is None else [real, fake, mixed]
-    output = discriminator(torch.cat(images), keypoints.repeat(len(images), 1, 1))
-    terms = discriminator_losses(output, mask, mixing, ramp)
-
-    total = torch.stack(list(terms.values())).sum()
+    judgements, collected = [], []
     state.discriminator_optimizer.zero_grad()
-    total.backward()
-    state.discriminator_optimizer.step()
-    terms["total"] = total
-    detached = {f"discriminator/{name}": loss.detach() for name, loss in terms.items()}
-    return DiscriminatorStep(detached, mask, mixed, output)
+    for batch, animation in zip(batches, animations, strict=True):
+        with _synchronised(discriminator, last=batch is batches[-1]):
+            judged = judge_mixed(discriminator, batch, animation, state.samples, config)
+            terms = discriminator_losses(judged, state.samples, config.priority_cut)
+            (_total(terms) / len(batches)).backward()
+        judgements.append(judged)
+        collected.append(terms)
+    averaged = _average("discriminator", collected)
+    apply_gradients(
+        state, state.discriminator_optimizer, state.discriminator, averaged, config.optim
+    )
+    return judgements, averaged
+
+
+def judge_mixed(
+    discriminator: nn.Module,
+    batch: MicroBatch,
+    animation: Animation,
+    samples: int,
+    config: Config,
+) -> Judged:
+    """Show real, fake and, where the step mixes, mixed images in one forward pass.
+
+    One, because DistributedDataParallel allows no more before the backward pass.
+    """
+    real, fake, mixing = batch.pair.driving, animation.prediction, config.priority_cut
+    mask, mixed = None, None
+    if mixing is not None and (
+        mixing.variant == "additive" or batch.randomness.mix < _ramp(mixing, samples)
+    ):
+        mask = draw_mask(animation.motion, batch.randomness.mask, mixing, real.shape[-1])
+        mixed = priority_cut.mix(real, fake, mask)
+    images = [real, fake] if mixed is None else [real, fake, mixed]
+    keypoints = animation.driving_keypoints.value.repeat(len(images), 1, 1)
+    return Judged(mask, mixed, discriminator(torch.cat(images), keypoints))
+
+
+def discriminator_losses(judged: Judged, samples: int, mixing: PriorityCutConfig | None) -> Losses:
+    """The weighted losses of a discriminator step (method §3, §4).
+
+    Full-batch variant: in a mixing step the mixed losses replace the ordinary ones. Additive
+    variant: they are added at every step, weighted by the ramp p(t).
+    """
+    output, mask = judged.output, judged.mask
+    size = len(output.logits) // (2 if mask is None else 3)
+    real, fake = output.rows(slice(size)), output.rows(slice(size, 2 * size))
+    if mask is None or mixing is None:
+        return {"adversarial": losses.discriminator_adversarial(real, fake)}
+    mixed = output.rows(slice(2 * size, None))
+    terms = {
+        "mixed": losses.mixed_adversarial(mixed, mask),
+        "consistency": mixing.consistency * losses.consistency(mixed, real, fake, mask),
+    }
+    if mixing.variant == "additive":
+        ramp = _ramp(mixing, samples)
+        terms = {name: ramp * term for name, term in terms.items()}
+        terms["adversarial"] = losses.discriminator_adversarial(real, fake)
+    return terms
 
 
 def draw_mask(
@@ -188,36 +259,6 @@ def draw_mask(
     return priority_cut.mixing_mask(motion, uniform, (size, size), **options)
 
 
-def discriminator_losses(
-    output: DiscriminatorOutput,
-    mask: Float[Tensor, "B 1 H W"] | None,
-    mixing: PriorityCutConfig | None,
-    ramp: float,
-) -> Losses:
-    """The weighted losses of a discriminator step (method §3, §4).
-
-    Args:
-        output: on real, fake and, if ``mask`` is given, mixed images along the batch.
-        mask: M of the mixed images.
-        mixing: variant and weight of the consistency loss.
-        ramp: p(t), the weight of the mixed losses in the additive variant.
-    """
-    if mask is None or mixing is None:
-        size = len(output.logits) // 2
-        real, fake = output.rows(slice(size)), output.rows(slice(size, None))
-        return {"adversarial": losses.discriminator_adversarial(real, fake)}
-    size = len(mask)
-    real, fake, mixed = (output.rows(slice(i * size, (i + 1) * size)) for i in range(3))
-    weight = ramp if mixing.variant == "additive" else 1.0
-    terms = {
-        "mixed": weight * losses.mixed_adversarial(mixed, mask),
-        "consistency": weight * mixing.consistency * losses.consistency(mixed, real, fake, mask),
-    }
-    if mixing.variant == "additive":
-        terms["adversarial"] = losses.discriminator_adversarial(real, fake)
-    return terms
-
-
 def display_mask(animation: Animation, config: Config) -> Float[Tensor, "B 1 H W"] | None:
     """A mask to look at, as training would draw it; None where mixing is off."""
     if config.priority_cut is None:
@@ -226,3 +267,30 @@ def display_mask(animation: Animation, config: Config) -> Float[Tensor, "B 1 H W
     generator = torch.Generator().manual_seed(config.train.seed)
     uniform = torch.rand(batch, 5, generator=generator).to(animation.prediction.device)
     return draw_mask(animation.motion, uniform, config.priority_cut, size)
+
+
+def _ramp(mixing: PriorityCutConfig, samples: int) -> float:
+    """p(t) after ``samples`` frame pairs."""
+    return priority_cut.mix_probability(
+        samples, mix_prob=mixing.mix_prob, warmup_samples=mixing.warmup_samples
+    )
+
+
+def _synchronised(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Average gradients over ranks in the last micro-batch alone."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    return nullcontext()
+
+
+def _total(terms: Losses) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def _average(prefix: str, collected: Sequence[Losses]) -> Losses:
+    """Detached means over micro-batches, and their total, under ``prefix``."""
+    means = {
+        f"{prefix}/{name}": torch.stack([terms[name].detach() for terms in collected]).mean()
+        for name in collected[0]
+    }
+    return means | {f"{prefix}/total": _total(means)}

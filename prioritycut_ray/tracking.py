@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.models.animator import Animation, FramePair
-from prioritycut_ray.steps import DiscriminatorStep, display_mask
+from prioritycut_ray.steps import Judged, display_mask
 from prioritycut_ray.visualize import draw_keypoints, grid, method_columns
 
 ROWS = slice(4)
@@ -44,7 +44,7 @@ class Tracker:
 
 @torch.no_grad()
 def training_pictures(
-    pair: FramePair, animation: Animation, judged: DiscriminatorStep, config: Config
+    pair: FramePair, animation: Animation, judged: Judged, config: Config
 ) -> dict[str, Tensor]:
     """The pictures of a step: the method's columns, keypoints, and the pixel judgements."""
     pictures = {

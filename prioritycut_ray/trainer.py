@@ -1,9 +1,8 @@
 """The training loop: torch only, the same on a laptop's CPU and on a rank of a cluster."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,7 +13,6 @@ from prioritycut_ray.config import Config
 from prioritycut_ray.data.augment import augment
 from prioritycut_ray.data.shards import ClipIndex
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
-from prioritycut_ray.equivariance import random_spline
 from prioritycut_ray.meter import Meter
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.state import TrainState, new_state, set_learning_rates
@@ -23,16 +21,14 @@ from prioritycut_ray.steps import (
     discriminator_step,
     draw_randomness,
     generator_step,
+    micro_batches,
 )
 from prioritycut_ray.tracking import Tracker, training_pictures
 from prioritycut_ray.worker import Worker
 
 
-class Report(Protocol):
-    """Receives metrics on every rank, equally often; ``state`` asks for a checkpoint."""
-
-    def __call__(self, metrics: Mapping[str, float], state: TrainState | None) -> None:
-        """Pass metrics on, and save ``state`` unless it is None."""
+Report = Callable[[Mapping[str, float], TrainState | None], None]
+"""Receives metrics on every rank, equally often; saves the state unless it is None."""
 
 
 def train(
@@ -65,27 +61,27 @@ def train(
     for batch in meter.watch(training_batches(config, index, worker, start=state.samples)):
         pair = prepare(batch, config, worker.device)
         randomness = draw_randomness(config, state.step, worker)
+        parts = micro_batches(pair, randomness, config.train.accumulate)
         set_learning_rates(state, config)
 
         # The generator learns: reconstruct the driving frame, fool the discriminator.
-        transform = random_spline(randomness.spline)
-        animation, generator_losses = generator_step(
-            state, animator, perceptual, pair, transform, config
-        )
+        animations, generator = generator_step(state, animator, perceptual, parts, config)
 
         # The discriminator learns: real, generated and mixed images in one batch.
-        judged = discriminator_step(state, discriminator, pair, animation, randomness, config)
+        judgements, critic = discriminator_step(state, discriminator, parts, animations, config)
 
+        state.ema.update_parameters(state.animator)
         state.step += 1
         state.samples += config.train.batch_size
-        meter.update(generator_losses | judged.losses)
+        meter.update(generator | critic)
 
         finished = state.samples >= config.train.samples
         if tracker and (finished or state.step % config.train.image_every == 0):
-            tracker.pictures(training_pictures(pair, animation, judged, config), state.step)
+            pictures = training_pictures(parts[0].pair, animations[0], judgements[0], config)
+            tracker.pictures(pictures, state.step)
         save = finished or state.step % config.train.checkpoint_every == 0
         if save or state.step % config.train.log_every == 0:
-            scalars = meter.summarise() | learning_rates(state)
+            scalars = meter.summarise() | optimizer_scalars(state)
             if tracker:
                 tracker.scalars(scalars, state.step)
             progress = {"step": float(state.step), "samples": float(state.samples)}
@@ -141,10 +137,11 @@ def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:
     return FramePair(*augment(source, driving, batch.augment_seeds, **options))
 
 
-def learning_rates(state: TrainState) -> dict[str, float]:
-    """The current learning rates by name."""
+def optimizer_scalars(state: TrainState) -> dict[str, float]:
+    """The current learning rates, and how many updates were skipped."""
     detector, rest = state.animator_optimizer.param_groups
     return {
+        "skipped_updates": float(state.skipped),
         "lr/detector": detector["lr"],
         "lr/generator": rest["lr"],
         "lr/discriminator": state.discriminator_optimizer.param_groups[0]["lr"],

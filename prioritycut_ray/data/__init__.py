@@ -1,0 +1,1 @@
+"""Videos, shards, and the stream of frame pairs."""

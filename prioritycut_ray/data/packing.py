@@ -26,12 +26,14 @@ from prioritycut_ray.data.shards import ClipIndex, Member, ShardWriter, filesyst
 from prioritycut_ray.data.video import (
     VideoError,
     center_square,
+    check_size,
     frames_upright,
     probe,
     resize,
     write_video,
 )
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.ray_session import start_ray
 
 VIDEO_EXTENSIONS = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"}
@@ -116,7 +118,7 @@ def pack_videos(
             name; by default a tenth of the identities makes the split ``test``, the others
             ``train``.
         out: folder to make, a local path or any fsspec URL.
-        size: side of the packed frames in pixels, even.
+        size: side of the packed frames in pixels, a multiple of 32.
         on_progress: called after each video.
 
     Returns:
@@ -126,12 +128,10 @@ def pack_videos(
         UserError: if an input does not exist or holds no video, if the output folder is in use,
             or if no video is usable.
     """
-    if size < 2 or size % 2:
-        raise UserError(f"a frame size of {size} cannot be encoded: choose an even number")
+    check_size(size)
     entries = find_videos(inputs)
     _check_unused(out)
-    if not ray.is_initialized():
-        ray.init()
+    start_ray()
     keys = make_keys(entry.name for entry in entries)
     packed: dict[str, Entry] = {}
     rejected: list[Rejected] = []

@@ -341,7 +341,7 @@ def make_keys(names: Iterable[str]) -> list[str]:
 def _key(name: str) -> str:
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^A-Za-z0-9]*[^A-Za-z0-9_-]+[^A-Za-z0-9]*", "-", plain).strip("-_")
-    if slug == name and len(name) <= LONGEST_KEY:
+    if slug and slug == name and len(name) <= LONGEST_KEY:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{slug[:LONGEST_KEY].strip('-_') or 'clip'}-{digest}"

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-import decord
 import numpy as np
 from av.container import InputContainer
 from av.video import VideoStream
@@ -36,6 +35,7 @@ Source = str | Path | io.BufferedIOBase
 LARGEST_SIDE = 16384
 # Formats whose index lists every frame, edit lists applied.
 INDEXED_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
+SIZE_STEP = 32
 FALLBACK_FPS = 25.0
 # WebM declares no number of frames; its duration is trusted this far, as the last may be long.
 SLACK_SECONDS = 1.0
@@ -146,23 +146,28 @@ def read_frames(data: bytes, indices: Sequence[int], size: int) -> Frame:
     Args:
         data: the whole video file.
         indices: frame numbers from 0, in any order, with repeats if you like.
-        size: side of the frames in pixels; a clip of another size is resized (bilinear).
+        size: side of the frames in pixels, a multiple of 32; a clip of another size is resized.
 
     Returns:
         RGB frames ``uint8 [N, size, size, 3]``.
 
     Raises:
         VideoError: if the clip cannot be decoded or has no such frame.
+        UserError: if the size is no multiple of 32.
     """
-    try:
-        reader = _reader(data, size)
-        if indices and not 0 <= min(indices) <= max(indices) < len(reader):
-            raise VideoError("clip", f"has {len(reader)} frames, none numbered {max(indices)}")
-        frames: Frame = reader.get_batch(list(indices)).asnumpy()
-    except (RuntimeError, decord.DECORDError):
-        # Its own message may quote the bytes of the file.
-        raise VideoError("clip", "cannot be decoded: the data is damaged") from None
-    return frames
+    return _decoded(data, indices, size)
+
+
+def check_size(size: int) -> None:
+    """Refuse a frame size that clips cannot be decoded at.
+
+    decord 0.6 fails at some small sizes (16, 24, 48, 72, ...), but at no multiple of 32.
+
+    Raises:
+        UserError: if the size is no multiple of 32.
+    """
+    if size < SIZE_STEP or size % SIZE_STEP:
+        raise UserError(f"a frame size of {size} cannot be used: choose a multiple of {SIZE_STEP}")
 
 
 def read_all(data: bytes, size: int) -> Frame:
@@ -170,20 +175,16 @@ def read_all(data: bytes, size: int) -> Frame:
 
     Args:
         data: the whole video file.
-        size: side of the frames in pixels; a clip of another size is resized (bilinear).
+        size: side of the frames in pixels, a multiple of 32; a clip of another size is resized.
 
     Returns:
         RGB frames ``uint8 [T, size, size, 3]``.
 
     Raises:
         VideoError: if the clip cannot be decoded.
+        UserError: if the size is no multiple of 32.
     """
-    try:
-        reader = _reader(data, size)
-        frames: Frame = reader.get_batch(list(range(len(reader)))).asnumpy()
-    except (RuntimeError, decord.DECORDError):
-        raise VideoError("clip", "cannot be decoded: the data is damaged") from None
-    return frames
+    return _decoded(data, None, size)
 
 
 def write_video(
@@ -408,9 +409,22 @@ def _write_atomically(path: Path, data: memoryview) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _reader(data: bytes, size: int) -> Any:
-    """Open a decord reader; never shared or kept, for one inherited over a fork hangs."""
+def _decoded(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
+    """Decode chosen frames, or all: ``uint8 [N, size, size, 3]``."""
+    import decord  # Here, for it has no build for ARM, where all else works.
+
+    check_size(size)
     # decord prints the bytes that it cannot open, so PyAV has a look first.
     with _opened(io.BytesIO(data)):
         pass
-    return decord.VideoReader(io.BytesIO(data), decord.cpu(0), size, size, num_threads=1)
+    try:
+        # Opened anew each time: a shared reader aborts, and one inherited over a fork hangs.
+        reader = decord.VideoReader(io.BytesIO(data), decord.cpu(0), size, size, num_threads=1)
+        chosen = list(range(len(reader)) if indices is None else indices)
+        if wrong := [index for index in chosen if not 0 <= index < len(reader)]:
+            raise VideoError("clip", f"has {len(reader)} frames, none numbered {wrong[0]}")
+        frames: Frame = reader.get_batch(chosen).asnumpy()
+    except (RuntimeError, decord.DECORDError):
+        # Its own message may quote the bytes of the file.
+        raise VideoError("clip", "cannot be decoded: the data is damaged") from None
+    return frames

@@ -37,6 +37,15 @@ class Animation(NamedTuple):
     driving_keypoints: Keypoints
     motion: DenseMotion
 
+    def detach(self) -> "Animation":
+        """The same animation without its gradient history."""
+        return Animation(
+            self.prediction.detach(),
+            self.source_keypoints.detach(),
+            self.driving_keypoints.detach(),
+            DenseMotion(*(tensor.detach() for tensor in self.motion)),
+        )
+
 
 class Animator(nn.Module):
     """The generator side of the method (§1): keypoints → dense motion → prediction."""

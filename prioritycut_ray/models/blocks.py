@@ -50,7 +50,7 @@ class ResBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(features)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        out = self.conv1(F.relu(self.norm1(x)))
+        out: Tensor = self.conv1(F.relu(self.norm1(x)))
         out = self.conv2(F.relu(self.norm2(out)))
         return out + x
 
@@ -189,5 +189,5 @@ def inverse_2x2(matrix: Float[Tensor, "*B 2 2"]) -> Float[Tensor, "*B 2 2"]:
     det = a * d - b * c
     bound = torch.full_like(det, _SMALLEST_DETERMINANT)
     det = torch.where(det.abs() < bound, torch.copysign(bound, det.detach()), det)
-    adjugate = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2))
+    adjugate: Tensor = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2))
     return adjugate / det[..., None, None]

@@ -111,4 +111,5 @@ def warp_by_each(
     batch, count, height, width, _ = motions.shape
     tall = motions.reshape(batch, count * height, width, 2)
     warped = F.grid_sample(image, tall.to(image.dtype), align_corners=False)
-    return warped.unflatten(2, (count, height)).transpose(1, 2)
+    each: Tensor = warped.unflatten(2, (count, height)).transpose(1, 2)
+    return each

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm as spectral_norm_of_reference
 from torch.nn.utils.parametrizations import spectral_norm
 
 from prioritycut_ray.models.keypoints import keypoint_heatmaps
@@ -82,7 +83,12 @@ class PatchDiscriminator(nn.Module):
         spectral: bool,
     ) -> None:
         super().__init__()
-        normalise: Callable[[nn.Module], nn.Module] = spectral_norm if spectral else nn.Identity()
+        # The older of torch's two spectral norms, for the reference's sake: it names its tensors
+        # so, and the newer one does the two halves of a power iteration in the other order, which
+        # gives other weights in training mode.
+        normalise: Callable[[nn.Module], nn.Module] = (
+            spectral_norm_of_reference if spectral else nn.Identity()
+        )
         channels = [min(max_features, block_expansion * 2 ** (i + 1)) for i in range(num_blocks)]
         inputs = [3 + num_keypoints, *channels]
         self.use_keypoints = num_keypoints > 0
@@ -122,7 +128,8 @@ class ResidualDownBlock(nn.Module):
         out = F.relu(x) if self.preactivation else x
         out = self.conv2(F.relu(self.conv1(out)))
         # Pooling and a 1x1 convolution commute: pool first, it is four times cheaper.
-        return F.avg_pool2d(out, 2) + self.shortcut(F.avg_pool2d(x, 2))
+        shortcut: Tensor = self.shortcut(F.avg_pool2d(x, 2))
+        return F.avg_pool2d(out, 2) + shortcut
 
 
 class ResidualUpBlock(nn.Module):
@@ -135,7 +142,7 @@ class ResidualUpBlock(nn.Module):
         self.shortcut = spectral_norm(nn.Conv2d(in_features, out_features, 1))
 
     def forward(self, x: Float[Tensor, "B I h w"]) -> Float[Tensor, "B O H W"]:
-        out = self.conv1(F.interpolate(F.relu(x), scale_factor=2))
+        out: Tensor = self.conv1(F.interpolate(F.relu(x), scale_factor=2))
         out = self.conv2(F.relu(out))
         return out + F.interpolate(self.shortcut(x), scale_factor=2)
 

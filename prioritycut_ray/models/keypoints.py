@@ -1,11 +1,14 @@
 """Keypoints with local affine transforms: detection, drawing, transfer (method §1, §6)."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
+from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.blocks import (
     AntiAliasDownsample,
     Hourglass,
@@ -90,7 +93,8 @@ def _expected_map(
     heatmap: Float[Tensor, "B K h w"], maps: Float[Tensor, "B M 4 h w"]
 ) -> Float[Tensor, "B K 2 2"]:
     """J_k = Σ_z heat_k(z)·map_k(z), with M = K maps or one that all keypoints share."""
-    return (heatmap[:, :, None] * maps).sum(dim=(-2, -1)).unflatten(-1, (2, 2))
+    expected: Tensor = (heatmap[:, :, None] * maps).sum(dim=(-2, -1)).unflatten(-1, (2, 2))
+    return expected
 
 
 def keypoint_heatmaps(
@@ -102,12 +106,53 @@ def keypoint_heatmaps(
     return torch.exp(-squared_distance / (2 * HEATMAP_VARIANCE))
 
 
-def relative_keypoints(source: Keypoints, driving: Keypoints, initial: Keypoints) -> Keypoints:
+def relative_keypoints(
+    source: Keypoints, driving: Keypoints, initial: Keypoints, *, adapt_scale: bool = False
+) -> Keypoints:
     """Source keypoints moved by the driving keypoints' change since the start (method §6).
 
-    μ_new = μ^S + (μ^D_t − μ^D_0) and J_new = J^D_t (J^D_0)^-1 J^S.
+    μ_new = μ^S + a·(μ^D_t − μ^D_0) and J_new = J^D_t (J^D_0)^-1 J^S, with
+    a = √(hull area of μ^S) / √(hull area of μ^D_0), or 1.
+
+    Args:
+        source: of the source frame, batch 1.
+        driving: of T driving frames.
+        initial: of the first driving frame, batch 1.
+        adapt_scale: scale the movement by the size of the source's face or body against the
+            driving one's; else a = 1.
+
+    Raises:
+        UserError: ``adapt_scale``, and the keypoints of either frame span no area.
     """
+    scale = 1.0
+    if adapt_scale:
+        scale = math.sqrt(
+            _hull_area(source.value, "source") / _hull_area(initial.value, "first driving")
+        )
     return Keypoints(
-        value=source.value + (driving.value - initial.value),
+        value=source.value + scale * (driving.value - initial.value),
         jacobian=driving.jacobian @ inverse_2x2(initial.jacobian) @ source.jacobian,
     )
+
+
+_SMALLEST_AREA = 1e-6
+"""Of a hull, in squared coordinate units: about 1/60 of a pixel of a 256x256 frame."""
+
+
+def _hull_area(value: Float[Tensor, "1 K 2"], frame: str) -> float:
+    """Area of the convex hull of one frame's keypoints.
+
+    Raises:
+        UserError: the area is zero, so that no scale follows from it.
+    """
+    points = value[0].detach().cpu().double().numpy()
+    try:
+        area = float(ConvexHull(points).volume)  # "volume" is the area in two dimensions
+    except (QhullError, ValueError):  # on one line, fewer than three, or NaN
+        area = 0.0
+    if area < _SMALLEST_AREA:
+        raise UserError(
+            f"the scale cannot be adapted: the {len(points)} keypoints of the {frame} frame lie "
+            "on one line or in one place; animate without adapting the scale"
+        )
+    return area

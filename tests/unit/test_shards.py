@@ -91,6 +91,9 @@ def test_unknown_scheme_is_refused() -> None:
         read_index("nowhere://x")
 
 
+# webdataset leaves its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_stock_webdataset_reads_the_shards(folder: str) -> None:
     tars = sorted(str(path) for path in Path(folder).glob("*.tar"))
     samples = list(webdataset.WebDataset(tars, shardshuffle=False))

@@ -1,0 +1,37 @@
+"""``prioritycut train``."""
+
+from pathlib import Path
+
+from prioritycut_ray.config import Config
+from prioritycut_ray.launch import launch
+from prioritycut_ray.progress import ProgressBar, training_note
+
+
+def train(config: Config) -> Path:
+    """Train, or resume the run of this name; gives the run's folder."""
+    with ProgressBar("training", config.train.samples) as bar:
+        return launch(
+            with_absolute_paths(config),
+            lambda metrics: bar.update(metrics["samples"], training_note(metrics)),
+        )
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Workers run in folders of their own: relative paths are taken from where the user stands."""
+    perceptual = config.loss.perceptual
+    weights = perceptual.weights
+    if weights not in ("pretrained", "efficientnet_lite0", "random"):
+        weights = str(Path(weights).absolute())
+    return config.model_copy(
+        update={
+            "storage": _absolute(config.storage),
+            "data": config.data.model_copy(update={"url": _absolute(config.data.url)}),
+            "loss": config.loss.model_copy(
+                update={"perceptual": perceptual.model_copy(update={"weights": weights})}
+            ),
+        }
+    )
+
+
+def _absolute(location: str) -> str:
+    return location if "://" in location else str(Path(location).absolute())

@@ -1,0 +1,85 @@
+"""Applying gradients: clipped, and never when they are not finite."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prioritycut_ray.config import OptimConfig
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def apply_gradients(
+    state: TrainState,
+    optimizer: Optimizer,
+    module: nn.Module,
+    losses: Mapping[str, Tensor],
+    options: OptimConfig,
+) -> None:
+    """Take one optimiser step, or skip it on all ranks together.
+
+    A step is skipped where any rank has a loss or a gradient that is not finite. The names of
+    those tensors are logged, and batch statistics that the step has spoilt are put back.
+
+    Args:
+        state: of the run; counts skipped steps.
+        optimizer: of ``module``.
+        module: whose parameters have gradients.
+        losses: of this rank, by name.
+        options: clipping, and how many skipped steps in a row end the run.
+
+    Raises:
+        UserError: too many steps in a row were skipped.
+    """
+    limit = options.max_grad_norm if options.max_grad_norm is not None else float("inf")
+    norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
+    total = torch.stack(list(losses.values())).sum()
+    if _finite_everywhere(torch.stack([norm, total])):
+        optimizer.step()
+        state.remember_buffers(module)
+        state.skipped_in_a_row = 0
+        return
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    state.restore_buffers(module)
+    culprits = _not_finite(module, losses)
+    if state.skipped_in_a_row & (state.skipped_in_a_row - 1) == 0:  # at 1, 2, 4, 8, ...
+        logger.warning(
+            "step %d is skipped, %d in a row: not finite here: %s",
+            state.step,
+            state.skipped_in_a_row,
+            culprits,
+        )
+    if state.skipped_in_a_row >= options.max_skipped_in_a_row:
+        raise UserError(
+            f"training stopped at step {state.step}: {state.skipped_in_a_row} updates in a row "
+            f"had losses or gradients that are not finite ({culprits}); lower optim.lr or the "
+            "weight of that loss, set optim.max_grad_norm, and resume from the last checkpoint"
+        )
+
+
+def _finite_everywhere(values: Tensor) -> bool:
+    """Whether all values are finite on every rank."""
+    finite = torch.isfinite(values).all().to(torch.float32)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return bool(finite.item())
+
+
+def _not_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> str:
+    """Names of losses and of some gradients that are not finite on this rank."""
+    bad_losses = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+    bad_gradients = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+    shown = [*bad_losses, *(f"gradient of {name}" for name in bad_gradients[:3])]
+    more = len(bad_gradients) - 3
+    return ", ".join(shown) + (f" and {more} more gradients" if more > 0 else "") or "nothing"

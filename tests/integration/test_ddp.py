@@ -1,0 +1,298 @@
+"""Two processes under DistributedDataParallel (gloo) against one process with the whole batch.
+
+Both processes are started once; they run every scenario and leave their results in files.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.models.perceptual import PerceptualPyramid
+from prioritycut_ray.state import TrainState, new_state
+from prioritycut_ray.steps import (
+    MicroBatch,
+    build_perceptual,
+    discriminator_step,
+    draw_randomness,
+    generator_step,
+    micro_batches,
+)
+from prioritycut_ray.trainer import distribute
+from prioritycut_ray.update import apply_gradients
+from prioritycut_ray.worker import Worker
+
+Result = dict[str, Any]
+
+TINY = Path(__file__).parents[1] / "data" / "tiny.yaml"
+CPU = torch.device("cpu")
+ALONE = Worker(0, 1, CPU)
+STEPS = 50
+PATCH = ["discriminator.kind=patch", "discriminator.patch_num_blocks=2", "priority_cut=null"]
+UPDATES = {
+    "plain": ["priority_cut.mix_prob=0"],
+    "mixing": ["priority_cut.mix_prob=1"],
+    "patch": PATCH,
+    "accumulated": ["priority_cut.mix_prob=1", "train.accumulate=2"],
+}
+"""Overrides of the scenarios that take one step and leave their gradients."""
+
+
+class Setup(NamedTuple):
+    """One process's side of a run."""
+
+    config: Config
+    worker: Worker
+    state: TrainState
+    animator: nn.Module
+    discriminator: nn.Module
+    perceptual: PerceptualPyramid
+
+
+def configured(*words: str) -> Config:
+    """With micro-batches of two and more in every scenario.
+
+    torch rounds a convolution of a single image differently, and where that tips a ReLU or an L1
+    loss over its kink, gradients differ by 1e-3 for no fault of ours.
+    """
+    return load_config(str(TINY), ["train.batch_size=8", *words])
+
+
+def set_up(config: Config, worker: Worker, perceptual: PerceptualPyramid) -> Setup:
+    state = new_state(config, worker.device)
+    return Setup(config, worker, state, *distribute(state, worker), perceptual)
+
+
+def freeze_batch_statistics(module: nn.Module) -> None:
+    """On CPU they are of each rank's own batch, so one process with 2B would have others."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+
+
+def my_share(config: Config, worker: Worker, step: int) -> list[MicroBatch]:
+    """This rank's part of a global batch that is the same for any number of workers."""
+    generator = torch.Generator().manual_seed(step)
+    size, total = config.data.size, config.train.batch_size
+    frames = torch.rand(2, total, 3, size, size, generator=generator)
+    source, driving = frames.chunk(worker.world_size, dim=1)[worker.rank]
+    randomness = draw_randomness(config, step, worker)
+    return micro_batches(FramePair(source, driving), randomness, config.train.accumulate)
+
+
+def both_steps(setup: Setup, batches: Sequence[MicroBatch]) -> bool:
+    """Update both networks; tells whether the step mixed."""
+    config, _, state, animator, discriminator, perceptual = setup
+    animations, _ = generator_step(state, animator, perceptual, batches, config)
+    judged, _ = discriminator_step(state, discriminator, batches, animations, config)
+    return judged[0].mask is not None
+
+
+def joined(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors if t is not None])
+
+
+def weights(state: TrainState) -> Tensor:
+    return joined([*state.animator.parameters(), *state.discriminator.parameters()])
+
+
+# What a process does --------------------------------------------------------------------------
+
+
+def one_update(words: list[str], worker: Worker, perceptual: PerceptualPyramid) -> Result:
+    """Gradients and weights after one step with frozen batch statistics."""
+    setup = set_up(configured(*words), worker, perceptual)
+    state = setup.state
+    freeze_batch_statistics(state.animator)
+    before = weights(state)
+    mixed = both_steps(setup, my_share(setup.config, worker, step=0))
+    return {
+        "animator": joined([p.grad for p in state.animator.parameters()]),
+        "discriminator": joined([p.grad for p in state.discriminator.parameters()]),
+        "weights": weights(state),
+        "moved": not torch.equal(before, weights(state)),
+        "mixed": mixed,
+    }
+
+
+def several_steps(worker: Worker, perceptual: PerceptualPyramid) -> Result:
+    """Steps in a row with batch statistics that learn, by the mix decisions of the config."""
+    setup = set_up(configured(), worker, perceptual)
+    mixed = [both_steps(setup, my_share(setup.config, worker, step)) for step in range(4)]
+    return {"weights": weights(setup.state), "skipped": setup.state.skipped, "mixed": mixed}
+
+
+def a_value_that_is_not_finite(worker: Worker, perceptual: PerceptualPyramid) -> Result:
+    """A good step; a frame that is NaN, then a loss that is infinite, on rank 1; a good step."""
+    setup = set_up(configured("priority_cut.mix_prob=1"), worker, perceptual)
+    state, spoil = setup.state, worker.rank == 1
+    both_steps(setup, my_share(setup.config, worker, step=0))
+    before = _snapshot(state)
+
+    (batch,) = my_share(setup.config, worker, step=1)
+    source = batch.pair.source * (float("nan") if spoil else 1.0)
+    both_steps(setup, [batch._replace(pair=batch.pair._replace(source=source))])
+    after_frame, skipped_by_frame = _changed(state, before), state.skipped
+
+    # Averaging spreads a gradient that is not finite; a loss stays where it is.
+    for parameter in state.animator.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    losses = {"spoilt": torch.tensor(float("inf") if spoil else 1.0)}
+    optim = setup.config.optim
+    apply_gradients(state, state.animator_optimizer, state.animator, losses, optim)
+    after_loss, skipped_by_loss = _changed(state, before), state.skipped - skipped_by_frame
+
+    both_steps(setup, my_share(setup.config, worker, step=2))
+    return {
+        "after_frame": after_frame,
+        "skipped_by_frame": skipped_by_frame,
+        "after_loss": after_loss,
+        "skipped_by_loss": skipped_by_loss,
+        "skipped_in_a_row": state.skipped_in_a_row,
+        "after_good_step": _changed(state, before),
+        "weights": weights(state),
+    }
+
+
+def _snapshot(state: TrainState) -> dict[str, Tensor]:
+    networks = {"animator": state.animator, "discriminator": state.discriminator}
+    return {
+        f"{name}.{key}": tensor.clone()
+        for name, network in networks.items()
+        for key, tensor in network.state_dict().items()
+    }
+
+
+def _changed(state: TrainState, before: dict[str, Tensor]) -> list[str]:
+    return [key for key, now in _snapshot(state).items() if not torch.equal(now, before[key])]
+
+
+def forwards_before_one_backward(count: int) -> str:
+    """The error of a module with batch norm, or "" where there is none."""
+    module = DistributedDataParallel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    images = torch.rand(2, 3, 8, 8)
+    try:
+        torch.stack([module(images).square().mean() for _ in range(count)]).sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def run_rank(rank: int, port: int, folder: Path) -> None:
+    """All scenarios, in one of the two processes."""
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    worker = Worker(rank, 2, CPU)
+    perceptual = build_perceptual(configured())
+    results: dict[str, Any] = {
+        name: one_update(words, worker, perceptual) for name, words in UPDATES.items()
+    }
+    results["several"] = several_steps(worker, perceptual)
+    results["not_finite"] = a_value_that_is_not_finite(worker, perceptual)
+    results["draws"] = [draw_randomness(configured(), step, worker).mix for step in range(STEPS)]
+    results["forwards"] = [forwards_before_one_backward(count) for count in (1, 2)]
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+# What comes of it -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
+    """What the two processes left behind."""
+    folder = tmp_path_factory.mktemp("ddp")
+    # Hosted here, so that no other process can take the port in between.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo" if os.path.exists("/sys/class/net/lo") else "lo0")
+        torch.multiprocessing.spawn(run_rank, (store.port, folder), nprocs=2)
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in range(2))
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def perceptual() -> PerceptualPyramid:
+    return build_perceptual(configured())
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("name", ["plain", "mixing", "patch"])
+def test_two_processes_update_like_one_with_the_whole_batch(
+    name: str, ranks: tuple[Result, Result], perceptual: PerceptualPyramid
+) -> None:
+    alone = one_update(UPDATES[name], ALONE, perceptual)
+    first, second = (rank[name] for rank in ranks)
+    assert {first["mixed"], second["mixed"], alone["mixed"]} == {name == "mixing"}
+    # Of gradients: Adam's first step is lr·sign(g), which says nothing of the size of g.
+    for network in ("animator", "discriminator"):
+        assert torch.equal(first[network], second[network])
+        assert distance(first[network], alone[network]) <= 1e-5, network
+    assert first["moved"]
+    assert torch.equal(first["weights"], second["weights"])
+
+
+def test_accumulation_gives_the_same_gradient_under_ddp(ranks: tuple[Result, Result]) -> None:
+    for rank in ranks:
+        assert distance(rank["accumulated"]["animator"], rank["mixing"]["animator"]) <= 1e-5
+    first, second = (rank["accumulated"]["weights"] for rank in ranks)
+    assert torch.equal(first, second)
+
+
+def test_every_rank_mixes_at_the_same_steps(ranks: tuple[Result, Result]) -> None:
+    config = configured("train.workers=4")
+    alone = [draw_randomness(config, step, ALONE).mix for step in range(STEPS)]
+    of_four = [
+        [draw_randomness(config, step, Worker(rank, 4, CPU)).mix for step in range(STEPS)]
+        for rank in range(4)
+    ]
+    assert [rank["draws"] for rank in ranks] == [alone] * 2
+    assert of_four == [alone] * 4
+    assert 0.25 < sum(draw < 0.5 for draw in alone) / STEPS < 0.75
+    # And what the steps made of it, in the processes.
+    decisions = [draw < 0.5 for draw in alone[:4]]
+    assert len(set(decisions)) == 2, "both kinds of step are among the first"
+    assert [rank["several"]["mixed"] for rank in ranks] == [decisions] * 2
+
+
+def test_a_value_that_is_not_finite_on_one_rank_stops_the_update_of_both(
+    ranks: tuple[Result, Result],
+) -> None:
+    for rank, result in enumerate(r["not_finite"] for r in ranks):
+        assert result["after_frame"] == [], f"rank {rank}"
+        assert result["skipped_by_frame"] == 2, "of both networks"
+        assert result["after_loss"] == [], f"rank {rank}"
+        assert result["skipped_by_loss"] == 1
+        assert result["skipped_in_a_row"] == 0, "a good step follows"
+        assert result["after_good_step"] != []
+    first, second = (r["not_finite"]["weights"] for r in ranks)
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, second)
+
+
+def test_a_second_forward_before_the_backward_fails_and_no_step_takes_one(
+    ranks: tuple[Result, Result],
+) -> None:
+    """DDP writes rank 0's batch statistics over the ones that the first forward has saved."""
+    for rank in ranks:
+        once, twice = rank["forwards"]
+        assert once == ""
+        assert "modified by an inplace operation" in twice
+        assert rank["several"]["skipped"] == 0
+    first, second = (rank["several"]["weights"] for rank in ranks)
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, second)

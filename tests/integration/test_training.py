@@ -1,0 +1,139 @@
+"""The main job on a real Ray instance with two real workers."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from prioritycut_ray.checkpoint import find_checkpoint, read_config, verify_checkpoint
+from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.data.video import frames_upright
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.launch import launch
+from prioritycut_ray.quickstart import run_quickstart
+from tests.conftest import TINY
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+
+
+def configured(shards: Path, storage: Path, *words: str) -> Config:
+    return load_config(str(TINY), [f"data.url={shards}", f"storage={storage}", *words])
+
+
+class Trained:
+    """A finished run of eight steps, and what it reported."""
+
+    def __init__(self, shards: Path, storage: Path) -> None:
+        self.config = configured(shards, storage)
+        self.reports: list[dict[str, float]] = []
+        self.run = launch(self.config, self.keep)
+
+    def keep(self, metrics: Mapping[str, float]) -> None:
+        self.reports.append(dict(metrics))
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(shards, tmp_path_factory.mktemp("runs"))
+
+
+def test_progress_reaches_the_driver(trained: Trained) -> None:
+    assert [report["step"] for report in trained.reports] == [2, 4, 6, 8]
+    assert [report["samples"] for report in trained.reports] == [8, 16, 24, 32]
+    last = trained.reports[-1]
+    assert last["generator/perceptual"] > 0
+    assert last["discriminator/total"] > 0
+    assert last["speed/samples_per_second"] > 0
+    assert 0 <= last["speed/share_waiting_for_data"] <= 1
+
+
+def test_checkpoints_are_whole_and_hold_the_resolved_config(trained: Trained) -> None:
+    names = sorted(path.name for path in trained.run.glob("step_*"))
+    assert names == ["step_0000004", "step_0000008"]
+    for name in names:
+        verify_checkpoint(trained.run / name)
+    assert read_config(find_checkpoint(trained.run)) == trained.config
+
+
+def test_tensorboard_has_scalars_and_pictures(trained: Trained) -> None:
+    events = EventAccumulator(str(trained.run / "tensorboard"))
+    events.Reload()
+    steps = [event.step for event in events.Scalars("generator/perceptual")]
+    assert steps == [2, 4, 6, 8]
+    assert {"columns", "keypoints", "pixel_judgement"} <= set(events.Tags()["images"])
+    assert [event.step for event in events.Images("columns")] == [4, 8]
+    assert events.Images("columns")[0].width == 6 * 32 + 5 * 2, "the six columns of the method"
+
+
+def test_the_same_command_resumes_and_equals_an_uninterrupted_run(
+    shards: Path, trained: Trained, tmp_path: Path
+) -> None:
+    reports: list[dict[str, float]] = []
+    for samples in (16, 32):
+        config = configured(shards, tmp_path, f"train.samples={samples}")
+        launch(config, lambda metrics: reports.append(dict(metrics)))
+    assert [report["step"] for report in reports] == [2, 4, 6, 8]
+    whole = trained.run / "step_0000008"
+    resumed = tmp_path / "tiny" / "step_0000008"
+    for name in ("animator", "animator_ema", "discriminator"):
+        expected = load_file(whole / f"{name}.safetensors")
+        for key, tensor in load_file(resumed / f"{name}.safetensors").items():
+            assert torch.equal(tensor, expected[key]), f"{name}: {key}"
+
+
+def test_another_configuration_does_not_resume(shards: Path, trained: Trained) -> None:
+    config = configured(shards, trained.run.parent, "optim.lr=1e-5")
+    with pytest.raises(UserError, match=r"optim\.lr.*name="):
+        launch(config, lambda metrics: None)
+
+
+def test_more_workers_than_cpus_is_an_error_not_a_wait(shards: Path, tmp_path: Path) -> None:
+    config = configured(shards, tmp_path, "train.workers=4")
+    with pytest.raises(UserError, match=r"needs 4 CPUs.*train\.workers|train\.workers=4.*2"):
+        launch(config, lambda metrics: None)
+
+
+def test_a_failure_on_a_worker_is_told_in_one_line(shards_copy: Path, tmp_path: Path) -> None:
+    for shard in shards_copy.glob("*.tar"):
+        content = shard.read_bytes()
+        shard.write_bytes(b"\0" * len(content))
+    with pytest.raises(UserError) as caught:
+        launch(configured(shards_copy, tmp_path), lambda metrics: None)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "rank" in message
+    assert "cannot be read" in message
+    assert "resumes" in message
+
+
+@pytest.mark.timeout(600)
+def test_the_quickstart_makes_all_that_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole main job, with fewer steps."""
+    out = tmp_path / "quickstart"
+    words = ["train.samples=32", "train.batch_size=8", "train.image_every=4"]
+    run_quickstart(out, words, Console(file=sys.stdout, soft_wrap=True, highlight=False))
+    printed = capsys.readouterr()
+    assert "[5/5]" in printed.out
+    assert "tensorboard --logdir" in printed.out
+    assert "ETA" in printed.err
+    evaluation = json.loads((out / "evaluation" / "evaluation.json").read_text())
+    assert evaluation["split"] == "test"
+    for scores in (evaluation["model"], evaluation["copy_source"]):
+        assert 0 < scores["l1"] < 1
+        assert 0 < scores["psnr"] < 100
+    with Image.open(out / "evaluation" / "columns.png") as columns:
+        assert columns.width == 6 * 64 + 5 * 2
+    assert len(list(frames_upright(out / "animation.mp4"))) == 32
+    index = json.loads((out / "data" / "index.json").read_text())
+    seen = {c["identity"] for c in index["clips"] if c["split"] == "train"}
+    unseen = {c["identity"] for c in index["clips"] if c["split"] == "test"}
+    assert seen.isdisjoint(unseen)

@@ -1,0 +1,156 @@
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prioritycut_ray.checkpoint import (
+    find_checkpoint,
+    load_animator,
+    load_checkpoint,
+    read_config,
+    save_checkpoint,
+    verify_checkpoint,
+)
+from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.state import TrainState, new_state
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+
+
+def a_trained_state(config: Config) -> TrainState:
+    """A state whose every part differs from a fresh one."""
+    state = new_state(config, CPU)
+    for module in (state.animator, state.discriminator):
+        loss = torch.stack([p.square().sum() for p in module.parameters()]).sum()
+        loss.backward()
+    state.animator_optimizer.step()
+    state.discriminator_optimizer.step()
+    for buffer in state.animator.buffers():
+        buffer += 1
+    state.ema.update_parameters(state.animator)
+    state.step, state.samples, state.skipped = 3, 12, 1
+    return state
+
+
+def tensors(state: TrainState) -> dict[str, torch.Tensor]:
+    modules = {"a": state.animator, "e": state.ema, "d": state.discriminator}
+    found = {f"{k}.{n}": t for k, m in modules.items() for n, t in m.state_dict().items()}
+    for name, optimizer in (
+        ("ao", state.animator_optimizer),
+        ("do", state.discriminator_optimizer),
+    ):
+        for i, moments in optimizer.state_dict()["state"].items():
+            found |= {f"{name}.{i}.{k}": v for k, v in moments.items()}
+    return found
+
+
+def test_a_state_comes_back_bit_for_bit(tiny: Config, tmp_path: Path) -> None:
+    saved = a_trained_state(tiny)
+    save_checkpoint(saved, tiny, tmp_path / "step_0000003")
+    restored = new_state(tiny, CPU)
+    saved.ema.n_averaged.fill_(3)
+    load_checkpoint(restored, tmp_path / "step_0000003")
+    expected, got = tensors(saved), tensors(restored)
+    assert expected.keys() == got.keys()
+    for name in expected:
+        assert torch.equal(expected[name], got[name]), name
+    assert (restored.step, restored.samples, restored.skipped) == (3, 12, 1)
+
+
+def test_weights_and_config_are_readable_without_the_project(tiny: Config, tmp_path: Path) -> None:
+    state = a_trained_state(tiny)
+    save_checkpoint(state, tiny, tmp_path)
+    weights = load_file(tmp_path / "animator.safetensors")
+    assert torch.equal(weights["generator.final.bias"], state.animator.generator.final.bias)
+    assert load_config(str(tmp_path / "config.yaml")) == tiny == read_config(tmp_path)
+
+
+def test_the_averaged_weights_animate(tiny: Config, tmp_path: Path) -> None:
+    state = a_trained_state(tiny)
+    with torch.no_grad():
+        state.animator.generator.final.bias += 5
+    save_checkpoint(state, tiny, tmp_path)
+    animator, config = load_animator(tmp_path, CPU)
+    assert config == tiny
+    assert not animator.training
+    assert torch.equal(animator.generator.final.bias, state.ema.module.generator.final.bias)
+
+
+@pytest.mark.parametrize("name", ["animator.safetensors", "optimizers.pt", "progress.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_any_damage_is_noticed_and_named(
+    tiny: Config, tmp_path: Path, name: str, damage: str
+) -> None:
+    save_checkpoint(new_state(tiny, CPU), tiny, tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=name):
+        verify_checkpoint(tmp_path)
+    with pytest.raises(UserError):
+        load_checkpoint(new_state(tiny, CPU), tmp_path)
+
+
+def test_the_newest_good_checkpoint_is_found(
+    tiny: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2, 10):
+        save_checkpoint(new_state(tiny, CPU), tiny, tmp_path / f"step_{step:07d}")
+    assert find_checkpoint(tmp_path).name == "step_0000010"
+    (tmp_path / "step_0000010" / "optimizers.pt").write_bytes(b"damaged")
+    (tmp_path / "step_0000002" / "manifest.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert find_checkpoint(tmp_path).name == "step_0000001"
+    assert "optimizers.pt" in caplog.text
+    assert find_checkpoint(tmp_path / "step_0000001").name == "step_0000001"
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="no such run"):
+        find_checkpoint(tmp_path / "missing")
+
+
+def test_weights_of_another_model_are_refused_by_name(tiny: Config, tmp_path: Path) -> None:
+    save_checkpoint(new_state(tiny, CPU), tiny, tmp_path)
+    other = load_config(str(TINY), ["model.num_keypoints=5"])
+    with pytest.raises(UserError, match="another model"):
+        load_checkpoint(new_state(other, CPU), tmp_path)
+
+
+def test_a_pickle_that_would_run_code_is_not_run(tiny: Config, tmp_path: Path) -> None:
+    save_checkpoint(new_state(tiny, CPU), tiny, tmp_path)
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    torch.save({"animator": Evil()}, tmp_path / "optimizers.pt")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    import hashlib
+
+    manifest["optimizers.pt"] = hashlib.sha256(
+        (tmp_path / "optimizers.pt").read_bytes()
+    ).hexdigest()
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"optimizers\.pt"):
+        load_checkpoint(new_state(tiny, CPU), tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_copy_of_a_checkpoint_is_a_checkpoint(tiny: Config, tmp_path: Path) -> None:
+    save_checkpoint(new_state(tiny, CPU), tiny, tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    verify_checkpoint(tmp_path / "b")

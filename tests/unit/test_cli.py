@@ -1,0 +1,181 @@
+"""The command line as a user meets it: exit codes, one line an error."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import ray
+import torch
+import yaml
+from rich.console import Console
+
+from prioritycut_ray import cli
+from prioritycut_ray.checkpoint import save_checkpoint
+from prioritycut_ray.config import Config
+from prioritycut_ray.state import new_state
+
+VERBS = ["quickstart", "shard", "train", "evaluate", "animate", "import-fomm"]
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def prioritycut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Result]:
+    """Runs the command line's own entry point, in this process: torch is slow to import."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["prioritycut", *words])
+        monkeypatch.setattr(cli, "_debug", False)
+        monkeypatch.setattr(cli, "console", Console(highlight=False, soft_wrap=True))
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+Prioritycut = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tiny: Config, tmp_path: Path) -> Path:
+    """A run with one checkpoint of random weights."""
+    folder = tmp_path / "run"
+    save_checkpoint(new_state(tiny, torch.device("cpu")), tiny, folder / "step_0000001")
+    return folder
+
+
+def assert_one_line(result: Result, *fragments: str) -> None:
+    assert result.returncode == 1, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for fragment in fragments:
+        assert fragment in lines[0]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(prioritycut: Prioritycut, verb: str) -> None:
+    result = prioritycut(verb, "--help")
+    assert result.returncode == 0
+    assert f"prioritycut {verb}" in result.stdout
+    assert "Example" in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['prioritycut', 'train', '--help']\n"
+        "from prioritycut_ray.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'ray', 'av', 'timm') if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
+
+
+def test_no_verb_shows_the_verbs(prioritycut: Prioritycut) -> None:
+    result = prioritycut()
+    for verb in VERBS:
+        assert verb in result.stdout + result.stderr
+
+
+def test_dry_run_prints_the_resolved_config(prioritycut: Prioritycut) -> None:
+    result = prioritycut("train", "quickstart", "optim.lr=3e-4", "--dry-run")
+    assert result.returncode == 0
+    assert yaml.safe_load(result.stdout)["optim"]["lr"] == 3e-4
+
+
+def test_a_typo_names_the_key_and_the_nearest_valid_one(prioritycut: Prioritycut) -> None:
+    result = prioritycut("train", "quickstart", "priority_cut.topk=3", "--dry-run")
+    assert_one_line(result, "priority_cut.topk", "priority_cut.top_k")
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["train", "nowhere.yaml"], ["nowhere.yaml", "quickstart"]),
+        (["train", "quickstart", "data.url=missing"], ["missing", "prioritycut shard"]),
+        (["shard", "missing.mp4", "--out", "out"], ["missing.mp4"]),
+        (["evaluate", "missing", "data"], ["missing"]),
+        (["animate", "no-run", "--source", "a", "--driving", "b", "--out", "c.mp4"], ["no-run"]),
+    ],
+)
+def test_a_missing_thing_is_one_line(
+    prioritycut: Prioritycut, tmp_path: Path, words: list[str], fragments: list[str]
+) -> None:
+    assert_one_line(prioritycut(*words), *fragments)
+    assert not ray.is_initialized(), "missing things are noticed before Ray is started"
+
+
+def test_the_installed_command_runs() -> None:
+    command = [str(Path(sys.executable).parent / "prioritycut"), "train", "nowhere.yaml"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert_one_line(Result(result.returncode, result.stdout, result.stderr), "nowhere.yaml")
+
+
+def test_debug_shows_the_traceback(prioritycut: Prioritycut, tmp_path: Path) -> None:
+    result = prioritycut("evaluate", "missing", "data", "--debug")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_an_empty_folder_is_named(prioritycut: Prioritycut, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_one_line(prioritycut("shard", "empty", "--out", "out"), "empty")
+    assert not (tmp_path / "out").exists()
+
+
+def test_usage_errors_exit_with_two(prioritycut: Prioritycut) -> None:
+    assert prioritycut("animate").returncode == 2
+    assert prioritycut("fly").returncode == 2
+
+
+def test_a_damaged_checkpoint_is_named(prioritycut: Prioritycut, run: Path, tmp_path: Path) -> None:
+    (run / "step_0000001" / "animator_ema.safetensors").write_bytes(b"damaged")
+    result = prioritycut("evaluate", str(run), "data")
+    assert result.returncode == 1
+    assert "animator_ema.safetensors" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("broken", ["source", "driving"])
+def test_a_broken_input_of_animate_is_named_and_nothing_is_left(
+    prioritycut: Prioritycut, run: Path, puppet_videos: Path, tmp_path: Path, broken: str
+) -> None:
+    good, bad, out = puppet_videos / "puppet_0.mp4", tmp_path / "bad.mp4", tmp_path / "out.mp4"
+    bad.write_bytes(b"<html>not found</html>")
+    inputs = {"source": good, "driving": good, broken: bad}
+    words = [f"--{name}={path}" for name, path in inputs.items()]
+    assert_one_line(prioritycut("animate", str(run), *words, "--out", str(out)), "bad.mp4")
+    assert not out.exists()
+
+
+def test_animate_writes_a_playable_mp4(
+    prioritycut: Prioritycut, run: Path, puppet_videos: Path, tmp_path: Path
+) -> None:
+    from prioritycut_ray.data.video import frames_upright
+
+    source, driving = puppet_videos / "puppet_0.mp4", puppet_videos / "puppet_1.mp4"
+    out = tmp_path / "deep" / "out.mp4"
+    result = prioritycut(
+        "animate", str(run), "--source", str(source), "--driving", str(driving), "--out", str(out)
+    )
+    assert result.returncode == 0, result.stderr
+    frames = list(frames_upright(out))
+    assert len(frames) == len(list(frames_upright(driving)))
+    assert frames[0].shape == (32, 32, 3)
