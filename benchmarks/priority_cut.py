@@ -38,6 +38,7 @@ from prioritycut_ray.worker import Worker
 CPU = torch.device("cpu")
 FIRST_SEED = 1000  # The quickstart trains on seeds far below.
 CLIP_FRAMES = 32
+PAIRS_A_CLIP = 4
 TOP_K = (5, 10, 20, 40)
 MIXING = {
     "no mixing": None,
@@ -124,43 +125,49 @@ def _interleaved(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str
 
 
 class Truth(NamedTuple):
-    """A pair of puppet frames; which pixels of the driving one show what the source hides."""
+    """A pair of puppet frames, and what is true of the driving one: bool [1, 1, H, W]."""
 
     pair: FramePair
-    lost: Tensor  # bool [1, 1, H, W]: foreground of the driving frame, hidden in the source.
+    foreground: Tensor
+    disoccluded: Tensor  # It shows a surface that the source frame hides.
 
 
 @app.command()
-def hits(run: Path, pairs: int = 200, seed: int = 0) -> None:
+def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
     """How many cut pixels of a trained run show a surface that the source frame hides."""
     directory = find_checkpoint(run)
     animator, config = load_animator(directory, CPU)
     mixing = config.priority_cut or PriorityCutConfig()
     random = torch.Generator().manual_seed(seed)
-    cut_share, hit_share = (defaultdict(float) for _ in range(2))
-    lost_share = 0.0
-    for truth in _puppet_pairs(pairs, config.data.size, seed):
+    seen = defaultdict(list)
+    for truth in _puppet_pairs(clips, config.data.size, seed):
         with torch.inference_mode():
-            animation, _ = animator(truth.pair)
-        masks = _masks(animation.motion, mixing, config.data.size, random)
-        lost_share += truth.lost.double().mean().item() / pairs
-        for name, mask in masks.items():
-            cut = mask == 0
-            cut_share[name] += cut.double().mean().item() / pairs
-            hit_share[name] += (cut & truth.lost).double().mean().item() / pairs
-    precision = {name: hit_share[name] / area if area else 0 for name, area in cut_share.items()}
-    _print_hits(directory, pairs, lost_share, cut_share, precision)
+            motion = animator(truth.pair)[0].motion
+        targets = {
+            "dis-occluded foreground": truth.disoccluded & truth.foreground,
+            "dis-occluded, of any kind": truth.disoccluded,
+        }
+        for name, mask in _masks(motion, mixing, config.data.size, random).items():
+            seen[name].append(mask == 0)
+        for name, target in targets.items():
+            seen[name].append(target)
+    shown = {name: torch.cat(masks) for name, masks in seen.items()}
+    print(f"{directory}: {clips * PAIRS_A_CLIP} frame pairs of {clips} unseen puppets.")
+    for name in targets:
+        _print_hits(name, shown)
 
 
-def _puppet_pairs(count: int, size: int, seed: int) -> Iterator[Truth]:
-    """Two random frames each of puppets that no training has seen."""
+def _puppet_pairs(clips: int, size: int, seed: int) -> Iterator[Truth]:
+    """Random frame pairs of puppets that no training has seen."""
     rng = np.random.default_rng(seed)
-    for puppet in range(FIRST_SEED, FIRST_SEED + count):
+    for puppet in range(FIRST_SEED, FIRST_SEED + clips):
         clip = render_clip(puppet, size=size, frames=CLIP_FRAMES)
-        source, driving = (int(frame) for frame in rng.choice(CLIP_FRAMES, 2, replace=False))
-        frames = torch.from_numpy(clip.frames[[source, driving]]).permute(0, 3, 1, 2) / 255
-        lost = disoccluded(clip, source, driving) & foreground(clip, driving)
-        yield Truth(FramePair(frames[:1], frames[1:]), torch.from_numpy(lost)[None, None])
+        for _ in range(PAIRS_A_CLIP):
+            source, driving = (int(frame) for frame in rng.choice(CLIP_FRAMES, 2, replace=False))
+            frames = torch.from_numpy(clip.frames[[source, driving]]).permute(0, 3, 1, 2) / 255
+            truth = (foreground(clip, driving), disoccluded(clip, source, driving))
+            masks = (torch.from_numpy(mask)[None, None] for mask in truth)
+            yield Truth(FramePair(frames[:1], frames[1:]), *masks)
 
 
 def _masks(
@@ -182,26 +189,26 @@ def _masks(
     return masks
 
 
-def _print_hits(
-    directory: Path,
-    pairs: int,
-    lost_share: float,
-    cut_share: dict[str, float],
-    precision: dict[str, float],
-) -> None:
-    print(f"{directory}: {pairs} pairs of unseen puppets; {100 * lost_share:.1f} % of a frame is")
-    print("foreground that the source hides. Of the cut pixels, how many (%) are such:\n")
+def _print_hits(target: str, shown: dict[str, Tensor]) -> None:
+    """One table: of the pixels that each mask cuts, how many belong to the target."""
+
+    def precision(name: str) -> float:
+        return (shown[name] & shown[target]).sum().item() / max(shown[name].sum().item(), 1)
+
+    print(f"\nOf the cut pixels, how many (%) are {target}", end=" ")
+    print(f"({100 * shown[target].double().mean().item():.1f} % of all pixels are):\n")
     print(
-        "| k (% of the foreground) | cut (% of the frame) | PriorityCut | random foreground ",
+        "| k (% of foreground) | cut (% of frame) | PriorityCut | random foreground | CutMix",
         end="",
     )
-    print("| CutMix | ratio to random | ratio to CutMix |")
-    print("|---|---|---|---|---|---|---|")
+    print(" | ratio to random | ratio to CutMix |")
+    print("|---" * 7 + "|")
+    box = precision("CutMix")
     for k in TOP_K:
-        ours, random, box = (precision[name] for name in (f"priority {k}", f"random {k}", "CutMix"))
-        figures = [100 * share for share in (cut_share[f"priority {k}"], ours, random, box)]
+        ours, random = (precision(f"{name} {k}") for name in ("priority", "random"))
+        cut = shown[f"priority {k}"].double().mean().item()
         ratios = [ours / base if base else float("nan") for base in (random, box)]
-        cells = [f"{x:.1f}" for x in figures] + [f"{x:.2f}" for x in ratios]
+        cells = [f"{100 * x:.1f}" for x in (cut, ours, random, box)] + [f"{x:.2f}" for x in ratios]
         print(f"| {k} | {' | '.join(cells)} |")
 
 

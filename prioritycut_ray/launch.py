@@ -163,7 +163,7 @@ _MAY_CHANGE = (
 
 def _train_on_worker(tree: dict[str, Any]) -> None:
     """The train function of every Ray Train worker."""
-    logging.getLogger().setLevel(logging.WARNING)  # or Ray logs every report, on the root logger
+    _keep_logs_short()
     config = parse_config(tree, "train_loop_config")
     context = ray.train.get_context()
     worker = Worker(
@@ -194,6 +194,16 @@ def _train_on_worker(tree: dict[str, Any]) -> None:
         checkpoint=find_checkpoint(run) if has_checkpoint(run) else None,
         report=report,
     )
+
+
+def _keep_logs_short() -> None:
+    """Let our own warnings through, not Ray's line a report nor its traceback of our errors.
+
+    Ray logs some of them on the root logger. An error reaches the driver with its traceback.
+    """
+    for name in ("", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("prioritycut_ray").setLevel(logging.WARNING)
 
 
 class _ForwardReports(UserCallback):  # type: ignore[misc]  # ray is untyped

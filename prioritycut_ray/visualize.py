@@ -11,7 +11,8 @@ from prioritycut_ray.models.animator import Animation, FramePair
 from prioritycut_ray.models.blocks import coordinate_grid
 from prioritycut_ray.priority_cut import mix
 
-Panel = UInt8[Tensor, "3 H W"]
+Panel = UInt8[Tensor, "3 _H _W"]
+"""A picture; sizes differ from panel to panel."""
 
 _PALETTE = torch.tensor(
     [
@@ -35,7 +36,7 @@ def to_uint8(image: Float[Tensor, "... H W"]) -> UInt8[Tensor, "... H W"]:
     return image.detach().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
 
 
-def grid(columns: Sequence[Float[Tensor, "B C H W"]], *, gap: int = 2) -> Panel:
+def grid(columns: Sequence[Float[Tensor, "B _C _H _W"]], *, gap: int = 2) -> Panel:
     """Samples as rows and pictures as columns, with white gaps; C is 1 or 3, sizes may differ.
 
     Smaller columns are enlarged by nearest neighbour, so that a map's own resolution shows.

@@ -37,6 +37,7 @@ TINY = Path(__file__).parents[1] / "data" / "tiny.yaml"
 CPU = torch.device("cpu")
 ALONE = Worker(0, 1, CPU)
 STEPS = 50
+pytestmark = pytest.mark.timeout(600)  # Three imports of torch take minutes on a busy machine.
 PATCH = ["discriminator.kind=patch", "discriminator.patch_num_blocks=2", "priority_cut=null"]
 UPDATES = {
     "plain": ["priority_cut.mix_prob=0"],
@@ -127,8 +128,20 @@ def one_update(words: list[str], worker: Worker, perceptual: PerceptualPyramid) 
 def several_steps(worker: Worker, perceptual: PerceptualPyramid) -> Result:
     """Steps in a row with batch statistics that learn, by the mix decisions of the config."""
     setup = set_up(configured(), worker, perceptual)
+    forwards = {"animator": 0, "discriminator": 0}
+
+    def count(name: str) -> None:
+        forwards[name] += 1
+
+    setup.animator.register_forward_hook(lambda *_: count("animator"))
+    setup.discriminator.register_forward_hook(lambda *_: count("discriminator"))
     mixed = [both_steps(setup, my_share(setup.config, worker, step)) for step in range(4)]
-    return {"weights": weights(setup.state), "skipped": setup.state.skipped, "mixed": mixed}
+    return {
+        "weights": weights(setup.state),
+        "skipped": setup.state.skipped,
+        "mixed": mixed,
+        "forwards": forwards,
+    }
 
 
 def a_value_that_is_not_finite(worker: Worker, perceptual: PerceptualPyramid) -> Result:
@@ -176,15 +189,21 @@ def _changed(state: TrainState, before: dict[str, Tensor]) -> list[str]:
     return [key for key, now in _snapshot(state).items() if not torch.equal(now, before[key])]
 
 
-def forwards_before_one_backward(count: int) -> str:
-    """The error of a module with batch norm, or "" where there is none."""
-    module = DistributedDataParallel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+def two_forwards(worker: Worker) -> Result:
+    """What becomes of batch statistics between two forwards, and of the backward after them."""
+    norm = nn.BatchNorm2d(3, momentum=0.0)  # It leaves its statistics as they are.
+    module = DistributedDataParallel(norm)
     images = torch.rand(2, 3, 8, 8)
+    first = module(images)
+    assert norm.running_mean is not None
+    norm.running_mean.data.fill_(1.0 + worker.rank)
+    second = module(images)
+    result = {"mean": norm.running_mean.mean().item(), "error": ""}
     try:
-        torch.stack([module(images).square().mean() for _ in range(count)]).sum().backward()
+        (first.square().sum() + second.square().sum()).backward()
     except RuntimeError as error:
-        return str(error)
-    return ""
+        result["error"] = str(error)
+    return result
 
 
 def run_rank(rank: int, port: int, folder: Path) -> None:
@@ -200,7 +219,7 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
     results["several"] = several_steps(worker, perceptual)
     results["not_finite"] = a_value_that_is_not_finite(worker, perceptual)
     results["draws"] = [draw_randomness(configured(), step, worker).mix for step in range(STEPS)]
-    results["forwards"] = [forwards_before_one_backward(count) for count in (1, 2)]
+    results["two_forwards"] = two_forwards(worker)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -284,14 +303,18 @@ def test_a_value_that_is_not_finite_on_one_rank_stops_the_update_of_both(
     assert torch.equal(first, second)
 
 
-def test_a_second_forward_before_the_backward_fails_and_no_step_takes_one(
+def test_steps_take_one_forward_of_each_network_before_its_backward(
     ranks: tuple[Result, Result],
 ) -> None:
-    """DDP writes rank 0's batch statistics over the ones that the first forward has saved."""
+    """DDP writes rank 0's batch statistics over those that an earlier forward has saved.
+
+    Some versions of torch notice and refuse the backward; 2.15 on the CPU does not.
+    """
     for rank in ranks:
-        once, twice = rank["forwards"]
-        assert once == ""
-        assert "modified by an inplace operation" in twice
+        assert rank["two_forwards"]["mean"] == 1.0, "of rank 0"
+        error = rank["two_forwards"]["error"]
+        assert error == "" or "modified by an inplace operation" in error
+        assert rank["several"]["forwards"] == {"animator": 4, "discriminator": 4}, "in 4 steps"
         assert rank["several"]["skipped"] == 0
     first, second = (rank["several"]["weights"] for rank in ranks)
     assert torch.isfinite(first).all()
