@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.train.torch
+from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -233,6 +234,8 @@ def _forwarding(queue: Queue, on_progress: Progress) -> Iterator[None]:
             except Empty:
                 if last_round:
                     return
+            except RayError:  # the cluster is gone; fit() says why
+                return
 
     thread = threading.Thread(target=forward, name="progress", daemon=True)
     thread.start()

@@ -7,14 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from prioritycut_ray.commands.animate import animate
+from prioritycut_ray.commands.evaluate import evaluate
+from prioritycut_ray.commands.shard import shard
+from prioritycut_ray.commands.train import train
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.video import write_video
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.commands.evaluate import evaluate
 from prioritycut_ray.progress import ProgressBar
-from prioritycut_ray.commands.shard import shard
-from prioritycut_ray.commands.train import train
 
 CLIPS = 40
 FPS = 16.0

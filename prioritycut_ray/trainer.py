@@ -26,7 +26,6 @@ from prioritycut_ray.steps import (
 from prioritycut_ray.tracking import Tracker, training_pictures
 from prioritycut_ray.worker import Worker
 
-
 Report = Callable[[Mapping[str, float], TrainState | None], None]
 """Receives metrics on every rank, equally often; saves the state unless it is None."""
 
