@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def cost(steps: int = 3, batch: int = 1) -> None:
     """Time mask + mix against a whole training step at 256x256, published sizes, on the CPU."""
     configs = {name: _cost_config(mixing, batch) for name, mixing in MIXING.items()}
     mixes = {name: _mask_and_mix(config) for name, config in configs.items()}
-    trains = {name: _training_step(config) for name, config in configs.items()}
+    trains = _training_steps(configs)
     step_times = _interleaved(trains, steps)
     mix_times = _interleaved(mixes, 50)
     threads = torch.get_num_threads()
@@ -98,18 +99,18 @@ def _mask_and_mix(config: Config) -> Callable[[], None]:
     return call
 
 
-def _training_step(config: Config) -> Callable[[], None]:
-    """One whole training step, generator and discriminator, on random frames."""
-    worker = Worker(0, 1, CPU)
+def _training_steps(configs: dict[str, Config]) -> dict[str, Callable[[], None]]:
+    """Whole training steps, generator and discriminator, of the same networks by each config."""
+    config = next(iter(configs.values()))
     state, perceptual = new_state(config, CPU), build_perceptual(config)
     pair = FramePair(*torch.rand(2, config.train.batch_size, 3, config.data.size, config.data.size))
-    parts = micro_batches(pair, draw_randomness(config, 0, worker), 1)
+    parts = micro_batches(pair, draw_randomness(config, 0, Worker(0, 1, CPU)), 1)
 
-    def call() -> None:
+    def step(config: Config) -> None:
         animations, _ = generator_step(state, state.animator, perceptual, parts, config)
         discriminator_step(state, state.discriminator, parts, animations, config)
 
-    return call
+    return {name: partial(step, config) for name, config in configs.items()}
 
 
 def _interleaved(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
