@@ -67,7 +67,7 @@ def cost(steps: int = 3, batch: int = 1) -> None:
     mix_times = _interleaved(mixes, 50)
     threads = torch.get_num_threads()
     print(f"Median of {steps} steps, batch {batch}, 256x256, CPU, {threads} thread(s).\n")
-    print("| | whole step (s) | of which mask + mix (ms) | share (%) |")
+    print("| | whole step (CPU s) | of which mask + mix (CPU ms) | share (%) |")
     print("|---|---|---|---|")
     for name in MIXING:
         step, mix = (statistics.median(times[name]) for times in (step_times, mix_times))
@@ -114,14 +114,14 @@ def _training_steps(configs: dict[str, Config]) -> dict[str, Callable[[], None]]
 
 
 def _interleaved(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call; in turns, so that other work on the machine slows all alike."""
+    """CPU seconds of each call, in turns: other work on the machine hardly changes them."""
     seconds = defaultdict(list)
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
             if turn > 0:  # The first turn warms up.
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return seconds
 
 

@@ -123,12 +123,15 @@ def animate_verb(
         bool,
         typer.Option(help="Move by the change since the first driving frame; or take its pose."),
     ] = True,
+    adapt_scale: Annotated[
+        bool, typer.Option("--adapt-scale", help="Scale relative motion to the source's size.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Move a source image like a driving video."""
     from prioritycut_ray.commands.animate import animate
 
-    animate(run, source, driving, out, relative=relative)
+    animate(run, source, driving, out, relative=relative, adapt_scale=adapt_scale)
     console.print(f"Animation: {out}")
 
 

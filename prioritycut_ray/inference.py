@@ -53,6 +53,7 @@ def animate(
     driving: Iterator[NDArray[np.uint8]],
     *,
     relative: bool,
+    adapt_scale: bool,
 ) -> Iterator[UInt8[Tensor, "T 3 H W"]]:
     """Move a source image like a driving video (method §6), batch by batch.
 
@@ -62,6 +63,7 @@ def animate(
         driving: square uint8 frames `[H, W, 3]` of the model's size.
         relative: move by the driving keypoints' change since the first driving frame, which
             keeps the source's own shape; else take the driving keypoints as they are.
+        adapt_scale: scale that change by the ratio of the two keypoint hulls (relative only).
     """
     source_keypoints = animator.detector(source)
     initial: Keypoints | None = None
@@ -69,7 +71,9 @@ def animate(
         keypoints = animator.detector(to_tensor(np.stack(batch), source.device))
         initial = initial or Keypoints(keypoints.value[:1], keypoints.jacobian[:1])
         if relative:
-            keypoints = relative_keypoints(source_keypoints, keypoints, initial)
+            keypoints = relative_keypoints(
+                source_keypoints, keypoints, initial, adapt_scale=adapt_scale
+            )
         repeated = source.expand(len(batch), -1, -1, -1)
         animation = animator.animate(repeated, _repeat(source_keypoints, len(batch)), keypoints)
         yield (animation.prediction * 255).round().to(torch.uint8).cpu()

@@ -1,6 +1,7 @@
 """Reading tensors from files that may come from anywhere."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -24,7 +25,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # parsers and unpicklers raise errors of many kinds
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path}: no file of tensors, or one that would run code when it is loaded; it is "
+            "not loaded"
+        ) from error
+    except Exception as error:  # parsers raise errors of many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not readable as tensors ({reason})") from error
     if not isinstance(stored, dict):

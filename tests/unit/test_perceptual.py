@@ -88,7 +88,7 @@ def test_weights_that_do_not_fit_are_an_error_not_a_fall_back(tmp_path: Path) ->
     with pytest.raises(UserError, match="no such file"):
         perceptual_features(str(tmp_path / "missing.pth"))
     path.write_bytes(b"<html>")
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match="not loaded"):
         perceptual_features(str(path))
 
 
