@@ -44,12 +44,13 @@ Progress = Callable[[Mapping[str, float]], None]
 _COLLECTIVE_TIMEOUT_S = 600
 
 
-def launch(config: Config, on_progress: Progress) -> Path:
+def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], None]) -> Path:
     """Train by Ray Train, resuming the run of the same name if there is one.
 
     Args:
         config: the resolved configuration, with absolute paths.
         on_progress: called in this process with every report's metrics.
+        on_warning: called in this process with every warning of a worker.
 
     Returns:
         The folder of the run.
@@ -66,7 +67,7 @@ def launch(config: Config, on_progress: Progress) -> Path:
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _train_on_worker,
-        train_loop_config=config.model_dump(mode="json"),
+        train_loop_config={"config": config.model_dump(mode="json"), "queue": queue},
         scaling_config=ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=uses_gpu(config),
@@ -85,7 +86,7 @@ def launch(config: Config, on_progress: Progress) -> Path:
         ),
     )
     try:
-        with _forwarding(queue, on_progress):
+        with _forwarding(queue, on_progress, on_warning):
             trainer.fit()
     except WorkerGroupError as error:
         raise _as_user_error(error, config) from error
@@ -162,16 +163,18 @@ _MAY_CHANGE = (
 """Keys that a resumed run may change: its length, its rhythm, and where it runs."""
 
 
-def _train_on_worker(tree: dict[str, Any]) -> None:
+def _train_on_worker(arguments: dict[str, Any]) -> None:
     """The train function of every Ray Train worker."""
-    _keep_logs_short()
-    config = parse_config(tree, "train_loop_config")
+    config = parse_config(arguments["config"], "train_loop_config")
     context = ray.train.get_context()
     worker = Worker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
     )
+
+    handler = _ForwardWarnings(arguments["queue"], worker.rank)
+    logging.getLogger("prioritycut_ray").addHandler(handler)
 
     def report(metrics: Mapping[str, float], state: TrainState | None) -> None:
         if state is None or worker.rank != 0:
@@ -197,14 +200,16 @@ def _train_on_worker(tree: dict[str, Any]) -> None:
     )
 
 
-def _keep_logs_short() -> None:
-    """Let our own warnings through, not Ray's line a report nor its traceback of our errors.
+class _ForwardWarnings(logging.Handler):
+    """Passes a worker's warnings to the driver."""
 
-    Ray logs some of them on the root logger. An error reaches the driver with its traceback.
-    """
-    for name in ("", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger("prioritycut_ray").setLevel(logging.WARNING)
+    def __init__(self, queue: Queue, rank: int) -> None:
+        super().__init__(logging.WARNING)
+        self._queue, self._rank = queue, rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by the logger."""
+        self._queue.put_nowait(f"rank {self._rank}: {record.getMessage()}")
 
 
 class _ForwardReports(UserCallback):  # type: ignore[misc]  # ray is untyped
@@ -221,8 +226,10 @@ class _ForwardReports(UserCallback):  # type: ignore[misc]  # ray is untyped
 
 
 @contextmanager
-def _forwarding(queue: Queue, on_progress: Progress) -> Iterator[None]:
-    """Call ``on_progress`` for everything on the queue while the body runs."""
+def _forwarding(
+    queue: Queue, on_progress: Progress, on_warning: Callable[[str], None]
+) -> Iterator[None]:
+    """Pass on what arrives on the queue, metrics and warnings, while the body runs."""
     finished = threading.Event()
 
     def forward() -> None:
@@ -230,7 +237,11 @@ def _forwarding(queue: Queue, on_progress: Progress) -> Iterator[None]:
             last_round = finished.is_set()
             try:
                 while True:
-                    on_progress(queue.get(timeout=0.5))
+                    item = queue.get(timeout=0.5)
+                    if isinstance(item, str):
+                        on_warning(item)
+                    else:
+                        on_progress(item)
             except Empty:
                 if last_round:
                     return

@@ -65,6 +65,10 @@ class ProgressBar:
         percent = 100 * done / self._total
         self._console.print(f"{self._label}: {percent:.0f}% · ETA {eta} · {note}", markup=False)
 
+    def print(self, line: str) -> None:
+        """Say something without disturbing the bar."""
+        self._console.print(line, markup=False)
+
     def _eta(self, done: float, now: float) -> str:
         """Time left, from the speed since the first update: a resumed job starts late."""
         if self._first is None:

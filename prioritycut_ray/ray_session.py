@@ -16,4 +16,5 @@ def start_ray() -> None:
     options: dict[str, Any] = {}
     if "RAY_ADDRESS" not in os.environ:
         options = {"object_store_memory": _OBJECT_STORE_BYTES}
-    ray.init(logging_level="WARNING", **options)
+    # What workers have to say reaches the driver by our own queue; Ray's logs stay in its folder.
+    ray.init(logging_level="ERROR", log_to_driver=False, **options)

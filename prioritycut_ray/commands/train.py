@@ -13,6 +13,7 @@ def train(config: Config) -> Path:
         return launch(
             with_absolute_paths(config),
             lambda metrics: bar.update(metrics["samples"], training_note(metrics)),
+            lambda warning: bar.print(f"warning: {warning}"),
         )
 
 

