@@ -41,7 +41,9 @@ def local_ray() -> Iterator[None]:
     import ray
 
     assert "RAY_ADDRESS" not in os.environ, "tests start their own Ray"
-    ray.init(num_cpus=2, object_store_memory=200_000_000, logging_level="ERROR")
+    ray.init(
+        num_cpus=2, object_store_memory=200_000_000, log_to_driver=False, logging_level="ERROR"
+    )
     yield
     ray.shutdown()
 

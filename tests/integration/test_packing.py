@@ -7,7 +7,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +45,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray  # Not above: the package must set Ray's environment first.
-
-    ray.init(
-        num_cpus=2,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
-
-
 def film(seed: int, count: int = 6, height: int = 48, width: int = 80) -> list[np.ndarray]:
     """A square of a colour of its own that moves over a gray ramp."""
     frames = []
@@ -93,7 +77,7 @@ def write_manifest(path: Path, header: str, *rows: str) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_folder_becomes_a_data_set(tmp_path: Path) -> None:
     names = ["b/one.mp4", "b/Two.MOV", "a/one.mp4", "three.webm.mp4", "a/four.mp4"]
     films = make_films(tmp_path / "in", names)
@@ -129,7 +113,7 @@ def test_folder_becomes_a_data_set(tmp_path: Path) -> None:
     assert pairs[0].source.shape == (3, 64, 64)
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_output_is_the_same_at_any_parallelism(tmp_path: Path, monkeypatch: Any) -> None:
     films = make_films(tmp_path / "in", [f"{n}.mp4" for n in range(6)])
     (films / "2.mp4").write_bytes(b"no video")
@@ -140,7 +124,7 @@ def test_output_is_the_same_at_any_parallelism(tmp_path: Path, monkeypatch: Any)
 
 
 @pytest.mark.skipif(not BAD.exists(), reason="needs ../shared/data/bad")
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_folder_of_awkward_files_does_what_its_table_demands(tmp_path: Path) -> None:
     table = (BAD / "EXPECTED.csv").read_text(encoding="utf-8").splitlines()
     rows = [row for row in csv.DictReader(table) if row["kind"] == "video"]
@@ -193,7 +177,7 @@ def crash_the_task_that_hangs() -> None:
                 return
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_crashed_decoder_costs_one_clip(tmp_path: Path) -> None:
     films = make_films(tmp_path / "in", ["a.mp4", "z.mp4"])
     os.mkfifo(films / "hang.mp4")  # Reading it never ends, so there is time to strike.
@@ -211,7 +195,7 @@ def test_crashed_decoder_costs_one_clip(tmp_path: Path) -> None:
     assert report.clips == 2
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_hanging_decoder_is_given_up(tmp_path: Path, monkeypatch: Any) -> None:
     films = make_films(tmp_path / "in", ["a.mp4", "b.mp4", "c.mp4"])
     os.mkfifo(films / "hang.mp4")
@@ -227,7 +211,7 @@ def test_hanging_decoder_is_given_up(tmp_path: Path, monkeypatch: Any) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_manifest_names_identities_and_splits(tmp_path: Path) -> None:
     make_films(tmp_path / "in", ["1.mp4", "2.mp4", "3.mp4", "4.mp4"])
     manifest = write_manifest(
@@ -323,7 +307,7 @@ def test_output_in_use_is_refused(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == {"index.json": b"{}"}
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_nothing_usable_is_an_error_that_can_be_mended(tmp_path: Path) -> None:
     films, out = tmp_path / "in", str(tmp_path / "out")
     films.mkdir()
@@ -338,7 +322,7 @@ def test_nothing_usable_is_an_error_that_can_be_mended(tmp_path: Path) -> None:
     assert list(contents(tmp_path / "out")) == ["index.json", "shard-000000.tar"]
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("local_ray")
 def test_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     films = make_films(tmp_path / "in", ["a.mp4", "b.mp4", "c.mp4"])
 
