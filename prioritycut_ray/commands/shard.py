@@ -8,6 +8,9 @@ from rich.console import Console
 from prioritycut_ray.data.packing import PackProgress, PackReport, pack_videos
 from prioritycut_ray.progress import ProgressBar
 
+_SHOWN = 20
+"""Rejected files that are named on the terminal; all are in ``rejected.csv``."""
+
 
 def shard(videos: Sequence[str], out: str, *, size: int, console: Console) -> PackReport:
     """Pack videos into shards and say what became of them."""
@@ -20,8 +23,10 @@ def shard(videos: Sequence[str], out: str, *, size: int, console: Console) -> Pa
         report = pack_videos(videos, out, size=size, on_progress=show)
     for warning in report.warnings:
         console.print(f"warning: {warning}")
-    for file, reason in report.rejected:
+    for file, reason in report.rejected[:_SHOWN]:
         console.print(f"rejected: {file}: {reason}")
+    if len(report.rejected) > _SHOWN:
+        console.print(f"rejected: {len(report.rejected) - _SHOWN} more, see {out}/rejected.csv")
     counts = sorted(Counter(clip.split for clip in report.index.clips).items())
     console.print(
         f"{out}: {report.clips} clips ({', '.join(f'{n} {split}' for split, n in counts)}), "
