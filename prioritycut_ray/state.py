@@ -32,7 +32,7 @@ class TrainState:
         step: optimiser steps taken.
         samples: frame pairs seen by all workers together.
         skipped: updates skipped because something was not finite.
-        skipped_in_a_row: how many of them come last.
+        skipped_in_a_row: how many of them come last, for each network.
     """
 
     animator: Animator
@@ -43,7 +43,9 @@ class TrainState:
     step: int = 0
     samples: int = 0
     skipped: int = 0
-    skipped_in_a_row: int = 0
+    skipped_in_a_row: dict[str, int] = field(
+        default_factory=lambda: {"animator": 0, "discriminator": 0}
+    )
     _good_buffers: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

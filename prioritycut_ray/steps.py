@@ -121,7 +121,7 @@ def generator_step(
         animations.append(animation.detach())
         collected.append(terms)
     averaged = _average("generator", collected)
-    apply_gradients(state, state.animator_optimizer, state.animator, averaged, config.optim)
+    apply_gradients(state, "animator", averaged, config.optim)
     return animations, averaged
 
 
@@ -199,9 +199,7 @@ def discriminator_step(
         judgements.append(judged)
         collected.append(terms)
     averaged = _average("discriminator", collected)
-    apply_gradients(
-        state, state.discriminator_optimizer, state.discriminator, averaged, config.optim
-    )
+    apply_gradients(state, "discriminator", averaged, config.optim)
     return judgements, averaged
 
 
@@ -214,7 +212,8 @@ def judge_mixed(
 ) -> Judged:
     """Show real, fake and, where the step mixes, mixed images in one forward pass.
 
-    One, because DistributedDataParallel allows no more before the backward pass.
+    One: with several, DistributedDataParallel overwrites buffers between them, which older torch
+    refuses and newer torch does in silence.
     """
     real, fake, mixing = batch.pair.driving, animation.prediction, config.priority_cut
     mask, mixed = None, None

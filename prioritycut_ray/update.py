@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -17,50 +18,53 @@ logger = logging.getLogger(__name__)
 
 def apply_gradients(
     state: TrainState,
-    optimizer: Optimizer,
-    module: nn.Module,
+    network: Literal["animator", "discriminator"],
     losses: Mapping[str, Tensor],
     options: OptimConfig,
 ) -> None:
-    """Take one optimiser step, or skip it on all ranks together.
+    """Take one optimiser step of a network, or skip it on all ranks together.
 
     A step is skipped where any rank has a loss or a gradient that is not finite. The names of
     those tensors are logged, and batch statistics that the step has spoilt are put back.
 
     Args:
-        state: of the run; counts skipped steps.
-        optimizer: of ``module``.
-        module: whose parameters have gradients.
+        state: of the run; counts skipped updates.
+        network: whose parameters have gradients.
         losses: of this rank, by name.
         options: clipping, and how many skipped steps in a row end the run.
 
     Raises:
         UserError: too many steps in a row were skipped.
     """
+    module: nn.Module = getattr(state, network)
+    optimizer: Optimizer = getattr(state, f"{network}_optimizer")
     limit = options.max_grad_norm if options.max_grad_norm is not None else float("inf")
     norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
     total = torch.stack(list(losses.values())).sum()
     if _finite_everywhere(torch.stack([norm, total])):
         optimizer.step()
         state.remember_buffers(module)
-        state.skipped_in_a_row = 0
+        state.skipped_in_a_row[network] = 0
         return
     state.skipped += 1
-    state.skipped_in_a_row += 1
+    state.skipped_in_a_row[network] += 1
+    in_a_row = state.skipped_in_a_row[network]
     state.restore_buffers(module)
     culprits = _not_finite(module, losses)
-    if state.skipped_in_a_row & (state.skipped_in_a_row - 1) == 0:  # at 1, 2, 4, 8, ...
+    if in_a_row & (in_a_row - 1) == 0:  # at 1, 2, 4, 8, ...
         logger.warning(
-            "step %d is skipped, %d in a row: not finite here: %s",
+            "step %d: the update of the %s is skipped, %d in a row; not finite: %s",
             state.step,
-            state.skipped_in_a_row,
-            culprits,
+            network,
+            in_a_row,
+            culprits or "a loss of another rank",
         )
-    if state.skipped_in_a_row >= options.max_skipped_in_a_row:
+    if in_a_row >= options.max_skipped_in_a_row:
         raise UserError(
-            f"training stopped at step {state.step}: {state.skipped_in_a_row} updates in a row "
-            f"had losses or gradients that are not finite ({culprits}); lower optim.lr or the "
-            "weight of that loss, set optim.max_grad_norm, and resume from the last checkpoint"
+            f"training stopped at step {state.step}: {in_a_row} updates in a row of the {network} "
+            f"had losses or gradients that are not finite ({culprits or 'on another rank'}); lower "
+            "optim.lr or the weight of that loss, set optim.max_grad_norm, and resume from the last "
+            "checkpoint"
         )
 
 
@@ -73,7 +77,7 @@ def _finite_everywhere(values: Tensor) -> bool:
 
 
 def _not_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> str:
-    """Names of losses and of some gradients that are not finite on this rank."""
+    """Names of losses and of some gradients that are not finite on this rank, if any."""
     bad_losses = [name for name, loss in losses.items() if not torch.isfinite(loss)]
     bad_gradients = [
         name
@@ -82,4 +86,4 @@ def _not_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> str:
     ]
     shown = [*bad_losses, *(f"gradient of {name}" for name in bad_gradients[:3])]
     more = len(bad_gradients) - 3
-    return ", ".join(shown) + (f" and {more} more gradients" if more > 0 else "") or "nothing"
+    return ", ".join(shown) + (f" and {more} more gradients" if more > 0 else "")

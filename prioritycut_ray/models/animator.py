@@ -1,6 +1,7 @@
 """Detector and generator as one module with one forward pass a training step.
 
-DistributedDataParallel allows one forward of a module per backward, so all that the generator's
+With several forwards before a backward, DistributedDataParallel overwrites batch statistics between
+them (older torch refuses it, newer torch does it in silence), so all that the generator's
 step needs from the trained networks comes out of :meth:`Animator.forward`.
 """
 
