@@ -63,8 +63,7 @@ def apply_gradients(
         raise UserError(
             f"training stopped at step {state.step}: {in_a_row} updates in a row of the {network} "
             f"had losses or gradients that are not finite ({culprits or 'on another rank'}); lower "
-            "optim.lr or the weight of that loss, set optim.max_grad_norm, and resume from the last "
-            "checkpoint"
+            "optim.lr or the weight of that loss, set optim.max_grad_norm, and resume"
         )
 
 
