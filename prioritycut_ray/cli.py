@@ -3,6 +3,8 @@
 import errno
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +55,8 @@ def quickstart(
     """Run the whole job on synthetic puppets: shard, train, evaluate, animate."""
     from prioritycut_ray.quickstart import run_quickstart
 
-    run_quickstart(out, overrides or [], console)
+    with _writing_to(out):
+        run_quickstart(out, overrides or [], console)
 
 
 @app.command("shard", epilog="Example: `prioritycut shard clips/ --out data --size 256`")
@@ -69,7 +72,8 @@ def shard_verb(
     """Crop, resize and pack videos into WebDataset shards."""
     from prioritycut_ray.commands.shard import shard
 
-    shard(videos, out, size=size, console=console)
+    with _writing_to(out):
+        shard(videos, out, size=size, console=console)
 
 
 @app.command(
@@ -107,7 +111,8 @@ def evaluate_verb(
     """Rebuild held-out clips from their first frame and score them."""
     from prioritycut_ray.commands.evaluate import evaluate
 
-    evaluate(run, data, split=split, out=out, console=console)
+    with _writing_to(out or run):
+        evaluate(run, data, split=split, out=out, console=console)
 
 
 @app.command(
@@ -131,7 +136,8 @@ def animate_verb(
     """Move a source image like a driving video."""
     from prioritycut_ray.commands.animate import animate
 
-    animate(run, source, driving, out, relative=relative, adapt_scale=adapt_scale)
+    with _writing_to(out):
+        animate(run, source, driving, out, relative=relative, adapt_scale=adapt_scale)
     console.print(f"Animation: {out}")
 
 
@@ -147,7 +153,8 @@ def import_fomm(
     """Turn published First Order Motion weights into a run that animates, evaluates and trains."""
     from prioritycut_ray.reference import import_checkpoint
 
-    report = import_checkpoint(file, out)
+    with _writing_to(out):
+        report = import_checkpoint(file, out)
     for note in report.notes:
         console.print(f"note: {note}")
     console.print(
@@ -155,6 +162,19 @@ def import_fomm(
         f"Train: prioritycut train {report.checkpoint / 'config.yaml'} data.url=DATA",
         sep="\n",
     )
+
+
+@contextmanager
+def _writing_to(place: str | Path) -> Iterator[None]:
+    """Name the place where a full disk stopped the body: the system's error does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(
+                f"{place}: no space left on its disk; free some and run the same command again"
+            ) from error
+        raise
 
 
 def main() -> None:
@@ -172,9 +192,6 @@ def explain(error: Exception) -> str:
     """One line on an error: the thing, the reason, and the way out."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = error.filename or "the disk"
-        return f"{where}: no space left; free some and run the same command again"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     reason = (str(error).strip().splitlines() or [""])[0]

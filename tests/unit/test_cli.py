@@ -15,6 +15,7 @@ from rich.console import Console
 from prioritycut_ray import cli
 from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import Config
+from prioritycut_ray.errors import UserError
 from prioritycut_ray.state import new_state
 
 VERBS = ["quickstart", "shard", "train", "evaluate", "animate", "import-fomm"]
@@ -179,3 +180,11 @@ def test_animate_writes_a_playable_mp4(
     frames = list(frames_upright(out))
     assert len(frames) == len(list(frames_upright(driving)))
     assert frames[0].shape == (32, 32, 3)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path) -> None:
+    out = tmp_path / "full.mp4"
+    out.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"full\.mp4: no space left"), cli._writing_to(out):
+        out.write_bytes(b"data")
