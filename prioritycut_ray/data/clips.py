@@ -23,9 +23,10 @@ from tenacity import (
     wait_exponential,
 )
 
-from prioritycut_ray.data.inputs import Box, Entry, is_url, opened
+from prioritycut_ray.data.inputs import Box, Entry, is_url, opened, printable
 from prioritycut_ray.data.scenes import Frame, count_and_cuts, even_length, numbered_segments
 from prioritycut_ray.data.video import (
+    Source,
     VideoError,
     VideoInfo,
     center_square,
@@ -127,14 +128,13 @@ def make_part(entry: Entry, recipe: Recipe) -> bytes:
     Raises:
         VideoError: if it cannot be used; trying again would not help.
     """
-    with _at_hand(entry) as file:
-        info = probe(file)
-        file.seek(0)
+    with _at_hand(entry) as source:
+        info = probe(source)
         if not recipe.copy:
-            return _encoded(file, info, entry, recipe)
+            return _encoded(source, info, entry, recipe)
         if entry.box is not None:
             raise VideoError(entry.shown, "cannot be copied: the manifest gives a box to cut out")
-        return _copied(file, info, recipe)
+        return _copied(source, info, recipe)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -143,14 +143,16 @@ def make_part(entry: Entry, recipe: Recipe) -> bytes:
 
 
 @contextmanager
-def _at_hand(entry: Entry) -> Iterator[io.BufferedIOBase]:
-    """Open a video as a file of its own; bytes from afar or out of a tar are copied first."""
+def _at_hand(entry: Entry) -> Iterator[Source]:
+    """Have a video as a file of its own; bytes from afar or out of a tar are copied first."""
     try:
         if is_url(entry.source) or entry.span is not None:
             with tempfile.TemporaryFile() as copy:
                 _fetch(entry, copy)
                 yield copy
-        else:
+        elif printable(entry.source) == entry.source:
+            yield entry.source
+        else:  # The decoder takes no name that is not Unicode.
             with open(entry.source, "rb") as file:
                 yield file
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
@@ -188,12 +190,12 @@ def _copy_bytes(source: IO[bytes], target: IO[bytes], entry: Entry) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _encoded(file: io.BufferedIOBase, info: VideoInfo, entry: Entry, recipe: Recipe) -> bytes:
+def _encoded(source: Source, info: VideoInfo, entry: Entry, recipe: Recipe) -> bytes:
     longest = even_length(info.packets, recipe.max_frames)
     segments: list[Segment] = []
     clips: list[bytes] = []
     frames = left_out = 0
-    squares = _squares(file, entry.box, recipe.size)
+    squares = _squares(source, entry.box, recipe.size)
     for _, group in itertools.groupby(numbered_segments(squares, longest), lambda item: item[0]):
         # Frames are encoded as they come: a whole video would not fit into memory.
         encoded = io.BytesIO()
@@ -214,8 +216,8 @@ def _encoded(file: io.BufferedIOBase, info: VideoInfo, entry: Entry, recipe: Rec
     return write_part(_outcome(info, segments, notes), clips)
 
 
-def _squares(file: io.BufferedIOBase, box: Box | None, size: int) -> Iterator[Frame]:
-    for frame in frames_upright(file):
+def _squares(source: Source, box: Box | None, size: int) -> Iterator[Frame]:
+    for frame in frames_upright(source):
         yield resize(center_square(frame if box is None else _boxed(frame, box)), size)
 
 
@@ -227,12 +229,11 @@ def _boxed(frame: Frame, box: Box) -> Frame:
     return frame[box.top : box.bottom, box.left : box.right]
 
 
-def _copied(file: io.BufferedIOBase, info: VideoInfo, recipe: Recipe) -> bytes:
-    shown, cuts = count_and_cuts(_squares(file, None, recipe.size))
+def _copied(source: Source, info: VideoInfo, recipe: Recipe) -> bytes:
+    shown, cuts = count_and_cuts(_squares(source, None, recipe.size))
     if shown < 2:
         raise VideoError("video", TOO_SHORT)
-    file.seek(0)
-    copied = copy_stream(file, recipe.size)
+    copied = copy_stream(source, recipe.size)
     if shown != copied.frames:
         hidden = f"{copied.frames - shown} of its {copied.frames} frames are hidden"
         raise VideoError("video", f"cannot be copied: {hidden} by an edit list")

@@ -171,7 +171,9 @@ def read_clip(url: str, clip: Clip) -> bytes:
     """
     fs, root = filesystem(url)
     try:
-        data: bytes = fs.cat_file(f"{root}/{clip.shard}", clip.offset, clip.offset + clip.size)
+        data: bytes = fs.cat_file(
+            f"{root}/{clip.shard}", start=clip.offset, end=clip.offset + clip.size
+        )
     except FileNotFoundError:
         raise ShardError(_no_clip(url, clip, "the shard is missing")) from None
     if len(data) < clip.size:

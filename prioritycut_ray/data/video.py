@@ -37,6 +37,8 @@ LARGEST_SIDE = 16384
 INDEXED_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 SIZE_STEP = 32
 FALLBACK_FPS = 25.0
+# A damaged file may ask for a place before its start, of which a Python file complains itself.
+_ERRORS = (av.FFmpegError, OSError)
 # WebM declares no number of frames; its duration is trusted this far, as the last may be long.
 SLACK_SECONDS = 1.0
 
@@ -102,7 +104,7 @@ def frames_upright(source: Source) -> Iterator[Frame]:
                         raise VideoError(_name(source), _damage(decoded, "a frame is damaged"))
                     yield _displayed(frame, aspect)
                     decoded += 1
-        except av.FFmpegError as error:
+        except _ERRORS as error:
             reason = _damage(decoded, error.strerror or "unknown error")
             raise VideoError(_name(source), reason) from None
         declared, duration = _declared_packets(container), _declared_seconds(container)
@@ -139,7 +141,7 @@ def probe(source: Source) -> VideoInfo:
                 packets += packet.size > 0
                 if packet.pts is not None:
                     times.append(packet.pts)
-        except av.FFmpegError:
+        except _ERRORS:
             return VideoInfo(fps, variable_rate=False, packets=packets)
     times.sort()
     steps = np.diff(times)
@@ -170,7 +172,7 @@ def copy_stream(source: Source, size: int) -> Copied:
         size: side of the frames in pixels.
 
     Raises:
-        VideoError: if the stream is not what training reads: H.264, yuv420p, square pixels, upright,
+        VideoError: if it is not what training reads: H.264, yuv420p, square pixels, upright,
             ``size`` by ``size``.
     """
     with _opened(source) as container:
@@ -322,9 +324,11 @@ def _opened(source: Source) -> Iterator[InputContainer]:
     # "file:" keeps FFmpeg from reading a protocol or a pattern out of a name, and the whitelist
     # keeps a playlist dressed up as a video from fetching anything.
     file: Any = f"file:{source}" if isinstance(source, str | Path) else source
+    if not isinstance(source, str | Path):
+        source.seek(0)
     try:
         container = av.open(file, options={"protocol_whitelist": "file"})
-    except av.FFmpegError as error:
+    except _ERRORS as error:
         raise VideoError(_name(source), _why_not_opened(source, error)) from None
     with container:
         if not container.streams.video:
@@ -332,8 +336,9 @@ def _opened(source: Source) -> Iterator[InputContainer]:
         yield container
 
 
-def _why_not_opened(source: Source, error: av.FFmpegError) -> str:
-    if not isinstance(error, av.InvalidDataError):
+def _why_not_opened(source: Source, error: av.FFmpegError | OSError) -> str:
+    is_path = isinstance(source, str | Path)
+    if is_path and not isinstance(error, av.InvalidDataError):
         return error.strerror or "cannot be opened"
     if _size(source) == 0:
         return "is empty (0 bytes)"
