@@ -203,9 +203,10 @@ def _walk(root: Path) -> Iterator[Path | Rejected]:
 def _in_glob(pattern: Path) -> list[Entry | Rejected]:
     plain = [*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)]
     root, rest = Path(*plain), pattern.parts[len(plain) :]
-    # pathlib's, unlike glob's, does not run in circles through links.
+    # pathlib's, unlike glob's, does not run in circles through links; nor may what it matches.
     matches = [*root.glob(str(Path(*rest)))]
-    below = (item for path in matches if path.is_dir() for item in _walk(path))
+    folders = (path for path in matches if path.is_dir() and not path.is_symlink())
+    below = (item for path in folders for item in _walk(path))
     return _wanted(root, itertools.chain((path for path in matches if not path.is_dir()), below))
 
 
@@ -307,7 +308,8 @@ def _in_manifest(manifest: str) -> list[Entry | Rejected]:
     shown = printable(manifest)
     try:
         with opened(Entry(manifest, "", "")) as file:
-            rows = list(csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline="")))
+            text = file.read().decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{shown}: is no csv in UTF-8 ({error})") from None
     if not rows or "file" not in rows[0]:

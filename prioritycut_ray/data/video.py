@@ -37,6 +37,12 @@ LARGEST_SIDE = 16384
 INDEXED_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 SIZE_STEP = 32
 FALLBACK_FPS = 25.0
+# Files that hold frames themselves: a playlist dressed up as a video must open and fetch nothing.
+_FORMATS = (
+    "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,"
+    "h264,hevc,av1,obu,m4v,mjpeg,dv,rm,swf,wtv"
+)
+_OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 # A damaged file may ask for a place before its start, of which a Python file complains itself.
 _ERRORS = (av.FFmpegError, OSError)
 # WebM declares no number of frames; its duration is trusted this far, as the last may be long.
@@ -321,13 +327,12 @@ def resize(frame: Frame, size: int) -> Frame:
 @contextmanager
 def _opened(source: Source) -> Iterator[InputContainer]:
     """Open a container that has a video stream."""
-    # "file:" keeps FFmpeg from reading a protocol or a pattern out of a name, and the whitelist
-    # keeps a playlist dressed up as a video from fetching anything.
+    # "file:" keeps FFmpeg from reading a protocol or a pattern out of a name.
     file: Any = f"file:{source}" if isinstance(source, str | Path) else source
     if not isinstance(source, str | Path):
         source.seek(0)
     try:
-        container = av.open(file, options={"protocol_whitelist": "file"})
+        container = av.open(file, options=_OPEN_OPTIONS)
     except _ERRORS as error:
         raise VideoError(_name(source), _why_not_opened(source, error)) from None
     with container:
@@ -338,7 +343,9 @@ def _opened(source: Source) -> Iterator[InputContainer]:
 
 def _why_not_opened(source: Source, error: av.FFmpegError | OSError) -> str:
     is_path = isinstance(source, str | Path)
-    if is_path and not isinstance(error, av.InvalidDataError):
+    # EINVAL is how FFmpeg refuses a format that is not on the list.
+    no_video = isinstance(error, av.InvalidDataError | av.EOFError | av.ArgumentError)
+    if is_path and not no_video:
         return error.strerror or "cannot be opened"
     if _size(source) == 0:
         return "is empty (0 bytes)"

@@ -124,17 +124,6 @@ def test_unusual_videos_become_ordinary_clips(
     assert read_all(clip, 64).shape == (9, 64, 64, 3)
 
 
-def test_two_sizes_in_one_stream_are_scaled_each(tmp_path: Path) -> None:
-    """Joined transport streams do that."""
-    joined = b""
-    for side in (64, 96):
-        joined += muxed(tmp_path / "one.ts", film(8, side, side), "mpeg2video").read_bytes()
-    (tmp_path / "two.mpg").write_bytes(joined)
-    found = outcome(tmp_path / "two.mpg")
-    assert found.rejected == ""
-    assert sum(segment.frames for segment in found.segments) == 16
-
-
 def test_video_cut_anywhere_is_rejected_in_words(tmp_path: Path) -> None:
     for faststart in (True, False):
         whole = written(tmp_path / "a.mp4", film(30)).read_bytes()
@@ -144,7 +133,7 @@ def test_video_cut_anywhere_is_rejected_in_words(tmp_path: Path) -> None:
         for length in range(0, len(whole) - 20, max(1, len(whole) // 12)):
             cut.write_bytes(whole[:length])
             reason = outcome(cut).rejected
-            assert reason.startswith(("is empty", "is no video", "is damaged", "has no video"))
+            assert reason.startswith(("is empty", "is no video", "is damaged", "has no "))
             # The bytes of a tar or from afar take another way in.
             assert outcome(cut, span=Span(0, length)).rejected.startswith(reason[:9])
 
