@@ -113,7 +113,9 @@ def test_a_failure_on_a_worker_is_told_in_one_line(shards_copy: Path, tmp_path: 
     assert "\n" not in message
     assert "rank" in message
     assert "cannot be read" in message
-    assert "resumes" in message
+    assert "bad data" in message
+    assert "last checkpoint: none yet; resume with: " in message
+    assert caught.value.exit_code == 65
     assert any("rank" in line and "is replaced by another one" in line for line in warnings)
 
 
