@@ -46,7 +46,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     console.print(f"[3/5] training with Ray Train on {config.train.workers} workers")
     run = train(config)
     console.print("[4/5] evaluating on clips that it has not seen")
-    evaluate(run, str(data), split="test", out=out / "evaluation", console=console)
+    evaluate(run, str(data), out=out / "evaluation", console=console)
     console.print("[5/5] animating one puppet by another")
     source, driving = videos[-2:]
     animation = out / "animation.mp4"
