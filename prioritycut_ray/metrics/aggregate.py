@@ -180,7 +180,7 @@ def _estimate_over_frames(key: str, groups: Sequence[Group], identities: Sequenc
 
 
 def _counted(groups: Sequence[Group]) -> int:
-    return sum(group[0].denominator.sum() > 0 for group in groups)
+    return sum(group[0].sums()[1] > 0 for group in groups)
 
 
 def _bootstrapped(
