@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test test-slow test-cluster check bench clean
 
 quickstart: .venv/ready  ## The main job on synthetic puppets: minutes on two CPU cores.
 	$(BIN)/prioritycut quickstart
 
-test: .venv/ready-dev  ## All tests.
+test: .venv/ready-dev  ## The tests, in minutes.
 	$(BIN)/python -m pytest
+
+test-slow: .venv/ready-dev  ## The long scenarios: real deaths of processes and nodes, whole searches.
+	$(BIN)/python -m pytest -m slow --timeout 1200
+
+test-cluster: .venv/ready-dev  ## Several hosts on this machine, as network namespaces.
+	$(BIN)/python -m pytest -m cluster --timeout 3600
 
 check: .venv/ready-dev  ## Lint, format, types, import layers, hooks.
 	$(BIN)/ruff check .

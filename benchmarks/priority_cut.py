@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import typer
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from prioritycut_ray import priority_cut
 from prioritycut_ray.checkpoint import find_checkpoint, load_animator
@@ -144,8 +145,12 @@ def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
     for truth in _puppet_pairs(clips, config.data.size, seed):
         with torch.inference_mode():
             motion = animator(truth.pair)[0].motion
+        ours = _foreground(motion, mixing, config.data.size)
         targets = {
-            "dis-occluded foreground": truth.disoccluded & truth.foreground,
+            "dis-occluded and foreground as the method has it (M_bg below the threshold)": (
+                truth.disoccluded & ours
+            ),
+            "dis-occluded and on the puppet": truth.disoccluded & truth.foreground,
             "dis-occluded, of any kind": truth.disoccluded,
         }
         for name, mask in _masks(motion, mixing, config.data.size, random).items():
@@ -169,6 +174,12 @@ def _puppet_pairs(clips: int, size: int, seed: int) -> Iterator[Truth]:
             truth = (foreground(clip, driving), disoccluded(clip, source, driving))
             masks = (torch.from_numpy(mask)[None, None] for mask in truth)
             yield Truth(FramePair(frames[:1], frames[1:]), *masks)
+
+
+def _foreground(motion: DenseMotion, mixing: PriorityCutConfig, size: int) -> Tensor:
+    """The foreground that the mask chooses from (method §4, step 1), at image size."""
+    below = motion.mask[:, :1] < mixing.background_threshold
+    return interpolate(below.float(), size=(size, size), mode="nearest").bool()
 
 
 def _masks(
