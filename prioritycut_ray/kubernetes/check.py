@@ -1,8 +1,8 @@
 """What is wrong with a manifest, found without a cluster.
 
-Three layers: the closed schemas (KubeRay's here, Kubernetes' from ``kubernetes-validate``), KubeRay's
-CEL rules, and what only the operator, the API server or a failing job would say otherwise: these
-follow ``ValidateRayClusterSpec`` and ``ValidateRayJobSpec`` of KubeRay v1.7.
+Three layers: the closed schemas (KubeRay's here, Kubernetes' from ``kubernetes-validate``), the CEL
+rules of KubeRay, and what only the operator, the API server or a failing job would say otherwise:
+these follow ``ValidateRayClusterSpec`` and ``ValidateRayJobSpec`` of KubeRay v1.7.
 """
 
 import re

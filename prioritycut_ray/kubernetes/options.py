@@ -10,8 +10,9 @@ from prioritycut_ray.config import Count, Section
 RAY_VERSION = "2.60.0"
 """Of the image and of the manifests; the Dockerfile's ARG is the same, and a test keeps it so."""
 
+
 def image_ray_version(image: str) -> str | None:
-    """The Ray version that an image's tag names (``…-ray2.60.0-cu126``, ``rayproject/ray:2.60.0``)."""
+    """The Ray version that an image's tag names: ``…-ray2.60.0-cu126``, ``rayproject/ray:2.60.0``."""
     name, _, tag = image.rsplit("/", 1)[-1].partition(":")
     match = re.search(r"ray[-_]?(\d+\.\d+\.\d+)", tag)
     if match is None and name in ("ray", "ray-ml"):
@@ -79,7 +80,7 @@ class ManifestOptions(Section):
     """Between the notice that a pod ends and its end: a checkpoint is written in it."""
     spot: bool = True
     """Workers may run on machines that the cloud can take back."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
     """Of workers, such as a GPU type."""
 
     queue: str | None = None

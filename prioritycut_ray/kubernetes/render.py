@@ -30,13 +30,14 @@ def render(options: ManifestOptions) -> dict[str, str]:
         "cronjob-retrain.yaml": _retrain_cron(options),
         "raycronjob-retrain.yaml": [_ray_cron_job(options)],
     }
-    return {name: _HEADER + _to_yaml(objects) for name, objects in files.items()}
+    return {name: _HEADER + to_yaml(objects) for name, objects in files.items()}
 
 
 _HEADER = "# Rendered by `prioritycut k8s render`; change its options, not this file.\n"
 
 
-def _to_yaml(objects: list[Object]) -> str:
+def to_yaml(objects: list[Object]) -> str:
+    """Objects as YAML documents."""
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=100)
 
 
@@ -182,9 +183,7 @@ def _head_pod(options: ManifestOptions) -> Object:
         # How long a stopped job may save before it is killed; Ray's own value is 3 seconds.
         {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(save_s)}
     ]
-    container["ports"] = [
-        {"name": name, "containerPort": port} for name, port in _PORTS.items()
-    ]
+    container["ports"] = [{"name": name, "containerPort": port} for name, port in _PORTS.items()]
     return _pod(
         options,
         "head",
@@ -287,7 +286,7 @@ def _submitter(options: ManifestOptions) -> Object:
 
 # What all pods have.
 
-_CONTAINER_SECURITY = {
+_CONTAINER_SECURITY: Object = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
 }
@@ -512,10 +511,10 @@ def _retrain_cron(options: ManifestOptions) -> list[Object]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(options, "-retrain"),
-        "data": {"rayjob.yaml": _to_yaml([job])},
+        "data": {"rayjob.yaml": to_yaml([job])},
     }
     seconds = options.max_hours * 3600 + _START_DEADLINE_S
-    status = f"--for=jsonpath={{.status.%s}}"
+    status = "--for=jsonpath={.status.%s}"
     steps = {
         "remove-last-night": ["delete", f"rayjob/{name}", "--ignore-not-found"],
         "create": ["create", "--filename=/manifest/rayjob.yaml"],

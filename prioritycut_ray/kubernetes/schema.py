@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import celpy
+from celpy.adapter import json_to_cel
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
 from kubernetes_validate.utils import schema_contents
@@ -18,7 +19,7 @@ from referencing import Registry, Resource
 
 _INT32 = {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}
 _QUANTITY = {"type": ["string", "number"]}
-_SCALARS: dict[str, dict[str, Any]] = {
+SCALARS: dict[str, dict[str, Any]] = {
     "string": {"type": "string"},
     "boolean": {"type": "boolean"},
     "integer": _INT32,
@@ -100,7 +101,7 @@ def _field_schema(kind: str) -> dict[str, Any]:
         return {"type": "array", "items": _field_schema(kind[:-1])}
     if kind.startswith("io.k8s."):
         return _core(kind)
-    return dict(_SCALARS.get(kind) or {"$ref": f"#/$defs/{kind}"})
+    return dict(SCALARS.get(kind) or {"$ref": f"#/$defs/{kind}"})
 
 
 def _core(kind: str) -> dict[str, Any]:
@@ -132,14 +133,14 @@ def errors(kind: str, document: dict[str, Any]) -> Iterator[ValidationError]:
 def broken_rules(kind: str, value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Where the CEL rules do not hold: (path, message); the value fits the schema of its kind."""
     for rule in facts().rules.get(kind, ()):
-        if not rule.expression.evaluate({"self": celpy.json_to_cel(value)}):
+        if not rule.expression.evaluate({"self": json_to_cel(value)}):
             yield path, rule.message
     for field, field_kind in facts().types.get(kind, {}).items():
         if field not in value:
             continue
         place, child = f"{path}.{field}".lstrip("."), value[field]
         for rule in facts().rules.get(f"{kind}.{field}", ()):
-            if not rule.expression.evaluate({"self": celpy.json_to_cel(child)}):
+            if not rule.expression.evaluate({"self": json_to_cel(child)}):
                 yield place, rule.message
         if field_kind.endswith("*") and isinstance(child, list):
             for index, item in enumerate(child):
