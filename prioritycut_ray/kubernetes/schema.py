@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import celpy
-from celpy.adapter import json_to_cel
 import yaml
+from celpy.adapter import json_to_cel
 from jsonschema import Draft202012Validator, ValidationError
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource

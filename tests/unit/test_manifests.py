@@ -269,8 +269,12 @@ MISTAKES: dict[str, tuple[Callable[[Object], None], str]] = {
         "takes 105 s, the pod's grace is 60 s",
     ),
     "too many workers": (
-        put(spec, "entrypoint", "prioritycut train vox256 storage=s3://b/r data.url=s3://b/d "
-            "train.workers=8 train.use_gpu=yes"),
+        put(
+            spec,
+            "entrypoint",
+            "prioritycut train vox256 storage=s3://b/r data.url=s3://b/d "
+            "train.workers=8 train.use_gpu=yes",
+        ),
         "train.workers=8 of 1 CPU and a GPU each: the worker groups have room for 4",
     ),
     "no gpus": (
@@ -419,7 +423,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "amount"),
-    [("500m", 0.5), ("2", 2), ("1.5", 1.5), ("1Ki", 1024), ("1k", 1000), ("1e3", 1000), ("1E", 1e18)],
+    [
+        ("500m", 0.5),
+        ("2", 2),
+        ("1.5", 1.5),
+        ("1Ki", 1024),
+        ("1k", 1000),
+        ("1e3", 1000),
+        ("1E", 1e18),
+    ],
 )
 def test_quantities(text: str, amount: float) -> None:
     parsed = parse_quantity(text)
@@ -437,6 +449,8 @@ def test_every_type_of_the_facts_is_known() -> None:
     for fields in facts.types.values():
         for kind in fields.values():
             name = kind.rstrip("*")
-            assert name.startswith("io.k8s.") or name in schema.SCALARS or name in (
-                facts.schema["$defs"]
+            assert (
+                name.startswith("io.k8s.")
+                or name in schema.SCALARS
+                or name in (facts.schema["$defs"])
             ), name
