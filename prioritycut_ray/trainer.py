@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,6 +16,7 @@ from prioritycut_ray.data.shards import ClipIndex
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.meter import Meter
 from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.precision import resolve_precision
 from prioritycut_ray.state import TrainState, new_state, set_learning_rates
 from prioritycut_ray.steps import (
     build_perceptual,
@@ -50,10 +52,11 @@ def train(
         checkpoint: directory to resume from, or None to start afresh.
         report: called on every rank with metrics and, at checkpoints, the state.
     """
+    config = agree_on_precision(config, worker)
     state = new_state(config, worker.device)
     if checkpoint is not None:
         load_checkpoint(state, checkpoint)
-    perceptual = build_perceptual(config).to(worker.device)
+    perceptual = build_perceptual(config, worker.device)
     animator, discriminator = distribute(state, worker)
     tracker = Tracker(tensorboard, first_step=state.step) if worker.rank == 0 else None
     meter = Meter(worker)
@@ -87,6 +90,18 @@ def train(
             report(scalars | progress, state if save else None)
     if tracker:
         tracker.close()
+
+
+def agree_on_precision(config: Config, worker: Worker) -> Config:
+    """With ``train.precision: auto`` replaced by bfloat16 if every rank has it, else float32."""
+    precision = resolve_precision(config.train.precision, worker.device)
+    if worker.world_size > 1:
+        everywhere = torch.tensor(float(precision == "bfloat16"), device=worker.device)
+        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        precision = "bfloat16" if everywhere else "float32"
+    return config.model_copy(
+        update={"train": config.train.model_copy(update={"precision": precision})}
+    )
 
 
 def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]:

@@ -61,13 +61,26 @@ class Animator(nn.Module):
 
     def animate(
         self,
-        source: Float[Tensor, "B 3 H W"],
+        source: Float[Tensor, "S 3 H W"],
         source_keypoints: Keypoints,
         driving_keypoints: Keypoints,
     ) -> Animation:
-        """Render the source frame with given driving keypoints."""
+        """Render source frames with given driving keypoints.
+
+        Args:
+            source: one frame for each driving frame, or one for all of them (S = 1).
+            source_keypoints: of as many frames.
+            driving_keypoints: of B driving frames.
+        """
+        features = self.generator.encode(source)
+        if len(source) == 1 < len(driving_keypoints.value):
+            count = len(driving_keypoints.value)
+            source, features, *keypoints = (
+                x.expand(count, *x.shape[1:]) for x in (source, features, *source_keypoints)
+            )
+            source_keypoints = Keypoints(*keypoints)
         motion = self.dense_motion(source, source_keypoints, driving_keypoints)
-        prediction = self.generator(source, motion)
+        prediction = self.generator.decode(features, motion)
         return Animation(prediction, source_keypoints, driving_keypoints, motion)
 
     def forward(
