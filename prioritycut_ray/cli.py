@@ -141,6 +141,164 @@ def animate_verb(
     console.print(f"Animation: {out}")
 
 
+jobs_app = typer.Typer(
+    no_args_is_help=True, help="Look at, follow and stop the jobs of a Ray cluster."
+)
+k8s_app = typer.Typer(no_args_is_help=True, help="Render and check manifests for KubeRay.")
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(k8s_app, name="k8s")
+
+Address = Annotated[
+    str,
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="The dashboard of the cluster's head, http://HOST:8265.",
+    ),
+]
+JobId = Annotated[str, typer.Argument(help="As `prioritycut submit` printed it.", metavar="JOB")]
+OptionsFile = Annotated[
+    str | None, typer.Option("--options", help="YAML file of options of the manifests.")
+]
+_LOCAL_ADDRESS = "http://127.0.0.1:8265"
+
+
+@app.command(
+    "submit",
+    epilog="Example: `prioritycut submit vox256 name=vox storage=s3://b/runs data.url=s3://b/data "
+    "--address http://127.0.0.1:8265`",
+)
+def submit_verb(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
+    overrides: Overrides = None,
+    address: Address = _LOCAL_ADDRESS,
+    env: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the job.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="What not to send, as in .gitignore.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be sent and stop.")
+    ] = False,
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="Create a RayJob by kubectl, with its own cluster.")
+    ] = False,
+    options: OptionsFile = None,
+    debug: Debug = False,
+) -> None:
+    """Train on a cluster that runs elsewhere; the same run name resumes.
+
+    The working directory travels along, without what .gitignore and .rayignore name. The exit
+    code is that of the training itself.
+    """
+    if kubernetes:
+        from prioritycut_ray.commands import k8s
+
+        k8s.submit(config, overrides or [], options=options, dry_run=dry_run, console=console)
+        return
+    from prioritycut_ray.commands.submit import submit
+
+    code = submit(
+        config,
+        overrides or [],
+        address=address,
+        excludes=exclude or [],
+        environment=env or [],
+        detach=detach,
+        dry_run=dry_run,
+        console=console,
+    )
+    raise typer.Exit(code)
+
+
+@jobs_app.command("status", epilog="Example: `prioritycut jobs status`")
+def jobs_status(
+    job: Annotated[str | None, typer.Argument(help="A job; all if not given.")] = None,
+    address: Address = _LOCAL_ADDRESS,
+    debug: Debug = False,
+) -> None:
+    """Show a job, or all jobs of a cluster."""
+    from prioritycut_ray.commands.submit import show_status
+    from prioritycut_ray.jobs import Cluster
+
+    show_status(Cluster(address), job, console)
+
+
+@jobs_app.command("logs", epilog="Example: `prioritycut jobs logs vox-1a2b3c4d --follow`")
+def jobs_logs(
+    job: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    address: Address = _LOCAL_ADDRESS,
+    debug: Debug = False,
+) -> None:
+    """Print what a job has printed; with --follow end with its exit code."""
+    from prioritycut_ray.commands.submit import report_end
+    from prioritycut_ray.jobs import Cluster
+
+    cluster = Cluster(address)
+    if not follow:
+        console.print(cluster.logs(job), end="", markup=False)
+        return
+    ended = cluster.follow(job, lambda text: console.print(text, end="", markup=False))
+    raise typer.Exit(report_end(ended, console))
+
+
+@jobs_app.command("stop", epilog="Example: `prioritycut jobs stop vox-1a2b3c4d`")
+def jobs_stop(job: JobId, address: Address = _LOCAL_ADDRESS, debug: Debug = False) -> None:
+    """End a job: it saves, and the same submission resumes it."""
+    from prioritycut_ray.commands.submit import stop
+    from prioritycut_ray.jobs import Cluster
+
+    stop(Cluster(address), job, console)
+
+
+@jobs_app.command("interrupt", epilog="Example: `prioritycut jobs interrupt --seconds 100`")
+def jobs_interrupt(
+    seconds: Annotated[float, typer.Option(help="To wait for them.")] = 100,
+    address: Address = _LOCAL_ADDRESS,
+    debug: Debug = False,
+) -> None:
+    """On a head that is about to go: let its jobs save and fail, so that they are retried."""
+    from prioritycut_ray.commands.submit import interrupt
+    from prioritycut_ray.jobs import Cluster
+
+    interrupt(Cluster(address), seconds, console)
+
+
+@k8s_app.command("render", epilog="Example: `prioritycut k8s render max_workers=8 --out cluster`")
+def k8s_render(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes to the options as `key=value`.", metavar="KEY=VALUE"),
+    ] = None,
+    options: OptionsFile = None,
+    out: Annotated[Path, typer.Option(help="Folder of the manifests.")] = Path("cluster"),
+    show_options: Annotated[
+        bool, typer.Option("--show-options", help="Print the options as YAML and stop.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write the manifests: cluster, training, search, nightly retraining."""
+    from prioritycut_ray.commands import k8s
+
+    chosen = k8s.load_options(options, overrides or [])
+    if show_options:
+        sys.stdout.write(k8s.describe(chosen))
+        return
+    with _writing_to(out):
+        k8s.render_files(chosen, out, console)
+
+
+@k8s_app.command("validate", epilog="Example: `prioritycut k8s validate cluster/*.yaml`")
+def k8s_validate(
+    files: Annotated[list[Path], typer.Argument(help="Manifests.", metavar="FILE...")],
+    debug: Debug = False,
+) -> None:
+    """Check manifests without a cluster: schema, KubeRay's rules, and what jobs ask for."""
+    from prioritycut_ray.commands import k8s
+
+    k8s.validate(files, console)
+
+
 @app.command(
     "import-fomm",
     epilog="Example: `prioritycut import-fomm vox-adv-cpk.pth.tar --out runs/vox-adv`",

@@ -9,10 +9,17 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from prioritycut_ray.errors import UserError
 
@@ -22,10 +29,21 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _word(value: Any) -> Any:
+    """YAML 1.1 reads ``yes`` and ``no`` as booleans."""
+    return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+
+
+AutoYesNo = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)]
+
+
 class Section(BaseModel):
     """A part of the tree: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class HourglassConfig(Section):
@@ -171,7 +189,7 @@ class TrainConfig(Section):
     """Micro-batches that a worker's share of a batch is cut into."""
     workers: Count = 1
     cpus_per_worker: Count = 1
-    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    use_gpu: AutoYesNo = "auto"
     seed: int = 0
     log_every: Count = 50
     """Steps between scalars."""
@@ -264,11 +282,34 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
     Raises:
         UserError: naming ``source``, each wrong key and its nearest valid one.
     """
+    return parse_section(Config, tree, source)
+
+
+def parse_section(section: type[AnySection], tree: Mapping[str, Any], source: str) -> AnySection:
+    """Validate a tree of plain values as a section that is not :class:`Config`.
+
+    Raises:
+        UserError: naming ``source``, each wrong key and its nearest valid one.
+    """
     try:
-        return Config.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(_describe(dict(item)) for item in error.errors())
+        problems = "; ".join(_describe(dict(item), section) for item in error.errors())
         raise UserError(f"{source}: {problems}") from error
+
+
+def load_section(
+    section: type[AnySection], source: str | None, overrides: Iterable[str] = ()
+) -> AnySection:
+    """Read a section from a YAML file, or from its defaults, and apply overrides.
+
+    Raises:
+        UserError: naming the file, the key, and the way out.
+    """
+    tree = _read_yaml(source) if source else {}
+    for word in overrides:
+        _apply_override(tree, word)
+    return parse_section(section, tree, source or "options")
 
 
 def dump_config(config: Config) -> str:
@@ -318,19 +359,19 @@ def _apply_override(tree: dict[str, Any], word: str) -> None:
     node[leaf] = value
 
 
-def _describe(item: Mapping[str, Any]) -> str:
+def _describe(item: Mapping[str, Any], root: type[BaseModel]) -> str:
     """One validation problem in words."""
     location = [part for part in item["loc"] if isinstance(part, str)]
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_suggestion(location)}"
+        return f"unknown key {key!r}{_suggestion(location, root)}"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{key}={item['input']!r}: {message}" if key else message
 
 
-def _suggestion(location: list[str]) -> str:
+def _suggestion(location: list[str], root: type[BaseModel]) -> str:
     *parents, wrong = location
-    section: type[BaseModel] = Config
+    section = root
     for parent in parents:
         section = _section_type(section.model_fields[parent].annotation) or section
     near = difflib.get_close_matches(wrong, section.model_fields, n=1, cutoff=0)

@@ -6,11 +6,15 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from rich.console import Console
 
+from prioritycut_ray import cli
 from prioritycut_ray.config import Config, load_config
 
 TINY = Path(__file__).parent / "data" / "tiny.yaml"
@@ -62,3 +66,43 @@ def shards(tmp_path_factory: pytest.TempPathFactory, puppet_videos: Path, local_
 def shards_copy(shards: Path, tmp_path: Path) -> Path:
     """A copy of the shards that a test may damage."""
     return Path(shutil.copytree(shards, tmp_path / "data"))
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def prioritycut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Result]:
+    """Runs the command line's own entry point, in this process: torch is slow to import."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["prioritycut", *words])
+        monkeypatch.setattr(cli, "_debug", False)
+        monkeypatch.setattr(cli, "console", Console(highlight=False, soft_wrap=True))
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+Prioritycut = Callable[..., Result]
+
+
+def assert_one_line(result: Result, *fragments: str) -> None:
+    assert result.returncode == 1, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for fragment in fragments:
+        assert fragment in lines[0]

@@ -2,54 +2,21 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import ray
 import torch
 import yaml
-from rich.console import Console
 
 from prioritycut_ray import cli
 from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.state import new_state
+from tests.conftest import Prioritycut, Result, assert_one_line
 
-VERBS = ["quickstart", "shard", "train", "evaluate", "animate", "import-fomm"]
-
-
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def prioritycut(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Result]:
-    """Runs the command line's own entry point, in this process: torch is slow to import."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["prioritycut", *words])
-        monkeypatch.setattr(cli, "_debug", False)
-        monkeypatch.setattr(cli, "console", Console(highlight=False, soft_wrap=True))
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return call
-
-
-Prioritycut = Callable[..., Result]
+VERBS = ["quickstart", "shard", "train", "submit", "evaluate", "animate", "import-fomm"]
 
 
 @pytest.fixture
@@ -58,15 +25,6 @@ def run(tiny: Config, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     save_checkpoint(new_state(tiny, torch.device("cpu")), tiny, folder / "step_0000001")
     return folder
-
-
-def assert_one_line(result: Result, *fragments: str) -> None:
-    assert result.returncode == 1, result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    for fragment in fragments:
-        assert fragment in lines[0]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,0 +1,132 @@
+"""``prioritycut submit`` and ``prioritycut jobs``."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from prioritycut_ray.config import Config, load_config, shipped_configs
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.jobs import Cluster, Job, exit_code, pack
+
+_SAVE_SECONDS = "120"
+"""That a stopped job has to write its checkpoint; Ray's own value is 3."""
+
+
+def submit(
+    source: str,
+    overrides: Sequence[str],
+    *,
+    address: str,
+    excludes: Sequence[str],
+    environment: Sequence[str],
+    detach: bool,
+    dry_run: bool,
+    console: Console,
+) -> int:
+    """Send the working directory and the training command to a cluster; follow the job.
+
+    Returns:
+        The exit code of the job's driver; 0 when detached.
+    """
+    here = Path.cwd()
+    config = load_config(source, overrides)
+    check_reachable(source, config, here)
+    command = ["prioritycut", "train", source, *overrides]
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": _SAVE_SECONDS, **_variables(environment)}
+    with tempfile.TemporaryDirectory() as folder:
+        package = pack(here, Path(folder) / "working_dir.zip", excludes)
+        console.print(
+            f"Working directory: {here}, {package.files} files, "
+            f"{package.size_bytes / 2**20:.2f} MiB packed"
+        )
+        console.print(f"Command:           {' '.join(command)}", markup=False)
+        if dry_run:
+            return 0
+        cluster = Cluster(address)
+        job_id = cluster.submit(config.name, command, package=package, environment=variables)
+    console.print(f"Job:               {job_id}")
+    if detach:
+        console.print(f"Follow: prioritycut jobs logs {job_id} --follow --address {address}")
+        return 0
+    try:
+        job = cluster.follow(job_id, lambda text: console.print(text, end="", markup=False))
+    except KeyboardInterrupt:
+        raise UserError(
+            f"job {job_id} goes on; end it by `prioritycut jobs stop {job_id} --address {address}`"
+        ) from None
+    return report_end(job, console)
+
+
+def check_reachable(source: str, config: Config, here: Path) -> None:
+    """Refuse what a driver on another machine could not find.
+
+    Raises:
+        UserError: naming the key or the file.
+    """
+    if source not in shipped_configs() and not Path(source).resolve().is_relative_to(here):
+        raise UserError(
+            f"{source}: lies outside of {here}, which is what travels to the cluster; submit from "
+            "a folder that holds it"
+        )
+    if source not in shipped_configs() and Path(source).is_absolute():
+        raise UserError(f"{source}: give it as a path within {here}")
+    for key, location in (("storage", config.storage), ("data.url", config.data.url)):
+        if "://" not in location and not Path(location).is_absolute():
+            raise UserError(
+                f"{key}={location}: a relative path would be within the job's own folder; give a "
+                "URL, or the absolute path of a disk that all nodes share"
+            )
+
+
+def _variables(words: Sequence[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    for word, (key, equals, _) in zip(words, pairs, strict=True):
+        if not key or not equals:
+            raise UserError(f"--env {word}: is written KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
+def report_end(job: Job, console: Console) -> int:
+    """Say how a job ended; gives the exit code to end with."""
+    code = exit_code(job)
+    console.print(
+        f"Job {job.id}: {job.status}, exit code {code}"
+        + (f" · {job.message[:300]}" if code else ""),
+        markup=False,
+    )
+    return code
+
+
+def show_status(cluster: Cluster, job_id: str | None, console: Console) -> None:
+    """One job, or all of a cluster."""
+    jobs = [cluster.job(job_id)] if job_id else cluster.jobs()
+    if not jobs:
+        console.print(f"{cluster.address}: no job has been submitted")
+        return
+    table = Table("job", "run", "status", "exit code", "message")
+    for job in jobs:
+        code = "" if job.exit_code is None else str(job.exit_code)
+        table.add_row(job.id, job.run, job.status, code, job.message)
+    console.print(table)
+
+
+def stop(cluster: Cluster, job_id: str, console: Console) -> None:
+    """End a job and wait until it has saved.
+
+    Raises:
+        UserError: it has not ended in time.
+    """
+    cluster.stop(job_id)
+    job = cluster.wait(job_id, seconds=2 * float(_SAVE_SECONDS))
+    if job.status in ("PENDING", "RUNNING"):
+        raise UserError(f"job {job_id} is still {job.status}; try again, or look at its logs")
+    console.print(f"Job {job.id}: {job.status}")
+
+
+def interrupt(cluster: Cluster, seconds: float, console: Console) -> None:
+    """Let the drivers on this machine save, because it is about to go away."""
+    for job in cluster.interrupt_here(seconds):
+        console.print(f"Job {job.id}: {job.status}")

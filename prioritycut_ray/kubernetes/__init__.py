@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes (KubeRay): rendered from one template, checked without a cluster."""

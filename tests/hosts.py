@@ -1,0 +1,135 @@
+"""Ray nodes as processes of their own, which tests start and end."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """For nodes, jobs and clients alike: this project, this interpreter, one token."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {
+        **kept,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **changes,
+    }
+
+
+class Node:
+    """`ray start --block` in a session of its own.
+
+    Args:
+        words: of `ray start`.
+        environ: of the node, and so of what runs on it.
+        prefix: a command that runs it elsewhere, such as `ip netns exec NAME`.
+    """
+
+    def __init__(
+        self, words: Sequence[str], environ: Mapping[str, str], prefix: Sequence[str] = ()
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="pc_ray_", dir="/tmp"))  # sockets: short paths
+        common = ["--block", "--disable-usage-stats", "--object-store-memory", "100000000"]
+        if "--head" in words:
+            common += ["--temp-dir", str(self.folder / "ray")]
+        command = [*prefix, str(BIN / "ray"), "start", *words, *common]
+        with (self.folder / "output.txt").open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                env=dict(environ),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """As a machine dies: all of its processes at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+    def end(self) -> None:
+        """By its own signal handler, which ends its children; then whatever is left."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def output(self) -> str:
+        return (self.folder / "output.txt").read_text(errors="replace")
+
+
+@contextmanager
+def head(cpus: int, environ: Mapping[str, str]) -> Iterator[str]:
+    """A head on this machine; gives the address of its dashboard."""
+    dashboard = free_port()
+    node = Node(
+        [
+            "--head",
+            "--port=0",
+            f"--num-cpus={cpus}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--ray-client-server-port={free_port()}",
+        ],
+        environ,
+    )
+    try:
+        await_port("127.0.0.1", dashboard, node)
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        node.end()
+
+
+def await_port(host: str, port: int, node: Node, seconds: float = 90) -> None:
+    """Wait until a node's port answers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=2).close()
+            return
+        except OSError:
+            assert node.process.poll() is None, node.output()
+            assert time.monotonic() < deadline, node.output()
+            time.sleep(0.5)
+
+
+def prioritycut(
+    *words: str, cwd: Path, environ: Mapping[str, str], seconds: float = 300
+) -> "subprocess.CompletedProcess[str]":
+    """The command line as a process of its own."""
+    return subprocess.run(
+        [str(BIN / "prioritycut"), *words],
+        cwd=cwd,
+        env=dict(environ),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )

@@ -1,0 +1,152 @@
+"""What happens before a job reaches a cluster."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from prioritycut_ray import jobs
+from prioritycut_ray.config import load_config
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.jobs import Cluster, Job, exit_code, pack
+from prioritycut_ray.kubernetes.check import check_text
+from tests.conftest import Prioritycut, assert_one_line
+
+REMOTE = ["storage=s3://bucket/runs", "data.url=s3://bucket/data"]
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def test_a_package_leaves_out_what_a_job_does_not_need(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    write(here, "mine.yaml", "deep/er.py", "runs/x/step.bin", ".venv/bin/python", "clip.mp4")
+    write(here, "notes.txt", "secret.key", "deep/cache.tmp", ".git/config", "a/__pycache__/b.pyc")
+    (here / ".gitignore").write_text("*.tmp\n")
+    (here / ".rayignore").write_text("notes.txt\n")
+    package = pack(here, tmp_path / "package.zip", ["*.key"])
+    with zipfile.ZipFile(package.file) as archive:
+        names = set(archive.namelist())
+    assert names == {"mine.yaml", "deep/er.py", ".gitignore", ".rayignore"}
+    assert package.files == 4
+    assert package.size_bytes == package.file.stat().st_size
+
+
+def test_an_empty_folder_can_be_packed(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    assert pack(tmp_path / "here", tmp_path / "package.zip").files == 0
+
+
+def test_a_package_that_is_too_large_names_the_largest_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_LARGEST_BYTES", 100)
+    here = tmp_path / "here"
+    write(here, "small.txt", "large.txt")
+    (here / "large.txt").write_text("large" * 1000)
+    with pytest.raises(UserError, match=r"largest file is large\.txt.*--exclude"):
+        pack(here, tmp_path / "package.zip")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 3, 3),
+        ("FAILED", 75, 75),
+        ("FAILED", None, 1),
+        ("STOPPED", None, 1),
+        ("FAILED", 0, 1),
+    ],
+)
+def test_the_exit_code_is_the_drivers(status: str, code: int | None, expected: int) -> None:
+    assert exit_code(Job("job", "run", status, "", code)) == expected
+
+
+@pytest.mark.parametrize("address", ["localhost:8265", "ray://head:10001", "auto"])
+def test_an_address_that_is_no_dashboard_is_named(address: str) -> None:
+    with pytest.raises(UserError, match="http://HOST:8265"):
+        Cluster(address)
+
+
+def test_nobody_at_the_address_is_one_line(prioritycut: Prioritycut) -> None:
+    words = ["submit", "quickstart", *REMOTE, "--address", "http://127.0.0.1:9"]
+    assert_one_line(prioritycut(*words), "http://127.0.0.1:9", "no Ray dashboard answers")
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["nowhere.yaml"], ["nowhere.yaml"]),
+        (["quickstart"], ["storage=runs", "relative"]),
+        (["quickstart", REMOTE[0]], ["data.url=data", "relative"]),
+        (["../config.yaml", *REMOTE], ["config.yaml", "lies outside"]),
+        (["quickstart", *REMOTE, "--env", "NAME"], ["--env NAME", "KEY=VALUE"]),
+        (["quickstart", *REMOTE, "train.worker=2"], ["train.workers"]),
+        (["nowhere.yaml", *REMOTE, "--kubernetes"], ["shipped"]),
+    ],
+)
+def test_what_a_cluster_could_not_find_is_refused_here(
+    prioritycut: Prioritycut, tmp_path: Path, words: list[str], fragments: list[str]
+) -> None:
+    (tmp_path.parent / "config.yaml").write_text("name: mine\n")
+    assert_one_line(prioritycut("submit", *words, "--dry-run"), *fragments)
+
+
+def test_dry_run_says_what_would_travel(prioritycut: Prioritycut, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    result = prioritycut("submit", "mine.yaml", *REMOTE, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "1 files" in result.stdout
+    assert f"prioritycut train mine.yaml {' '.join(REMOTE)}" in result.stdout
+
+
+def test_dry_run_for_kubernetes_prints_a_valid_job(prioritycut: Prioritycut) -> None:
+    words = ["submit", "taichi256", "name=bodies", "train.samples=10", "--kubernetes", "--dry-run"]
+    result = prioritycut(*words)
+    assert result.returncode == 0, result.stderr
+    assert check_text(result.stdout) == []
+    assert "generateName: prioritycut-train-" in result.stdout
+    assert "name=bodies" in result.stdout
+
+
+def test_a_job_that_its_cluster_cannot_hold_is_refused(prioritycut: Prioritycut) -> None:
+    result = prioritycut("submit", "vox256", "train.workers=8", "--kubernetes", "--dry-run")
+    assert_one_line(result, "train.workers=8", "room for 4")
+
+
+def test_without_kubectl_the_way_out_is_told(
+    prioritycut: Prioritycut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert_one_line(prioritycut("submit", "vox256", "--kubernetes"), "kubectl", "--dry-run")
+
+
+def test_rendering_and_checking(prioritycut: Prioritycut, tmp_path: Path) -> None:
+    assert prioritycut("k8s", "render", "max_workers=8", "--out", "mine").returncode == 0
+    files = sorted(str(path) for path in (tmp_path / "mine").glob("*.yaml"))
+    assert len(files) == 7
+    assert prioritycut("k8s", "validate", *files).returncode == 0
+    broken = tmp_path / "mine" / "rayjob-train.yaml"
+    broken.write_text(broken.read_text().replace("entrypoint:", "entripoint:"))
+    result = prioritycut("k8s", "validate", str(broken))
+    assert "entripoint" in result.stdout
+    assert_one_line(result, "1 problem")
+
+
+def test_options_are_read_back_and_typos_named(prioritycut: Prioritycut, tmp_path: Path) -> None:
+    shown = prioritycut("k8s", "render", "worker.gpus=2", "--show-options")
+    (tmp_path / "options.yaml").write_text(shown.stdout)
+    again = prioritycut("k8s", "render", "--options", "options.yaml", "--show-options")
+    assert again.stdout == shown.stdout
+    result = prioritycut("k8s", "render", "worker.gpu=2", "--out", "mine")
+    assert_one_line(result, "worker.gpu", "worker.gpus")
+
+
+def test_yes_and_no_are_words_in_an_override() -> None:
+    assert load_config("quickstart", ["train.use_gpu=yes"]).train.use_gpu == "yes"
+    assert load_config("quickstart", ["train.use_gpu=no"]).train.use_gpu == "no"
