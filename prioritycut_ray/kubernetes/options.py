@@ -12,7 +12,7 @@ RAY_VERSION = "2.60.0"
 
 
 def image_ray_version(image: str) -> str | None:
-    """The Ray version that an image's tag names: ``…-ray2.60.0-cu126``, ``rayproject/ray:2.60.0``."""
+    """The Ray version that an image's tag names: ``…-ray2.60.0-cpu``, ``rayproject/ray:2.60.0``."""
     name, _, tag = image.rsplit("/", 1)[-1].partition(":")
     match = re.search(r"ray[-_]?(\d+\.\d+\.\d+)", tag)
     if match is None and name in ("ray", "ray-ml"):
