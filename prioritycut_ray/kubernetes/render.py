@@ -521,7 +521,7 @@ def _retrain_cron(options: ManifestOptions) -> list[Object]:
         "await-end": ["wait", f"rayjob/{name}", status % "endTime", f"--timeout={seconds}s"],
         "judge": ["wait", f"rayjob/{name}", status % "jobStatus" + "=SUCCEEDED", "--timeout=10s"],
     }
-    containers = [
+    containers: list[Object] = [
         {
             "name": step,
             "image": KUBECTL_IMAGE,
