@@ -6,8 +6,9 @@ import sys
 # Ray reads these when it is first imported; set later, they would contradict what it has read.
 if "ray" not in sys.modules:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or every line is printed twice
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Its watcher complains at every start; a lost node is noticed without it.
+    # Our monitor tells workers of a draining node; Ray's watcher would wait and then count twice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # A node that has just died counts as ready for a while: ask for other places soon.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")

@@ -336,14 +336,14 @@ def _writing_to(place: str | Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the command line; errors become one line and exit code 1 (usage errors: 2)."""
+    """Run the command line; errors become one line and an exit code (docs/failures.md)."""
     try:
         app()
     except Exception as error:
         if _debug:
             traceback.print_exc()
         sys.stderr.write(f"error: {explain(error)}\n")
-        sys.exit(1)
+        sys.exit(error.exit_code if isinstance(error, UserError) else 1)
 
 
 def explain(error: Exception) -> str:

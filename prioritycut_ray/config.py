@@ -5,6 +5,7 @@ print help at once. Models never see these classes: they take plain keyword argu
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -187,7 +188,8 @@ class TrainConfig(Section):
     """Global: shared out over the workers."""
     accumulate: Count = 1
     """Micro-batches that a worker's share of a batch is cut into."""
-    workers: Count = 1
+    workers: Count | Annotated[str, Field(pattern=r"^[1-9]\d*\.\.[1-9]\d*$")] = 1
+    """Processes that train together: ``N``, or ``"A..B"`` to start with A and grow up to B."""
     cpus_per_worker: Count = 1
     use_gpu: AutoYesNo = "auto"
     seed: int = 0
@@ -199,7 +201,17 @@ class TrainConfig(Section):
     """Steps between checkpoints."""
     keep_checkpoints: Count = 3
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Restarts from the last checkpoint after the death of a worker."""
+    """Restarts from the last checkpoint after deaths of workers, without progress in between."""
+    grace_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """What SIGTERM or Ctrl-C leaves the run to save its state."""
+    collective_timeout_s: Count = 600
+    """After so many seconds without a sign of life of a rank the run ends and names it."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        first, _, last = str(self.workers).partition("..")
+        return int(first), int(last or first)
 
 
 class Config(Section):
@@ -238,13 +250,33 @@ class Config(Section):
                 f"VGG-19 needs 16 pixels at the smallest of loss.perceptual.scales, not "
                 f"{smallest:g}: drop scales below {16 / size:g}"
             )
-        shares = self.train.workers * self.train.accumulate
-        if self.train.batch_size % shares:
-            raise ValueError(
-                f"train.batch_size={self.train.batch_size} (global) must be divisible by "
-                f"train.workers × train.accumulate = {shares}"
-            )
+        _check_shares(self.train)
         return self
+
+
+def _check_shares(train: TrainConfig) -> None:
+    """The global batch must be shared out equally, by any number of workers that there may be.
+
+    Unequal shares would weight samples differently with the number of workers, and so change what
+    a run computes.
+    """
+    fewest, most = train.worker_range
+    if fewest > most:
+        raise ValueError(f'train.workers="{train.workers}": the first number must be the smaller')
+    shares = math.lcm(*range(fewest, most + 1)) * train.accumulate
+    if train.batch_size % shares == 0:
+        return
+    if fewest == most:
+        raise ValueError(
+            f"train.batch_size={train.batch_size} (global) must be divisible by "
+            f"train.workers × train.accumulate = {shares}"
+        )
+    multiple = math.ceil(train.batch_size / shares) * shares
+    raise ValueError(
+        f"train.batch_size={train.batch_size} (global) must be divisible by every number of "
+        f'workers in train.workers="{train.workers}" × train.accumulate={train.accumulate}: '
+        f"{multiple} is the next that is, or choose a shorter range"
+    )
 
 
 def _check_hourglass(key: str, size: int, hourglass: HourglassConfig) -> None:

@@ -1,9 +1,29 @@
-"""The one exception that means "the user can mend this"."""
+"""Errors that end a job in one line, each with the exit code of its kind (docs/failures.md)."""
 
 
 class UserError(Exception):
     """A problem in the user's input or surroundings, told in one line.
 
     The message names the thing (file, key, run), the reason, and the way out. The command line
-    prints it without a traceback and exits with code 1; ``--debug`` shows the traceback too.
+    prints it without a traceback and exits with ``exit_code``; ``--debug`` shows the traceback too.
     """
+
+    exit_code = 1
+
+
+class DataError(UserError):
+    """Clips that cannot be read: trying again gives the same."""
+
+    exit_code = 65
+
+
+class NotFiniteError(UserError):
+    """Losses or gradients that stay infinite or not a number: trying again gives the same."""
+
+    exit_code = 76
+
+
+class Preempted(UserError):
+    """The run was asked to stop, saved its state, and waits to be resumed."""
+
+    exit_code = 75

@@ -1,10 +1,12 @@
 """Ray Train around the trainer: the same run on a laptop and on a cluster."""
 
 import logging
+import os
+import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,15 @@ from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
+    ControllerError,
     FailureConfig,
     LoggingConfig,
     RunConfig,
     ScalingConfig,
     UserCallback,
-    WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.queue import Empty, Queue
+from ray.train.v2._internal.execution.callback import WorkerCallback
 
 from prioritycut_ray.checkpoint import (
     STEP_FORMAT,
@@ -34,14 +36,32 @@ from prioritycut_ray.checkpoint import (
 from prioritycut_ray.config import Config, changed_keys, parse_config
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.failures import (
+    Failure,
+    Kind,
+    RetryPolicy,
+    RunEnded,
+    diagnose,
+    examine,
+    explain,
+    is_of_a_peer,
+)
+from prioritycut_ray.interrupts import StopSignals
+from prioritycut_ray.monitor import Heard, Heart, ask, record_crashes, start_monitor, terminated
+from prioritycut_ray.preflight import check_nodes
 from prioritycut_ray.ray_session import start_ray
 from prioritycut_ray.state import TrainState
 from prioritycut_ray.trainer import train
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.worker import Pulse, Worker
 
 Progress = Callable[[Mapping[str, float]], None]
 
-_COLLECTIVE_TIMEOUT_S = 600
+_SECONDS_BETWEEN_RESIZES = 15.0
+_PATIENCE_WITH_PEERS_S = 5.0
+"""A rank that lost its peers waits so long, for the dead one's own story to come first."""
+_HANG_MARGIN_S = 30.0
+"""The collectives of the other ranks time out first; what is still then ends itself."""
+_SECONDS_BEFORE_WAITING_IS_TOLD = 60.0
 
 
 def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], None]) -> Path:
@@ -55,8 +75,12 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
     Returns:
         The folder of the run.
 
+    SIGTERM or Ctrl-C makes the workers save at the step they are in and end; a second one, or the
+    end of ``train.grace_seconds``, ends the run at once.
+
     Raises:
         UserError: the data, the configuration or an older run of this name does not fit.
+        RunFailed: the run ended before its time; says why and how to resume.
     """
     run = Path(config.storage) / config.name
     clips_of(read_index(config.data.url), config.data.split)
@@ -64,35 +88,46 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
         check_resumable(config, run)
     start_ray()
     check_capacity(config)
-    queue = Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
+    check_nodes(config, on_warning)
+    monitor = start_monitor()
+    fit = _Fit(_trainer(config, monitor))
+    try:
+        with StopSignals() as signals:
+            fit.start()
+            _accompany(fit, monitor, config, signals, on_progress, on_warning)
+    except (RayError, ControllerError) as error:
+        raise explain(config.name, _failure(error), _last_checkpoint(run)) from error
+    return run
+
+
+def _trainer(config: Config, monitor: Any) -> TorchTrainer:
+    fewest, most = config.train.worker_range
+    # Ray watches the whole process: a frozen one is as dead as one whose training thread hangs.
+    patience = str(config.train.collective_timeout_s + 2 * _HANG_MARGIN_S)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = patience
+    return TorchTrainer(
         _train_on_worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "queue": queue},
+        train_loop_config={"config": config.model_dump(mode="json"), "monitor": monitor},
         scaling_config=ScalingConfig(
-            num_workers=config.train.workers,
+            num_workers=fewest if fewest == most else (fewest, most),
             use_gpu=uses_gpu(config),
             resources_per_worker={"CPU": config.train.cpus_per_worker},
+            elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
         ),
         torch_config=TorchConfig(
-            backend="nccl" if uses_gpu(config) else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S
+            backend="nccl" if uses_gpu(config) else "gloo",
+            timeout_s=config.train.collective_timeout_s,
         ),
         run_config=RunConfig(
             name=config.name,
             storage_path=config.storage,
-            failure_config=FailureConfig(max_failures=config.train.max_failures),
+            # Which failures are tried again is decided by _Supervisor.
+            failure_config=FailureConfig(max_failures=-1),
             checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
-            callbacks=[_ForwardReports(queue)],
+            callbacks=[_Supervisor(monitor, config), _NoteSigterm()],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    try:
-        with _forwarding(queue, on_progress, on_warning):
-            trainer.fit()
-    except WorkerGroupError as error:
-        raise _as_user_error(error, config) from error
-    finally:
-        queue.shutdown()
-    return run
 
 
 def check_capacity(config: Config) -> None:
@@ -101,7 +136,7 @@ def check_capacity(config: Config) -> None:
     Raises:
         UserError: saying what is asked for and what there is.
     """
-    wanted = config.train.workers * config.train.cpus_per_worker
+    wanted = config.train.worker_range[0] * config.train.cpus_per_worker
     available = int(ray.cluster_resources().get("CPU", 0))
     if wanted > available:
         raise UserError(
@@ -117,13 +152,13 @@ def uses_gpu(config: Config) -> bool:
     Raises:
         UserError: GPUs were asked for and the cluster lacks them.
     """
-    available = int(ray.cluster_resources().get("GPU", 0))
-    if config.train.use_gpu == "yes" and available < config.train.workers:
+    available, wanted = int(ray.cluster_resources().get("GPU", 0)), config.train.worker_range[0]
+    if config.train.use_gpu == "yes" and available < wanted:
         raise UserError(
             f"train.use_gpu=yes with train.workers={config.train.workers}, but the cluster has "
             f"{available} GPUs: lower train.workers or set train.use_gpu=auto"
         )
-    return config.train.use_gpu != "no" and available >= config.train.workers
+    return config.train.use_gpu != "no" and available >= wanted
 
 
 def check_resumable(config: Config, run: Path) -> None:
@@ -159,6 +194,8 @@ _MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.max_failures",
+    "train.grace_seconds",
+    "train.collective_timeout_s",
 )
 """Keys that a resumed run may change: its length, its rhythm, and where it runs."""
 
@@ -172,9 +209,9 @@ def _train_on_worker(arguments: dict[str, Any]) -> None:
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
     )
-
-    handler = _ForwardWarnings(arguments["queue"], worker.rank)
-    logging.getLogger("prioritycut_ray").addHandler(handler)
+    monitor, pulse = arguments["monitor"], Pulse()
+    logging.getLogger("prioritycut_ray").addHandler(_ForwardWarnings(monitor, worker.rank))
+    record_crashes()
 
     def report(metrics: Mapping[str, float], state: TrainState | None) -> None:
         if state is None or worker.rank != 0:
@@ -190,82 +227,172 @@ def _train_on_worker(arguments: dict[str, Any]) -> None:
             )
 
     run = Path(config.storage, config.name)
-    train(
-        config,
-        read_index(config.data.url),
-        worker=worker,
-        tensorboard=run / "tensorboard",
-        checkpoint=find_checkpoint(run) if has_checkpoint(run) else None,
-        report=report,
-    )
+    patience = config.train.collective_timeout_s + _HANG_MARGIN_S
+    with Heart(monitor, pulse, worker.rank, patience):
+        try:
+            train(
+                config,
+                read_index(config.data.url),
+                worker=worker,
+                tensorboard=run / "tensorboard",
+                checkpoint=find_checkpoint(run) if has_checkpoint(run) else None,
+                report=report,
+                pulse=pulse,
+            )
+        except Exception as error:
+            if is_of_a_peer(error):
+                time.sleep(_PATIENCE_WITH_PEERS_S)
+            raise
 
 
 class _ForwardWarnings(logging.Handler):
     """Passes a worker's warnings to the driver."""
 
-    def __init__(self, queue: Queue, rank: int) -> None:
+    def __init__(self, monitor: Any, rank: int) -> None:
         super().__init__(logging.WARNING)
-        self._queue, self._rank = queue, rank
+        self._monitor, self._rank = monitor, rank
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by the logger."""
-        self._queue.put_nowait(f"rank {self._rank}: {record.getMessage()}")
+        self._monitor.tell.remote(f"rank {self._rank}: {record.getMessage()}")
 
 
-class _ForwardReports(UserCallback):  # type: ignore[misc]  # ray is untyped
-    """Passes rank 0's metrics from Ray's controller process to the driver."""
+class _NoteSigterm(WorkerCallback):  # type: ignore[misc]  # ray is untyped
+    """Lets a worker that is told to go save first; the train function's thread cannot listen."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def after_init_train_context(self) -> None:
+        """Called by Ray in the main thread of every worker."""
+        signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+
+
+class _Supervisor(UserCallback):  # type: ignore[misc]  # ray is untyped
+    """In Ray's controller process: passes metrics on, and decides which failures end the run."""
+
+    def __init__(self, monitor: Any, config: Config) -> None:
+        self._monitor = monitor
+        self._policy = RetryPolicy(config.train.max_failures)
+        self._timeout_s = float(config.train.collective_timeout_s)
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         """Called by Ray when all workers have reported."""
-        self._queue.put_nowait(metrics[0])
+        self._monitor.tell.remote(metrics[0])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray when workers have failed.
+
+        Raises:
+            RunEnded: the run ends with this; otherwise Ray starts other workers.
+        """
+        heard: dict[int, Heard] = ask(self._monitor.heard.remote(), {})
+        failure = diagnose(worker_exceptions, heard, self._timeout_s, examine)
+        started_from = max((h.beat.started_from for h in heard.values()), default=0)
+        ends = self._policy.ends(failure, started_from)
+        if ends or ask(self._monitor.stops.remote(), default=False):
+            raise RunEnded(failure)
+        self._monitor.tell.remote(f"{failure}; starting again from the last checkpoint")
+        self._monitor.forget.remote()
 
 
-@contextmanager
-def _forwarding(
-    queue: Queue, on_progress: Progress, on_warning: Callable[[str], None]
-) -> Iterator[None]:
-    """Pass on what arrives on the queue, metrics and warnings, while the body runs."""
-    finished = threading.Event()
+class _Fit(threading.Thread):
+    """Ray's blocking call in a thread of its own: the main thread minds signals and messages."""
 
-    def forward() -> None:
-        while True:
-            last_round = finished.is_set()
-            try:
-                while True:
-                    item = queue.get(timeout=0.5)
-                    if isinstance(item, str):
-                        on_warning(item)
-                    else:
-                        on_progress(item)
-            except Empty:
-                if last_round:
-                    return
-            except RayError:  # the cluster is gone; fit() says why
-                return
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._trainer = trainer
+        self.error: BaseException | None = None
 
-    thread = threading.Thread(target=forward, name="progress", daemon=True)
-    thread.start()
+    def run(self) -> None:
+        """Called by the thread."""
+        try:
+            self._trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+
+def _accompany(
+    fit: _Fit,
+    monitor: Any,
+    config: Config,
+    signals: StopSignals,
+    on_progress: Progress,
+    on_warning: Callable[[str], None],
+) -> None:
+    """Pass on messages and stop signals until the run has ended.
+
+    Raises:
+        RunEnded: the workers did not save within the grace period, or a second signal came.
+        Exception: what Ray ended with.
+    """
+    deadline = float("inf")
+    waiting = _Waiting(config, on_warning)
+    while fit.is_alive():
+        fit.join(0.2)
+        _deliver(monitor, on_progress, on_warning)
+        waiting.look(monitor)
+        if not signals.received:
+            continue
+        monitor.stop.remote()  # again and again: it may have been restarted meanwhile
+        if deadline == float("inf"):
+            deadline = time.monotonic() + config.train.grace_seconds
+            on_warning(f"{signals.received[0]}: saving at this step; once more stops at once")
+        if len(signals.received) > 1 or time.monotonic() > deadline:
+            why = "a second signal" if len(signals.received) > 1 else "the grace period is over"
+            raise _preempted(f"stopped without saving ({why})", monitor)
+    _deliver(monitor, on_progress, on_warning)
+    if fit.error is not None:
+        raise fit.error
+
+
+def _preempted(reason: str, monitor: Any) -> ControllerError:
+    heard: dict[int, Heard] = ask(monitor.heard.remote(), {})
+    step = max((h.beat.step for h in heard.values()), default=0)
+    return ControllerError(RunEnded(Failure(Kind.PREEMPTED, reason, None, "", step)))
+
+
+def _deliver(monitor: Any, on_progress: Progress, on_warning: Callable[[str], None]) -> None:
+    for message in ask(monitor.take.remote(), []):
+        if isinstance(message, str):
+            on_warning(message)
+        else:
+            on_progress(message)
+
+
+class _Waiting:
+    """Says it when no worker has run for a while: the cluster may be too small now."""
+
+    def __init__(self, config: Config, on_warning: Callable[[str], None]) -> None:
+        self._config, self._on_warning = config, on_warning
+        self._since = time.monotonic()
+
+    def look(self, monitor: Any) -> None:
+        """To be called often; asks the monitor only after a quiet minute."""
+        now = time.monotonic()
+        if now - self._since < _SECONDS_BEFORE_WAITING_IS_TOLD:
+            return
+        self._since = now
+        if not ask(monitor.heard.remote(), {"unknown": None}):
+            free = ray.available_resources().get("CPU", 0)
+            train = self._config.train
+            self._on_warning(
+                f"waiting for workers: {train.worker_range[0]} × {train.cpus_per_worker} CPUs are "
+                f"wanted, {free:g} are free"
+            )
+
+
+def _failure(error: RayError | ControllerError) -> Failure:
+    """What Ray ended with, in our terms."""
+    cause = getattr(error, "controller_failure", error)
+    if isinstance(cause, RunEnded):
+        return cause.failure
+    reason = (str(cause).strip().splitlines() or [""])[-1]
+    kind = Kind.LOST_NODE if isinstance(cause, RayError) else Kind.ERROR
+    return Failure(kind, f"Ray's controller ended ({type(cause).__name__}: {reason})", None, "", 0)
+
+
+def _last_checkpoint(run: Path) -> str:
     try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
-
-
-def _as_user_error(error: WorkerGroupError, config: Config) -> UserError:
-    """One line on why a run failed, and how to go on."""
-    rank, cause = min(error.worker_failures.items(), key=lambda item: item[0])
-    for other_rank, failure in error.worker_failures.items():
-        if isinstance(failure, UserError):
-            rank, cause = other_rank, failure
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    reason = str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {lines[-1]}"
-    return UserError(
-        f"run {config.name!r} failed on rank {rank}: {reason}; the same command resumes it from "
-        f"its last checkpoint in {Path(config.storage) / config.name}"
-    )
+        return str(find_checkpoint(run))
+    except UserError:
+        return "none yet"

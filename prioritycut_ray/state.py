@@ -33,6 +33,8 @@ class TrainState:
         samples: frame pairs seen by all workers together.
         skipped: updates skipped because something was not finite.
         skipped_in_a_row: how many of them come last, for each network.
+        stop_wanted: this rank was asked to save and end; not part of a checkpoint.
+        stopping: some rank was, and all ranks know it since the same step; not part of one either.
     """
 
     animator: Animator
@@ -46,6 +48,8 @@ class TrainState:
     skipped_in_a_row: dict[str, int] = field(
         default_factory=lambda: {"animator": 0, "discriminator": 0}
     )
+    stop_wanted: bool = False
+    stopping: bool = False
     _good_buffers: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from prioritycut_ray.config import Config
 from prioritycut_ray.data.augment import augment
 from prioritycut_ray.data.shards import ClipIndex
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
+from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.state import TrainState, new_state, set_learning_rates
@@ -24,7 +25,7 @@ from prioritycut_ray.steps import (
     micro_batches,
 )
 from prioritycut_ray.tracking import Tracker, training_pictures
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.worker import Pulse, Worker
 
 Report = Callable[[Mapping[str, float], TrainState | None], None]
 """Receives metrics on every rank, equally often; saves the state unless it is None."""
@@ -38,6 +39,7 @@ def train(
     tensorboard: Path,
     checkpoint: Path | None,
     report: Report,
+    pulse: Pulse,
 ) -> None:
     """Train until ``train.samples`` frame pairs were seen; runs on every rank.
 
@@ -49,6 +51,10 @@ def train(
         tensorboard: folder of the event files, written by rank 0.
         checkpoint: directory to resume from, or None to start afresh.
         report: called on every rank with metrics and, at checkpoints, the state.
+        pulse: told what this rank is doing; asks it to stop.
+
+    Raises:
+        Preempted: some rank was asked to stop; the state was reported at the same step on all.
     """
     state = new_state(config, worker.device)
     if checkpoint is not None:
@@ -57,7 +63,10 @@ def train(
     animator, discriminator = distribute(state, worker)
     tracker = Tracker(tensorboard, first_step=state.step) if worker.rank == 0 else None
     meter = Meter(worker)
+    pulse.mark(state.step, "waiting for data")
     for batch in meter.watch(training_batches(config, index, worker, start=state.samples)):
+        pulse.mark(state.step, "generator step")
+        state.stop_wanted = pulse.stop
         pair = prepare(batch, config, worker.device)
         randomness = draw_randomness(config, state.step, worker)
         parts = micro_batches(pair, randomness, config.train.accumulate)
@@ -67,26 +76,34 @@ def train(
         animations, generator = generator_step(state, animator, perceptual, parts, config)
 
         # The discriminator learns: real, generated and mixed images in one batch.
+        pulse.mark(state.step, "discriminator step")
         judgements, critic = discriminator_step(state, discriminator, parts, animations, config)
 
         state.ema.update_parameters(state.animator)
         state.step += 1
         state.samples += config.train.batch_size
+        pulse.mark(state.step, "reporting")
         meter.update(generator | critic)
 
         finished = state.samples >= config.train.samples
         if tracker and (finished or state.step % config.train.image_every == 0):
             pictures = training_pictures(parts[0].pair, animations[0], judgements[0], config)
             tracker.pictures(pictures, state.step)
-        save = finished or state.step % config.train.checkpoint_every == 0
+        stop = state.stopping and not finished
+        save = finished or stop or state.step % config.train.checkpoint_every == 0
         if save or state.step % config.train.log_every == 0:
             scalars = meter.summarise() | optimizer_scalars(state)
             if tracker:
                 tracker.scalars(scalars, state.step)
             progress = {"step": float(state.step), "samples": float(state.samples)}
             report(scalars | progress, state if save else None)
+        if stop:
+            break
+        pulse.mark(state.step, "waiting for data")
     if tracker:
         tracker.close()
+    if state.samples < config.train.samples:
+        raise Preempted(f"asked to stop, and saved at step {state.step}")
 
 
 def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prioritycut_ray.config import OptimConfig
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import NotFiniteError
 from prioritycut_ray.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -34,14 +34,18 @@ def apply_gradients(
         options: clipping, and how many skipped steps in a row end the run.
 
     Raises:
-        UserError: too many steps in a row were skipped.
+        NotFiniteError: too many steps in a row were skipped.
     """
     module: nn.Module = getattr(state, network)
     optimizer: Optimizer = getattr(state, f"{network}_optimizer")
     limit = options.max_grad_norm if options.max_grad_norm is not None else float("inf")
     norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
     total = torch.stack(list(losses.values())).sum()
-    if _finite_everywhere(torch.stack([norm, total])):
+    finite, go_on = _true_everywhere(
+        torch.isfinite(torch.stack([norm, total])).all(), not state.stop_wanted
+    )
+    state.stopping = state.stopping or not go_on
+    if finite:
         optimizer.step()
         state.remember_buffers(module)
         state.skipped_in_a_row[network] = 0
@@ -60,19 +64,20 @@ def apply_gradients(
             culprits or "a loss of another rank",
         )
     if in_a_row >= options.max_skipped_in_a_row:
-        raise UserError(
+        raise NotFiniteError(
             f"training stopped at step {state.step}: {in_a_row} updates in a row of the {network} "
             f"had losses or gradients that are not finite ({culprits or 'on another rank'}); lower "
             "optim.lr or the weight of that loss, set optim.max_grad_norm, and resume"
         )
 
 
-def _finite_everywhere(values: Tensor) -> bool:
-    """Whether all values are finite on every rank."""
-    finite = torch.isfinite(values).all().to(torch.float32)
+def _true_everywhere(*conditions: Tensor | bool) -> list[bool]:
+    """Which conditions hold on every rank; one collective for all of them."""
+    values = torch.stack([torch.as_tensor(condition) for condition in conditions])
+    values = values.to(torch.float32)
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-    return bool(finite.item())
+        dist.all_reduce(values, op=dist.ReduceOp.MIN)
+    return [value > 0 for value in values.tolist()]
 
 
 def _not_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> str:

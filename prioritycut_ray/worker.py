@@ -1,5 +1,7 @@
-"""Who a process is among those that train together."""
+"""Who a process is among those that train together, and what it is doing."""
 
+import time
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -11,3 +13,28 @@ class Worker(NamedTuple):
     rank: int
     world_size: int
     device: torch.device
+
+
+PHASES = ("starting", "waiting for data", "generator step", "discriminator step", "reporting")
+"""What a rank does, in the order of a step."""
+
+
+@dataclass
+class Pulse:
+    """What a rank is doing, noted by its training thread and read by the one that reports it.
+
+    Attributes:
+        step: optimiser steps taken.
+        phase: one of :data:`PHASES`.
+        since: when the phase began, by this process's monotonic clock, in seconds.
+        stop: set from outside: the run is to save its state and end at the next step.
+    """
+
+    step: int = 0
+    phase: str = PHASES[0]
+    since: float = field(default_factory=time.monotonic)
+    stop: bool = False
+
+    def mark(self, step: int, phase: str) -> None:
+        """Note the begin of a phase."""
+        self.step, self.phase, self.since = step, phase, time.monotonic()

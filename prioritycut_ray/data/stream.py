@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from prioritycut_ray.data.shards import Clip, ClipIndex, ShardError, clips_of, read_clip
 from prioritycut_ray.data.video import VideoError, read_frames
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import DataError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class FramePairs(Dataset[Sample]):
         A damaged clip is replaced by the next one of the epoch's order, with a warning.
 
         Raises:
-            UserError: if all clips that could stand in are damaged too.
+            DataError: if all clips that could stand in are damaged too.
         """
         draw = self.draw(number)
         for position in draw.clips:
@@ -136,7 +136,7 @@ class FramePairs(Dataset[Sample]):
                 continue
             source, driving = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
             return Sample(source, driving, number, draw.augment_seed)
-        raise UserError(
+        raise DataError(
             f"{self.url}: {len(draw.clips)} clips in a row cannot be read (the last: "
             f"{self.clips[draw.clips[-1]].key!r}); restore the data set or pack it anew"
         )

@@ -1,17 +1,22 @@
 """The main job on a real Ray instance with two real workers."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from prioritycut_ray import launch as launch_module
 from prioritycut_ray.checkpoint import find_checkpoint, read_config, verify_checkpoint
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.video import frames_upright
@@ -82,12 +87,66 @@ def test_the_same_command_resumes_and_equals_an_uninterrupted_run(
         config = configured(shards, tmp_path, f"train.samples={samples}")
         launch(config, lambda metrics: reports.append(dict(metrics)), print)
     assert [report["step"] for report in reports] == [2, 4, 6, 8]
-    whole = trained.run / "step_0000008"
-    resumed = tmp_path / "tiny" / "step_0000008"
+    assert_same_weights(trained.run, tmp_path / "tiny")
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    whole, resumed = run / "step_0000008", other / "step_0000008"
     for name in ("animator", "animator_ema", "discriminator"):
         expected = load_file(whole / f"{name}.safetensors")
         for key, tensor in load_file(resumed / f"{name}.safetensors").items():
             assert torch.equal(tensor, expected[key]), f"{name}: {key}"
+
+
+def test_sigterm_saves_at_once_and_the_same_command_resumes(
+    shards: Path, trained: Trained, tmp_path: Path
+) -> None:
+    config = configured(shards, tmp_path, "train.log_every=1")
+    warnings: list[str] = []
+
+    def terminate(metrics: Mapping[str, float]) -> None:
+        if metrics["step"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(
+        UserError, match=r"preempted: asked to stop, and saved at step \d"
+    ) as caught:
+        launch(config, terminate, warnings.append)
+    assert caught.value.exit_code == 75
+    assert any("SIGTERM" in line for line in warnings)
+    saved = find_checkpoint(tmp_path / "tiny").name
+    assert saved < "step_0000008"
+    assert f"{saved}; resume with: " in str(caught.value)
+    reports: list[float] = []
+    launch(config, lambda metrics: reports.append(metrics["step"]), print)
+    assert reports == list(range(int(saved.removeprefix("step_")) + 1, 9)), "no step lost or twice"
+    assert_same_weights(trained.run, tmp_path / "tiny")
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
+    shards: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitors: list[Any] = []
+
+    def start_monitor() -> Any:
+        monitors.append(start())
+        return monitors[0]
+
+    start = launch_module.start_monitor
+    monkeypatch.setattr(launch_module, "start_monitor", start_monitor)
+    killed: list[int] = []
+
+    def kill_rank_1(metrics: Mapping[str, float]) -> None:
+        if not killed:
+            killed.append(ray.get(monitors[0].heard.remote())[1].beat.pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    warnings: list[str] = []
+    config = configured(shards, tmp_path, "train.log_every=1", "train.max_failures=1")
+    launch(config, kill_rank_1, warnings.append)
+    assert len(warnings) == 1
+    assert f"worker killed: process {killed[0]} got signal 9 (SIGKILL) (rank 1, " in warnings[0]
+    assert_same_weights(trained.run, tmp_path / "tiny")
 
 
 def test_another_configuration_does_not_resume(shards: Path, trained: Trained) -> None:
@@ -113,7 +172,9 @@ def test_a_failure_on_a_worker_is_told_in_one_line(shards_copy: Path, tmp_path: 
     assert "\n" not in message
     assert "rank" in message
     assert "cannot be read" in message
-    assert "resumes" in message
+    assert "bad data" in message
+    assert "last checkpoint: none yet; resume with: " in message
+    assert caught.value.exit_code == 65
     assert any("rank" in line and "is replaced by another one" in line for line in warnings)
 
 

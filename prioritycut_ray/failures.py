@@ -1,0 +1,323 @@
+"""Why a run ended: kinds of failure told apart, whether to try again, and words for people.
+
+docs/failures.md says for each kind and its exit code what to do.
+"""
+
+import errno
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.monitor import SILENT_AFTER_S, Beat, Heard, Remains, examine_remains
+from prioritycut_ray.worker import PHASES
+
+_EXAMINATION_SECONDS = 30.0
+
+
+class Kind(IntEnum):
+    """What ended a worker, or a run; the value is the exit code of the command line."""
+
+    USER = 1
+    BAD_DATA = 65
+    LOST_NODE = 69
+    ERROR = 70
+    OUT_OF_MEMORY = 71
+    KILLED = 72
+    DISK_FULL = 73
+    HANG = 74
+    PREEMPTED = 75
+    NOT_FINITE = 76
+    SUPERSEDED = 77
+
+
+TITLES = {
+    Kind.USER: "cannot go on",
+    Kind.BAD_DATA: "bad data",
+    Kind.LOST_NODE: "lost node",
+    Kind.ERROR: "error in a worker",
+    Kind.OUT_OF_MEMORY: "out of memory",
+    Kind.KILLED: "worker killed",
+    Kind.DISK_FULL: "disk full",
+    Kind.HANG: "collective time-out",
+    Kind.PREEMPTED: "preempted",
+    Kind.NOT_FINITE: "loss not finite",
+    Kind.SUPERSEDED: "superseded",
+}
+ADVICE = {
+    Kind.LOST_NODE: "bring the node back or train with fewer train.workers",
+    Kind.ERROR: "report it if it comes again",
+    Kind.OUT_OF_MEMORY: "lower train.batch_size or data.loader_workers, raise train.accumulate, or "
+    "give a node fewer workers",
+    Kind.KILLED: "see who sent the signal; signals 4 to 11 are crashes of native code",
+    Kind.DISK_FULL: "free space there or lower train.keep_checkpoints",
+    Kind.HANG: "look at that rank's node, its storage and its network; train.collective_timeout_s "
+    "is the patience",
+}
+_RETRIED = (Kind.LOST_NODE, Kind.ERROR, Kind.OUT_OF_MEMORY, Kind.KILLED)
+"""Kinds that another attempt may not meet again."""
+
+
+class Failure(NamedTuple):
+    """What ended a group of workers.
+
+    Attributes:
+        kind: see :class:`Kind`.
+        reason: one line.
+        rank: that it began with, None if unknown.
+        address: of that rank's node, empty if unknown.
+        step: that the rank had reached.
+    """
+
+    kind: Kind
+    reason: str
+    rank: int | None
+    address: str
+    step: int
+
+    def __str__(self) -> str:
+        who = "" if self.rank is None else f"rank {self.rank}, node {self.address or 'unknown'}, "
+        return f"{TITLES[self.kind]}: {self.reason} ({who}step {self.step})"
+
+
+class RunEnded(Exception):
+    """Raised in Ray's controller to end a run that is not to be tried again."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class RunFailed(UserError):
+    """A run that ended before its time, explained; exits with the code of its kind."""
+
+    def __init__(self, message: str, kind: Kind) -> None:
+        super().__init__(message, kind)
+        self.exit_code = int(kind)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass
+class RetryPolicy:
+    """Decides whether another group of workers is started after a failure.
+
+    Attributes:
+        max_failures: groups in a row that may fail without a newer checkpoint to start from.
+    """
+
+    max_failures: int
+    _in_a_row: int = 0
+    _last_start: int = -1
+    _last: Failure | None = None
+
+    def ends(self, failure: Failure, started_from: int) -> bool:
+        """Whether the run ends with this failure.
+
+        Args:
+            failure: the newest.
+            started_from: the step that the failed group began at.
+        """
+        again = self._last is not None and _same(failure, self._last)
+        self._last = failure
+        if failure.kind is Kind.PREEMPTED:
+            return False
+        if started_from > self._last_start:
+            self._in_a_row, self._last_start = 0, started_from
+        self._in_a_row += 1
+        return failure.kind not in _RETRIED or again or self._in_a_row > self.max_failures
+
+
+def _same(failure: Failure, other: Failure) -> bool:
+    """The same error at the same step: it lies in what is computed, not in the surroundings."""
+    deterministic = failure.kind in (Kind.ERROR, Kind.OUT_OF_MEMORY) or "crash" in failure.reason
+    return (
+        deterministic
+        and (failure.kind, failure.step) == (other.kind, other.step)
+        and re.sub(r"\d+", "", failure.reason) == re.sub(r"\d+", "", other.reason)
+    )
+
+
+Examine = Callable[[Beat], Remains | None]
+
+
+def diagnose(
+    errors: Mapping[int, BaseException],
+    heard: Mapping[int, Heard],
+    timeout_s: float,
+    examine: Examine,
+) -> Failure:
+    """Find the failure behind what the ranks raised.
+
+    Args:
+        errors: by rank; a rank whose process is gone has Ray's error on that.
+        heard: the last beats, by rank.
+        timeout_s: of collectives.
+        examine: looks for what is left of a rank's process; None if its node does not answer.
+    """
+    causes = {rank: _cause(error) for rank, error in errors.items()}
+    rank = min(causes, key=lambda rank: (_CONSEQUENCES.get(causes[rank][0], 0), rank))
+    kind, reason = causes[rank]
+    beat = heard[rank].beat if rank in heard else None
+    if kind is Kind.KILLED and beat is not None:
+        kind, reason = _death(beat, examine(beat), timeout_s)
+    if kind is None:
+        return _lost_connection(reason, errors, heard, examine)
+    if kind is Kind.HANG:
+        return _hang(heard, timeout_s)
+    step = beat.step if beat else max((h.beat.step for h in heard.values()), default=0)
+    return Failure(kind, reason, rank, beat.address if beat else "", step)
+
+
+_CONSEQUENCES: dict[Kind | None, int] = {Kind.PREEMPTED: 1, Kind.HANG: 2, None: 3}
+"""What may only follow from another rank's failure; the higher, the less it says."""
+
+
+def examine(beat: Beat) -> Remains | None:
+    """What is left of a rank's process, by a Ray task on its node; None if the node is silent."""
+    there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=0)(examine_remains)
+    try:
+        reference = task.options(scheduling_strategy=there).remote(beat.pid)
+        remains: Remains = ray.get(reference, timeout=_EXAMINATION_SECONDS)
+        return remains
+    except RayError:
+        return None
+
+
+def is_of_a_peer(error: BaseException) -> bool:
+    """Whether an error only says that another rank is gone or silent."""
+    return _cause(error)[0] in (None, Kind.HANG)
+
+
+def _cause(error: BaseException) -> tuple[Kind | None, str]:
+    """Kind and reason of what one rank raised; None where it only lost the connection."""
+    error = getattr(error, "health_check_failure", error)
+    text = str(error).strip()
+    last = f"{type(error).__name__}: {(text.splitlines() or [''])[-1]}"
+    if isinstance(error, UserError):
+        return Kind(error.exit_code), text
+    if isinstance(error, OutOfMemoryError) or "node running low on memory" in text:
+        return (
+            Kind.OUT_OF_MEMORY,
+            "Ray's memory monitor killed the worker: its node was nearly full",
+        )
+    if isinstance(error, RayActorError):
+        return _actor_death(error, text)
+    if isinstance(error, MemoryError) or _MEMORY.search(text):
+        return Kind.OUT_OF_MEMORY, last
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or _NO_SPACE.search(text):
+        place = getattr(error, "filename", None)
+        return Kind.DISK_FULL, f"{place}: no space left" if place else last
+    if isinstance(error, RuntimeError) and _COLLECTIVE.search(f"{last} {text}"):
+        return (Kind.HANG if _TIMED_OUT.search(text) else None), last
+    return Kind.ERROR, last
+
+
+_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|Cannot allocate memory")
+_NO_SPACE = re.compile(r"No space left on device|PytorchStreamWriter failed writing")
+_COLLECTIVE = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|Connection (closed|reset)|^Dist", re.I)
+_TIMED_OUT = re.compile(r"tim(ed |e)-?out", re.I)
+
+
+def _actor_death(error: RayActorError, text: str) -> tuple[Kind, str]:
+    if error.preempted or "SIGTERM" in text:
+        return Kind.PREEMPTED, "the worker's place was taken away before it could save"
+    if re.search(r"node (has died|is dead|was terminated)|node died", text):
+        return Kind.LOST_NODE, "the worker's node is gone"
+    return Kind.KILLED, "the worker process is gone"
+
+
+_CRASHES = {
+    "Segmentation fault": signal.SIGSEGV,
+    "Aborted": signal.SIGABRT,
+    "Bus error": signal.SIGBUS,
+    "Floating": signal.SIGFPE,
+    "Illegal instruction": signal.SIGILL,
+}
+"""In the words of Python's faulthandler."""
+
+
+def _death(beat: Beat, remains: Remains | None, timeout_s: float) -> tuple[Kind, str]:
+    """Why a rank's process is gone, from what it left behind."""
+    if remains is None:
+        return Kind.LOST_NODE, "the worker's node does not answer"
+    still = beat.still_for >= 0.9 * timeout_s
+    for words, number in _CRASHES.items():
+        if f"Fatal Python error: {words}" in remains.crash:
+            if number == signal.SIGABRT and still:  # what NCCL's watchdog does
+                return Kind.HANG, ""
+            return Kind.KILLED, f"process {beat.pid} crashed by signal {number:d} ({number.name})"
+    if still:
+        return Kind.HANG, ""
+    if remains.oom_kills > beat.oom_kills:
+        return Kind.OUT_OF_MEMORY, f"the kernel killed process {beat.pid}: its node had none left"
+    return Kind.KILLED, f"process {beat.pid} got signal 9 (SIGKILL)"
+
+
+def _lost_connection(
+    reason: str,
+    errors: Mapping[int, BaseException],
+    heard: Mapping[int, Heard],
+    examine: Examine,
+) -> Failure:
+    """The ranks that raised only say that another one is gone: look for it."""
+    for rank in sorted(heard.keys() - errors.keys()):
+        beat = heard[rank].beat
+        remains = examine(beat)
+        if remains is None or not remains.alive:
+            kind, words = _death(beat, remains, float("inf"))
+            return Failure(kind, words, rank, beat.address, beat.step)
+    rank = min(errors)
+    address = heard[rank].beat.address if rank in heard else ""
+    step = max((h.beat.step for h in heard.values()), default=0)
+    return Failure(
+        Kind.ERROR, f"lost the connection to another rank: {reason}", rank, address, step
+    )
+
+
+def _hang(heard: Mapping[int, Heard], timeout_s: float) -> Failure:
+    """Name the rank that the others wait for: a silent one, or the one that is furthest behind."""
+    silent = {rank: h for rank, h in heard.items() if h.ago > SILENT_AFTER_S}
+    ranks = silent or heard
+    if not ranks:
+        return Failure(Kind.HANG, f"no rank moved for {timeout_s:g} s", None, "", 0)
+    place = {rank: (h.beat.step, PHASES.index(h.beat.phase)) for rank, h in ranks.items()}
+    rank = min(place, key=lambda rank: (place[rank], rank))
+    beat, ago = ranks[rank]
+    level = [str(other) for other in ranks if other != rank and place[other] == place[rank]]
+    words = f"rank {rank} hangs at {beat.phase!r}"
+    words += f", no sign of life of its process for {ago:.0f} s" if silent else ""
+    words += f"; so do ranks {', '.join(level)}" if level else ""
+    words += f"; the others waited {timeout_s:g} s" if len(heard) > len(level) + 1 else ""
+    return Failure(Kind.HANG, words, rank, beat.address, beat.step)
+
+
+def resume_command() -> str:
+    """The user's own command line, quoted for a shell: run again, it resumes."""
+    program = Path(sys.argv[0])
+    words = ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+def explain(name: str, failure: Failure, last_checkpoint: str) -> RunFailed:
+    """One line on a run that ended: cause, rank, node, step, last checkpoint, and how to resume."""
+    advice = ADVICE.get(failure.kind)
+    parts = [
+        f"run {name!r} ended: {failure}",
+        *([advice] if advice else []),
+        f"last checkpoint: {last_checkpoint}",
+        f"resume with: {resume_command()}",
+    ]
+    return RunFailed("; ".join(parts), failure.kind)

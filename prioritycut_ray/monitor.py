@@ -1,0 +1,227 @@
+"""What driver, controller and workers of a run tell each other, through one small actor.
+
+Workers beat: they say what they are doing, and hear in answer whether to stop. Whatever they have
+to say reaches the driver as a message. The actor is restarted if it dies: what it had heard comes
+again with the next beat, and nobody waits for it.
+"""
+
+import faulthandler
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from prioritycut_ray.worker import PHASES, Pulse
+
+BEAT_SECONDS = 0.5
+SILENT_AFTER_S = 10.0
+"""A rank that has not beaten for so long is frozen, dead or cut off."""
+HANG_EXIT_CODE = 74
+"""Of a worker that ends itself because its training thread does not move."""
+_ANSWER_SECONDS = 10.0
+
+
+class Beat(NamedTuple):
+    """What a rank says of itself.
+
+    Attributes:
+        rank: from 0.
+        node: Ray's id of the node, in hex.
+        address: of the node.
+        pid: of the worker process.
+        started_from: step that this process began at, 0 until it has.
+        step: optimiser steps taken.
+        phase: one of :data:`~prioritycut_ray.worker.PHASES`.
+        still_for: seconds since the phase began.
+        oom_kills: see :class:`Remains`.
+    """
+
+    rank: int
+    node: str
+    address: str
+    pid: int
+    started_from: int
+    step: int
+    phase: str
+    still_for: float
+    oom_kills: int
+
+
+class Heard(NamedTuple):
+    """A beat, and how many seconds ago it came."""
+
+    beat: Beat
+    ago: float
+
+
+class _Monitor:
+    """The actor; every method answers at once."""
+
+    def __init__(self) -> None:
+        self._messages: list[Any] = []
+        self._beats: dict[int, tuple[Beat, float]] = {}
+        self._stop = False
+        self._draining: dict[str, int] = {}
+        self._looked_at = 0.0
+
+    def tell(self, message: Any) -> None:
+        """Leave a message for the driver."""
+        self._messages.append(message)
+
+    def take(self) -> list[Any]:
+        """All messages since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def beat(self, beat: Beat) -> bool:
+        """Note what a rank does; whether it is to stop."""
+        now = time.monotonic()
+        self._beats[beat.rank] = (beat, now)
+        if now - self._looked_at > BEAT_SECONDS:
+            self._draining, self._looked_at = _draining_nodes(), now
+        return self._stop or beat.node in self._draining
+
+    def heard(self) -> dict[int, Heard]:
+        """The last beat of every rank since the workers started."""
+        now = time.monotonic()
+        return {rank: Heard(beat, now - at) for rank, (beat, at) in self._beats.items()}
+
+    def forget(self) -> None:
+        """Other workers will start: their ranks may be fewer."""
+        self._beats = {}
+
+    def stop(self) -> None:
+        """Ask all ranks to save and end."""
+        self._stop = True
+
+    def stops(self) -> bool:
+        """Whether all ranks were asked to save and end."""
+        return self._stop
+
+
+def _draining_nodes() -> dict[str, int]:
+    """Nodes that are about to be taken away; Ray has no public call for it."""
+    return ray._private.state.state.get_draining_nodes() or {}
+
+
+def start_monitor() -> Any:
+    """Start the actor on the driver's node; it ends with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(num_cpus=0, max_restarts=-1)(_Monitor)
+    return actor.options(scheduling_strategy=here).remote()
+
+
+def ask(reference: Any, default: Any) -> Any:
+    """The monitor's answer, or a default while it is being restarted."""
+    try:
+        return ray.get(reference, timeout=_ANSWER_SECONDS)
+    except RayError:
+        return default
+
+
+class Heart:
+    """Beats for a rank from a thread of its own, while the body runs.
+
+    Args:
+        monitor: the actor.
+        pulse: of the training thread; its ``stop`` is set when the monitor says so.
+        rank: from 0.
+        timeout_s: a training thread that is still for longer ends this process: it hangs.
+    """
+
+    def __init__(self, monitor: Any, pulse: Pulse, rank: int, timeout_s: float) -> None:
+        context = ray.get_runtime_context()
+        self._monitor, self._pulse, self._rank = monitor, pulse, rank
+        self._node, self._address = context.get_node_id(), ray.util.get_node_ip_address()
+        self._timeout_s = timeout_s
+        self._started_from: int | None = None
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+
+    def __enter__(self) -> "Heart":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finished.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._finished.wait(BEAT_SECONDS):
+            beat = self._beat()
+            if ask(self._monitor.beat.remote(beat), default=False) or terminated.is_set():
+                self._pulse.stop = True
+            if beat.still_for > self._timeout_s:
+                faulthandler.dump_traceback(_crash_file(os.getpid()).open("a"))
+                os._exit(HANG_EXIT_CODE)
+
+    def _beat(self) -> Beat:
+        pulse = self._pulse
+        if self._started_from is None and pulse.phase != PHASES[0]:
+            self._started_from = pulse.step
+        return Beat(
+            self._rank,
+            self._node,
+            self._address,
+            os.getpid(),
+            self._started_from or 0,
+            pulse.step,
+            pulse.phase,
+            time.monotonic() - pulse.since,
+            oom_kills(),
+        )
+
+
+terminated = threading.Event()
+"""Set in a worker process that got SIGTERM: its place is about to be taken away."""
+
+
+def record_crashes() -> None:
+    """Let this process leave a note if it dies of a signal that can be caught."""
+    # Kept open: the interpreter writes into it when it is dying.
+    faulthandler.enable(_crash_file(os.getpid()).open("w"), all_threads=False)
+
+
+class Remains(NamedTuple):
+    """What a process left behind on its node.
+
+    Attributes:
+        alive: it still runs.
+        crash: what it wrote when it died, empty if it could not.
+        oom_kills: how many processes the node's kernel has killed for want of memory since boot.
+    """
+
+    alive: bool
+    crash: str
+    oom_kills: int
+
+
+def examine_remains(pid: int) -> Remains:
+    """Look for a process and for its crash note; to be run on its node."""
+    try:
+        os.kill(pid, 0)
+        alive = True
+    except ProcessLookupError:
+        alive = False
+    path = _crash_file(pid)
+    crash = path.read_text() if path.exists() else ""
+    return Remains(alive, crash, oom_kills())
+
+
+def oom_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory since boot."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:  # no Linux
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def _crash_file(pid: int) -> Path:
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    return session / f"prioritycut-crash-{pid}.txt"

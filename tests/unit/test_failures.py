@@ -1,0 +1,184 @@
+"""Kinds of failure told apart, in the words that Ray, torch and the system have for them."""
+
+import errno
+import shlex
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+from prioritycut_ray import failures
+from prioritycut_ray.errors import DataError, NotFiniteError, Preempted, UserError
+from prioritycut_ray.failures import Failure, Kind, RetryPolicy, diagnose, explain
+from prioritycut_ray.monitor import Beat, Heard, Remains
+
+TIMEOUT = 600.0
+GLOO_CLOSED = RuntimeError(
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer "
+    "[10.0.0.2]:17453"
+)
+GLOO_TIMEOUT = RuntimeError(
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting "
+    "600000ms for recv operation to complete"
+)
+
+
+class HealthCheckFailed(Exception):
+    """As Ray Train wraps what it met when it asked after a worker."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__("A worker health check failed.")
+        self.health_check_failure = failure
+
+
+def died(words: str = "", preempted: bool = False) -> HealthCheckFailed:
+    message = f"The actor died unexpectedly before finishing this task. {words}"
+    return HealthCheckFailed(RayActorError(error_msg=message, preempted=preempted))
+
+
+def heard(rank: int, step: int = 7, phase: str = "generator step", ago: float = 0.3) -> Heard:
+    beat = Beat(rank, f"node{rank}", f"10.0.0.{rank}", 100 + rank, 0, step, phase, 1.0, 5)
+    return Heard(beat, ago)
+
+
+def found(remains: Remains | None) -> Callable[[Beat], Remains | None]:
+    return lambda beat: remains
+
+
+GONE = found(Remains(alive=False, crash="", oom_kills=5))
+ALIVE = found(Remains(alive=True, crash="", oom_kills=5))
+SEGFAULT = found(Remains(False, "Fatal Python error: Segmentation fault\n\nThread 0x1:", 5))
+OOM_KILL = found(Remains(alive=False, crash="", oom_kills=6))
+OUT_OF_SPACE = OSError(errno.ENOSPC, "No space left on device", "/runs/vox")
+
+
+@pytest.mark.parametrize(
+    ("error", "examine", "kind", "words"),
+    [
+        (died(), GONE, Kind.KILLED, "process 101 got signal 9 (SIGKILL)"),
+        (died(), SEGFAULT, Kind.KILLED, "process 101 crashed by signal 11 (SIGSEGV)"),
+        (died(), OOM_KILL, Kind.OUT_OF_MEMORY, "the kernel killed process 101"),
+        (died(), found(None), Kind.LOST_NODE, "does not answer"),
+        (died("The actor died because its node has died."), GONE, Kind.LOST_NODE, "node is gone"),
+        (died("The process receives a SIGTERM."), GONE, Kind.PREEMPTED, "taken away"),
+        (died(preempted=True), GONE, Kind.PREEMPTED, "taken away"),
+        (HealthCheckFailed(OutOfMemoryError("low")), GONE, Kind.OUT_OF_MEMORY, "memory monitor"),
+        (MemoryError("array"), ALIVE, Kind.OUT_OF_MEMORY, "MemoryError: array"),
+        (torch.OutOfMemoryError("CUDA out of memory."), ALIVE, Kind.OUT_OF_MEMORY, "CUDA out"),
+        (OUT_OF_SPACE, ALIVE, Kind.DISK_FULL, "/runs/vox: no space left"),
+        (RuntimeError("PytorchStreamWriter failed writing file"), ALIVE, Kind.DISK_FULL, "failed"),
+        (DataError("data: 8 clips"), ALIVE, Kind.BAD_DATA, "data: 8 clips"),
+        (NotFiniteError("10 updates"), ALIVE, Kind.NOT_FINITE, "10 updates"),
+        (Preempted("saved at step 7"), ALIVE, Kind.PREEMPTED, "saved at step 7"),
+        (UserError("wrong key"), ALIVE, Kind.USER, "wrong key"),
+        (ValueError("first\nlast"), ALIVE, Kind.ERROR, "ValueError: last"),
+    ],
+)
+def test_kinds_are_told_apart(
+    error: Exception, examine: Callable[[Beat], Remains | None], kind: Kind, words: str
+) -> None:
+    """And the rank that it began with is named, not those that only lost the connection to it."""
+    errors = {0: GLOO_CLOSED, 1: error}
+    failure = diagnose(errors, {0: heard(0), 1: heard(1)}, TIMEOUT, examine)
+    assert (failure.kind, failure.rank, failure.address) == (kind, 1, "10.0.0.1")
+    assert failure.step == 7
+    assert words in failure.reason
+    assert "\n" not in failure.reason
+
+
+def test_a_lost_connection_alone_leads_to_the_rank_that_is_gone() -> None:
+    both = {0: heard(0), 1: heard(1)}
+    assert diagnose({0: GLOO_CLOSED}, both, TIMEOUT, GONE)[:3] == (
+        Kind.KILLED,
+        "process 101 got signal 9 (SIGKILL)",
+        1,
+    )
+    assert diagnose({0: GLOO_CLOSED}, both, TIMEOUT, found(None)).kind is Kind.LOST_NODE
+    failure = diagnose({0: GLOO_CLOSED}, both, TIMEOUT, ALIVE)
+    assert failure.kind is Kind.ERROR
+    assert "Connection closed by peer" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    [
+        ([heard(0), heard(1, phase="waiting for data")], "rank 1 hangs at 'waiting for data'"),
+        ([heard(0), heard(1, ago=500)], "rank 1 hangs at 'generator step', no sign of life"),
+        ([heard(0, step=6), heard(1)], "rank 0 hangs"),
+        ([heard(0), heard(1)], "rank 0 hangs at 'generator step'; so do ranks 1"),
+    ],
+)
+def test_a_time_out_names_the_rank_that_hangs(ranks: list[Heard], name: str) -> None:
+    beats = {h.beat.rank: h for h in ranks}
+    failure = diagnose({0: GLOO_TIMEOUT}, beats, TIMEOUT, ALIVE)
+    assert failure.kind is Kind.HANG
+    assert failure.reason.startswith(name)
+
+
+def test_a_rank_that_ended_itself_for_hanging_is_a_time_out() -> None:
+    beat = heard(1).beat._replace(still_for=TIMEOUT)
+    failure = diagnose({1: died()}, {0: heard(0), 1: Heard(beat, 0.1)}, TIMEOUT, GONE)
+    assert failure.kind is Kind.HANG
+
+
+def a(kind: Kind, step: int, reason: str = "reason") -> Failure:
+    return Failure(kind, reason, 1, "10.0.0.1", step)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Kind.USER, Kind.BAD_DATA, Kind.DISK_FULL, Kind.HANG, Kind.NOT_FINITE, Kind.SUPERSEDED],
+)
+def test_what_would_fail_again_is_not_tried_again(kind: Kind) -> None:
+    assert RetryPolicy(max_failures=3).ends(a(kind, 5), started_from=0)
+
+
+def test_the_same_error_at_the_same_step_is_not_tried_for_ever() -> None:
+    policy = RetryPolicy(max_failures=100)
+    assert not policy.ends(a(Kind.ERROR, 5, "ValueError: at 0x123"), started_from=0)
+    assert policy.ends(a(Kind.ERROR, 5, "ValueError: at 0x456"), started_from=0)
+    policy = RetryPolicy(max_failures=100)
+    for step in (5, 6, 7):
+        assert not policy.ends(a(Kind.ERROR, step), started_from=0)
+    for _ in range(3):
+        assert not policy.ends(a(Kind.KILLED, 7), started_from=0), "a signal comes from outside"
+
+
+def test_failures_without_progress_are_counted_and_preemptions_never() -> None:
+    policy = RetryPolicy(max_failures=2)
+    for start in range(0, 100, 10):
+        assert not policy.ends(a(Kind.KILLED, start + 5), started_from=start)
+    for _ in range(10):
+        assert not policy.ends(a(Kind.PREEMPTED, 95), started_from=90)
+    assert not policy.ends(a(Kind.LOST_NODE, 95), started_from=90)
+    assert policy.ends(a(Kind.LOST_NODE, 96), started_from=90)
+    assert RetryPolicy(max_failures=0).ends(a(Kind.KILLED, 1), started_from=0)
+
+
+def test_the_explanation_is_one_line_with_the_command_that_resumes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["train", "my config.yaml", "name=vox", "train.workers=1..4"]
+    monkeypatch.setattr(sys, "argv", ["/opt/venv/bin/prioritycut", *words])
+    error = explain("vox", a(Kind.OUT_OF_MEMORY, 480, "killed"), "/runs/vox/step_0000400")
+    message = str(error)
+    assert message.startswith(
+        "run 'vox' ended: out of memory: killed (rank 1, node 10.0.0.1, step 480); "
+    )
+    assert "train.batch_size" in message
+    assert "last checkpoint: /runs/vox/step_0000400; resume with: prioritycut train " in message
+    assert "\n" not in message
+    command = message.partition("resume with: ")[2]
+    assert shlex.split(command) == ["prioritycut", *words]
+    assert error.exit_code == 71
+
+
+def test_every_kind_has_a_title_and_a_line_in_the_docs() -> None:
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
+    for kind in Kind:
+        assert failures.TITLES[kind]
+        assert f"| {kind:d} | {failures.TITLES[kind]} |" in page
