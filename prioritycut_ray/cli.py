@@ -59,21 +59,100 @@ def quickstart(
         run_quickstart(out, overrides or [], console)
 
 
+Videos = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders, globs, WebDataset `.tar` shards, or `.csv` manifests "
+        "(file, identity, split, left, top, right, bottom); local, or fsspec URLs."
+    ),
+]
+Data = Annotated[str, typer.Argument(help="Folder of `prioritycut shard`, or an fsspec URL.")]
+Copy = Annotated[
+    bool, typer.Option("--copy", help="Keep H.264 streams of the right size; reject the others.")
+]
+MaxFrames = Annotated[
+    int, typer.Option(min=2, help="Cut longer videos into equal segments of at most this.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail if any video is rejected.")]
+
+
 @app.command("shard", epilog="Example: `prioritycut shard clips/ --out data --size 256`")
 def shard_verb(
-    videos: Annotated[
-        list[str],
-        typer.Argument(help="Files, folders, globs, or a .csv manifest (file, identity, split)."),
-    ],
+    videos: Videos,
     out: Annotated[str, typer.Option(help="New folder for the shards, or an fsspec URL.")],
     size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 256,
+    copy: Copy = False,
+    max_frames: MaxFrames = 1024,
+    strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Crop, resize and pack videos into WebDataset shards."""
+    """Crop, resize and pack videos into WebDataset shards; after a kill, the same line goes on."""
     from prioritycut_ray.commands.shard import shard
 
     with _writing_to(out):
-        shard(videos, out, size=size, console=console)
+        shard(
+            videos,
+            out,
+            size=size,
+            copy=copy,
+            max_frames=max_frames,
+            strict=strict,
+            console=console,
+        )
+
+
+data_app = typer.Typer(
+    name="data", help="Check, describe, show and extend a data set.", no_args_is_help=True
+)
+app.add_typer(data_app)
+
+
+@data_app.command("verify", epilog="Example: `prioritycut data verify s3://bucket/data`")
+def data_verify(url: Data, debug: Debug = False) -> None:
+    """Read every byte: checksums, shards, and each frame of each clip."""
+    from prioritycut_ray.commands.data import verify_data
+
+    verify_data(url, console)
+
+
+@data_app.command("info", epilog="Example: `prioritycut data info data`")
+def data_info(url: Data, debug: Debug = False) -> None:
+    """Print splits, clips, identities, frames, bytes and the fingerprint."""
+    from prioritycut_ray.commands.data import show_info
+
+    show_info(url, console)
+
+
+@data_app.command("preview", epilog="Example: `prioritycut data preview data --out data.html`")
+def data_preview(
+    url: Data,
+    out: Annotated[
+        Path, typer.Option(help="A .png (contact sheet) or a .html (one page that plays).")
+    ] = Path("preview.png"),
+    clips: Annotated[int, typer.Option(min=1, help="Clips to show, spread evenly.")] = 24,
+    debug: Debug = False,
+) -> None:
+    """Show what a data set looks like."""
+    from prioritycut_ray.commands.data import show_preview
+
+    with _writing_to(out):
+        show_preview(url, out, clips=clips, console=console)
+
+
+@data_app.command("append", epilog="Example: `prioritycut data append data new_clips/`")
+def data_append(
+    url: Data,
+    videos: Videos,
+    copy: Copy = False,
+    max_frames: MaxFrames = 1024,
+    strict: Strict = False,
+    debug: Debug = False,
+) -> None:
+    """Add new videos in shards of their own; they show all at once, with the new index."""
+    from prioritycut_ray.commands.shard import append
+
+    with _writing_to(url):
+        append(url, videos, copy=copy, max_frames=max_frames, strict=strict, console=console)
 
 
 @app.command(
@@ -101,7 +180,7 @@ def train_verb(
 @app.command("evaluate", epilog="Example: `prioritycut evaluate runs/vox data --split test`")
 def evaluate_verb(
     run: Run,
-    data: Annotated[str, typer.Argument(help="Folder of `prioritycut shard`, or an fsspec URL.")],
+    data: Data,
     split: Annotated[str, typer.Option(help="Which clips.")] = "test",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; RUN/evaluation if not given.")

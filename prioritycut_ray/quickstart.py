@@ -1,6 +1,5 @@
 """The main job on an embedded default: synthetic puppets, no download, minutes on two cores."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +40,6 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     console.print("[2/5] packing them into WebDataset shards")
     data = out / "data"
     if not (data / "index.json").exists():
-        shutil.rmtree(data, ignore_errors=True)
         shard([str(out / "videos")], str(data), size=size, console=console)
     console.print(f"[3/5] training with Ray Train on {config.train.workers} workers")
     run = train(config)

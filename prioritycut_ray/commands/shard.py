@@ -1,35 +1,96 @@
-"""``prioritycut shard``."""
+"""``prioritycut shard`` and ``prioritycut data append``."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 
-from prioritycut_ray.data.packing import PackProgress, PackReport, pack_videos
+from prioritycut_ray.data.packing import (
+    MAX_FRAMES,
+    PackProgress,
+    PackReport,
+    append_videos,
+    pack_videos,
+)
 from prioritycut_ray.progress import ProgressBar
 
 _SHOWN = 20
-"""Rejected files that are named on the terminal; all are in ``rejected.csv``."""
+"""Rejected files and warnings that are named on the terminal; ``rejected.csv`` has all."""
 
 
-def shard(videos: Sequence[str], out: str, *, size: int, console: Console) -> PackReport:
+def shard(
+    videos: Sequence[str],
+    out: str,
+    *,
+    size: int,
+    console: Console,
+    copy: bool = False,
+    max_frames: int = MAX_FRAMES,
+    strict: bool = False,
+) -> PackReport:
     """Pack videos into shards and say what became of them."""
+    with _shown_progress() as show:
+        report = pack_videos(
+            videos,
+            out,
+            size=size,
+            copy=copy,
+            max_frames=max_frames,
+            strict=strict,
+            on_progress=show,
+        )
+    _tell(report, out, console)
+    return report
+
+
+def append(
+    url: str,
+    videos: Sequence[str],
+    *,
+    copy: bool,
+    max_frames: int,
+    strict: bool,
+    console: Console,
+) -> PackReport:
+    """Add videos to a data set and say what became of them."""
+    with _shown_progress() as show:
+        report = append_videos(
+            url, videos, copy=copy, max_frames=max_frames, strict=strict, on_progress=show
+        )
+    if report.known:
+        console.print(f"{report.known} clips were there already, and are not added again")
+    _tell(report, url, console)
+    console.print(f"fingerprint: {report.index.fingerprint}")
+    return report
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[PackProgress], None]]:
     with ProgressBar("packing", 1.0) as bar:
 
         def show(progress: PackProgress) -> None:
             note = f"{progress.done}/{progress.total} · {progress.rejected} rejected"
             bar.update(progress.done / progress.total, note)
 
-        report = pack_videos(videos, out, size=size, on_progress=show)
-    for warning in report.warnings:
-        console.print(f"warning: {warning}")
-    for file, reason in report.rejected[:_SHOWN]:
-        console.print(f"rejected: {file}: {reason}")
+        yield show
+
+
+def _tell(report: PackReport, out: str, console: Console) -> None:
+    lines = [f"warning: {warning}" for warning in report.warnings[:_SHOWN]]
+    if len(report.warnings) > _SHOWN:
+        lines.append(f"warning: {len(report.warnings) - _SHOWN} more of the kind")
+    lines += [f"rejected: {file}: {reason}" for file, reason in report.rejected[:_SHOWN]]
     if len(report.rejected) > _SHOWN:
-        console.print(f"rejected: {len(report.rejected) - _SHOWN} more, see {out}/rejected.csv")
-    counts = sorted(Counter(clip.split for clip in report.index.clips).items())
-    console.print(
-        f"{out}: {report.clips} clips ({', '.join(f'{n} {split}' for split, n in counts)}), "
-        f"{report.frames} frames, {report.size_bytes / 1e6:.1f} MB; {len(report.rejected)} rejected"
+        lines.append(f"rejected: {len(report.rejected) - _SHOWN} more, see {out}/rejected.csv")
+    if report.kept:
+        lines.append(f"{report.kept} videos were finished by an earlier run, and kept")
+    added = report.index.clips[len(report.index.clips) - report.clips :]
+    counts = sorted(Counter(clip.split for clip in added).items())
+    splits = f" ({', '.join(f'{n} {split}' for split, n in counts)})" if counts else ""
+    lines.append(
+        f"{out}: {report.clips} clips{splits}, {report.frames} frames, "
+        f"{report.size_bytes / 1e6:.1f} MB; {len(report.rejected)} rejected"
     )
-    return report
+    for line in lines:
+        console.print(line, markup=False)

@@ -1,55 +1,50 @@
 """Packing: any pile of videos, in parallel on Ray, into shards of one training size.
 
 Every video is decoded in a Ray task of its own, because a decoder may crash or hang on a damaged
-file: that costs one clip, not the run. The driver alone writes, in the order of the inputs, so
-the output is the same however many tasks run at once.
+file: that costs one clip, not the run. What a task has made is stored at once, so a run that is
+killed goes on where it was. The driver alone writes, and it writes shards at the end, in the order
+of the inputs, so the output is the same however many tasks run at once and however often it began.
 """
 
 import csv
-import glob
+import functools
 import hashlib
 import io
-import itertools
-import os
+import json
 import signal
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from prioritycut_ray.data.shards import ClipIndex, Member, ShardWriter, filesystem, make_keys
-from prioritycut_ray.data.video import (
-    VideoError,
-    center_square,
-    check_size,
-    frames_upright,
-    probe,
-    resize,
-    write_video,
+from prioritycut_ray.data.clips import Outcome, Recipe, Segment, make_part, read_part, write_part
+from prioritycut_ray.data.inputs import Entry, Rejected, absolute, find_videos, printable
+from prioritycut_ray.data.shards import (
+    Clip,
+    ClipIndex,
+    Member,
+    ShardWriter,
+    filesystem,
+    make_keys,
+    read_index,
 )
+from prioritycut_ray.data.video import VideoError, check_size
+from prioritycut_ray.data.workspace import REJECTED_NAME, Workspace
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.ray_session import start_ray
 
-VIDEO_EXTENSIONS = frozenset(
-    {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"}
-)
-REJECTED_NAME = "rejected.csv"
 TEST_SHARE = 0.1
+# As long as VoxCeleb's clips are usually cut: 34 s at 30 fps.
+MAX_FRAMES = 1024
 # Time for one video: a floor, and more for large files. A decoder that takes longer hangs.
 SECONDS_PER_VIDEO = 300
 SECONDS_PER_MEGABYTE = 10
-
-
-class Rejected(NamedTuple):
-    """A video that was left out, and why."""
-
-    file: str
-    reason: str
+# Raised when the same video and recipe would give other clips: old parts are then made anew.
+PART_VERSION = 1
 
 
 class PackProgress(NamedTuple):
@@ -70,6 +65,8 @@ class PackReport:
         clips: number of clips packed.
         frames: number of frames in them.
         size_bytes: of their mp4s together.
+        kept: number of videos that an earlier run of the same command had finished.
+        known: number of clips that were in the data set already.
         rejected: what was left out; ``rejected.csv`` in the output folder says the same.
         warnings: things to know, one line each.
     """
@@ -78,24 +75,13 @@ class PackReport:
     clips: int
     frames: int
     size_bytes: int
+    kept: int
+    known: int
     rejected: tuple[Rejected, ...]
     warnings: tuple[str, ...]
 
 
-class Entry(NamedTuple):
-    """One video to pack.
-
-    Attributes:
-        path: where it is.
-        name: relative path without extension, which its key is made of.
-        identity: who or what is shown.
-        split: as the manifest says; empty if it does not.
-    """
-
-    path: Path
-    name: str
-    identity: str
-    split: str
+OnProgress = Callable[[PackProgress], None]
 
 
 def pack_videos(
@@ -103,164 +89,201 @@ def pack_videos(
     out: str,
     *,
     size: int,
-    on_progress: Callable[[PackProgress], None] | None = None,
+    copy: bool = False,
+    max_frames: int = MAX_FRAMES,
+    strict: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> PackReport:
     """Pack videos into shards of square clips.
 
-    Each video is turned upright, cut to its centre square, scaled to ``size`` (up too) and encoded
-    with a short GOP, all its frames kept. One that is damaged or has no two frames is rejected.
-    Ray is started if it is not running; on a cluster every node must see the inputs.
+    Each video is turned upright, cut to its centre square or to the box that a manifest gives,
+    split at hard cuts and into segments, scaled to ``size`` (up too) and encoded with a short GOP,
+    all its frames kept. One that is damaged or has no two frames is rejected. Ray is started if it
+    is not running; on a cluster every node must see the inputs. After a kill, the same call goes
+    on where the last one was.
 
     Args:
-        inputs: videos, folders (searched all through; hidden files are ignored), globs, or csv
-            manifests with the columns ``file`` and, if you like, ``identity`` (or ``identity_id``)
-            and ``split``; paths are relative to the manifest. The default identity is the file
-            name; by default a tenth of the identities makes the split ``test``, the others
-            ``train``.
+        inputs: videos, WebDataset shards, folders (searched all through; hidden files are ignored),
+            globs, or csv manifests with the columns ``file`` and, if you like, ``identity`` (or
+            ``identity_id``), ``split``, and ``left``, ``top``, ``right``, ``bottom``; paths are
+            relative to the manifest; all may be fsspec URLs. The default identity is the file name;
+            by default a tenth of the identities makes the split ``test``, the others ``train``.
         out: folder to make, a local path or any fsspec URL.
         size: side of the packed frames in pixels, a multiple of 32.
+        copy: keep the streams as they are; those unfit for training are rejected.
+        max_frames: longer videos are cut into segments of equal length; 2 or more.
+        strict: make no data set if anything is rejected.
         on_progress: called after each video.
 
     Returns:
         What was made and what was left out.
 
     Raises:
-        UserError: if an input does not exist or holds no video, if the output folder is in use,
-            or if no video is usable.
+        UserError: if an input does not exist or holds no video, if the output folder is in use, if
+            no video is usable, or with ``strict`` if one is not.
     """
     check_size(size)
-    entries = find_videos(inputs)
-    _check_unused(out)
-    start_ray()
-    keys = make_keys(entry.name for entry in entries)
-    packed: dict[str, Entry] = {}
-    rejected: list[Rejected] = []
-    warnings: list[str] = []
-    with ShardWriter(out) as writer:
-        for entry, key, result in zip(entries, keys, _process(entries, keys, size), strict=True):
-            if isinstance(result, Rejected):
-                rejected.append(result)
-            else:
-                writer.add(result)
-                packed[key] = entry
-                warnings += _warnings(entry, result)
-            if on_progress is not None:
-                done = len(packed) + len(rejected)
-                on_progress(PackProgress(done, len(entries), len(rejected), str(entry.path)))
-        _write_rejected(out, rejected)
-        if not packed:
-            raise UserError(_nothing_usable(out, rejected))
-        index = writer.finish(dict(zip(packed, assign_splits([*packed.values()]), strict=True)))
-    return PackReport(
-        index=index,
-        clips=len(index.clips),
-        frames=sum(clip.frames for clip in index.clips),
-        size_bytes=sum(clip.size for clip in index.clips),
-        rejected=tuple(rejected),
-        warnings=(*warnings, *_shared_identities(index)),
-    )
+    recipe = Recipe(size, copy, max_frames)
+    return _run("shard", inputs, out, recipe, None, strict, on_progress)
 
 
-# ---------------------------------------------------------------------------------------------
-# What to pack
-# ---------------------------------------------------------------------------------------------
+def append_videos(
+    url: str,
+    inputs: Sequence[str],
+    *,
+    copy: bool = False,
+    max_frames: int = MAX_FRAMES,
+    strict: bool = False,
+    on_progress: OnProgress | None = None,
+) -> PackReport:
+    """Add videos to a data set, at its frame size, in shards of their own.
 
+    Until the new index replaces the old one, at once, nothing shows. Clips that are in the data set
+    already, byte by byte, are not added again. An identity keeps its split; a tenth of all
+    identities, counting the old ones, is for tests. One process at a time may append.
 
-def find_videos(inputs: Sequence[str]) -> list[Entry]:
-    """List the videos that the inputs name, each once, in a fixed order.
+    Args:
+        url: the folder of the data set, a local path or any fsspec URL.
+        inputs: as for :func:`pack_videos`.
+        copy: as for :func:`pack_videos`.
+        max_frames: as for :func:`pack_videos`.
+        strict: add nothing if anything is rejected.
+        on_progress: called after each video.
+
+    Returns:
+        What was added and what was left out.
 
     Raises:
-        UserError: if an input does not exist, holds no video, or is no usable manifest.
+        UserError: as :func:`pack_videos`, or if there is no data set.
     """
-    found: dict[Path, Entry] = {}
-    for given in inputs:
-        for entry in _expand(given):
-            found.setdefault(entry.path.resolve(), entry)
-    if not found:
-        raise UserError("there is nothing to pack: name videos, folders, globs or a csv manifest")
-    return list(found.values())
+    base = read_index(url)
+    sizes = {(clip.width, clip.height) for clip in base.clips}
+    if len(sizes) > 1:
+        raise UserError(f"{url}: its clips have several sizes; pack a new data set instead")
+    recipe = Recipe(base.clips[0].width, copy, max_frames)
+    return _run("data append", inputs, url, recipe, base, strict, on_progress)
 
 
-def _expand(given: str) -> list[Entry]:
-    path = Path(given)
-    if path.is_dir():
-        return _videos_among(path, path.rglob("*"))
-    if path.suffix.lower() == ".csv" and path.exists():
-        return _in_manifest(path)
-    if path.exists():
-        return [_entry(path, path.stem)]
-    if glob.has_magic(given):
-        return _in_glob(path)
-    raise UserError(f"{given}: does not exist; name a video, folder, glob or csv manifest")
+class _Packed(NamedTuple):
+    """A clip to write: where it comes from, and which of its part's segments it is."""
+
+    entry: Entry
+    outcome: Outcome
+    number: int
+
+    @property
+    def segment(self) -> Segment:
+        return self.outcome.segments[self.number]
+
+    @property
+    def name(self) -> str:
+        alone = len(self.outcome.segments) == 1
+        return self.entry.name if alone else f"{self.entry.name}_{self.number:04d}"
 
 
-def _in_glob(pattern: Path) -> list[Entry]:
-    plain = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)
-    matches = glob.glob(str(pattern), recursive=True)
-    below = {path for match in matches for path in (Path(match), *Path(match).rglob("*"))}
-    return _videos_among(Path(*plain), below)
-
-
-def _videos_among(root: Path, paths: Iterable[Path]) -> list[Entry]:
-    """Take the videos among paths below a folder, sorted; hidden ones are no videos."""
-    entries = []
-    for path in sorted(paths):
-        relative = path.relative_to(root)
-        wanted = path.suffix.lower() in VIDEO_EXTENSIONS and all(map(_is_shown, relative.parts))
-        if wanted and path.is_file():
-            entries.append(_entry(path, str(relative.with_suffix(""))))
-    if not entries:
-        known = " ".join(sorted(VIDEO_EXTENSIONS))
-        raise UserError(f"{root}: no videos found there; known extensions are {known}")
-    return entries
-
-
-def _is_shown(name: str) -> bool:
-    return not name.startswith(".")
-
-
-def _entry(path: Path, name: str) -> Entry:
-    # Absolute: a worker may have another current folder.
-    return Entry(path.absolute(), name, identity=path.stem, split="")
-
-
-def _in_manifest(manifest: Path) -> list[Entry]:
-    try:
-        with manifest.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{manifest}: is no csv in UTF-8 ({error})") from None
-    if not rows or "file" not in rows[0]:
-        raise UserError(f"{manifest}: needs a header with the column 'file', and a row a video")
-    return [_manifest_entry(manifest, line, row) for line, row in enumerate(rows, start=2)]
-
-
-def _manifest_entry(manifest: Path, line: int, row: dict[str, Any]) -> Entry:
-    file = (row["file"] or "").strip()
-    if not file:
-        raise UserError(f"{manifest}, line {line}: 'file' is empty; fill it or remove the line")
-    entry = _entry(manifest.parent / file, str(Path(file).with_suffix("")))
-    identity = (row.get("identity") or row.get("identity_id") or "").strip()
-    return entry._replace(
-        identity=identity or entry.identity, split=(row.get("split") or "").strip()
+def _run(
+    command: str,
+    inputs: Sequence[str],
+    out: str,
+    recipe: Recipe,
+    base: ClipIndex | None,
+    strict: bool,
+    on_progress: OnProgress | None,
+) -> PackReport:
+    entries, unusable = find_videos(inputs)
+    # What it makes is not what it packs.
+    entries = [entry for entry in entries if not _is_below(entry.source, out)]
+    unusable = [item for item in unusable if not _is_below(item.file, out)]
+    job = {"command": command, "inputs": [absolute(given) for given in inputs], **recipe._asdict()}
+    work = Workspace(out)
+    with work.claimed(job, appending=base is not None):
+        outcomes, kept = _outcomes(entries, unusable, recipe, work, on_progress)
+        rejected = (*unusable, *_rejections(entries, outcomes))
+        _write_rejected(out, rejected, {entry.shown for entry in entries} if base else None)
+        if strict and rejected:
+            raise UserError(_refused(out, rejected))
+        packed = _clips(entries, outcomes)
+        if not packed:
+            work.clear()
+            raise UserError(_nothing_usable(out, rejected))
+        known = {clip.sha256 for clip in base.clips} if base else set()
+        new = [clip for clip in packed if clip.segment.sha256 not in known]
+        index = _assemble(new, out, recipe, base, work) if new or base is None else base
+        work.clear()
+    added = index.clips[len(base.clips) if base else 0 :]
+    return PackReport(
+        index=index,
+        clips=len(added),
+        frames=sum(clip.frames for clip in added),
+        size_bytes=sum(clip.size for clip in added),
+        kept=kept,
+        known=len(packed) - len(new),
+        rejected=rejected,
+        warnings=(*_warnings(entries, outcomes), *_shared_identities(index)),
     )
 
 
-def assign_splits(entries: Sequence[Entry]) -> list[str]:
-    """Choose a split for every video: the manifest's, else one and the same for its identity.
+def _is_below(source: str, out: str) -> bool:
+    """Tell whether a file lies in the output folder."""
+    return absolute(source).startswith(f"{absolute(out).rstrip('/')}/")
 
-    The first tenth of the identities without a split, in the order of their SHA-256, is ``test``
-    (at least one, if there are two); the others are ``train``.
+
+def _rejections(entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> list[Rejected]:
+    pairs = zip(entries, outcomes, strict=True)
+    return [Rejected(entry.shown, outcome.rejected) for entry, outcome in pairs if outcome.rejected]
+
+
+def _warnings(entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> list[str]:
+    pairs = zip(entries, outcomes, strict=True)
+    return [f"{entry.shown}: {note}" for entry, outcome in pairs for note in outcome.warnings]
+
+
+def _clips(entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> list[_Packed]:
+    return [
+        _Packed(entry, outcome, number)
+        for entry, outcome in zip(entries, outcomes, strict=True)
+        for number in range(len(outcome.segments))
+    ]
+
+
+# ---------------------------------------------------------------------------------------------
+# Splits
+# ---------------------------------------------------------------------------------------------
+
+
+def assign_splits(entries: Sequence[Entry], base: Sequence[Clip] = ()) -> list[str]:
+    """Choose a split for every entry: its identity's in the data set, the manifest's, or a new one.
+
+    A tenth of all identities (at least one, if there are two) is for ``test``: the first of those
+    that have no split yet, in the order of their SHA-256, until there are enough; the others are
+    ``train``.
+
+    Args:
+        entries: the videos.
+        base: the clips of the data set that they are added to.
     """
+    old: dict[str, list[str]] = defaultdict(list)
+    for clip in base:
+        old[clip.identity].append(clip.split)
     known = {entry.identity: entry.split for entry in reversed(entries) if entry.split}
+    known |= {identity: splits[0] for identity, splits in old.items()}
     free = sorted({e.identity for e in entries} - set(known), key=_digest)
-    tests = max(1, round(TEST_SHARE * len(free))) if len(free) > 1 else 0
+    everyone = len({*free, *old})
+    wanted = max(1, round(TEST_SHARE * everyone)) if everyone > 1 else 0
+    tests = max(0, wanted - sum("test" in splits for splits in old.values()))
     default = {name: "test" if rank < tests else "train" for rank, name in enumerate(free)}
-    return [entry.split or (known | default)[entry.identity] for entry in entries]
+
+    def choose(entry: Entry) -> str:
+        # Where an identity is in both already, the manifest may go on to say which.
+        if entry.split and (entry.identity not in old or entry.split in old[entry.identity]):
+            return entry.split
+        return (known | default)[entry.identity]
+
+    return [choose(entry) for entry in entries]
 
 
 def _digest(identity: str) -> str:
-    return hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def _shared_identities(index: ClipIndex) -> list[str]:
@@ -279,84 +302,124 @@ def _shared_identities(index: ClipIndex) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 
 
+class _Attempt(NamedTuple):
+    """A running task: which entry, the seconds it may take, when it was sent, and which try."""
+
+    position: int
+    limit: int
+    began: float
+    number: int
+
+
+def _outcomes(
+    entries: Sequence[Entry],
+    rejected: Sequence[Rejected],
+    recipe: Recipe,
+    work: Workspace,
+    on_progress: OnProgress | None,
+) -> tuple[list[Outcome], int]:
+    """Make a part of every entry, or find it finished; return outcomes in order, and how many."""
+    outcomes: dict[int, Outcome] = {}
+    total, failed = len(entries) + len(rejected), len(rejected)
+
+    def settle(position: int, outcome: Outcome) -> None:
+        nonlocal failed
+        outcomes[position] = outcome
+        failed += bool(outcome.rejected)
+        if on_progress is not None:
+            done = len(outcomes) + len(rejected)
+            on_progress(PackProgress(done, total, failed, entries[position].shown))
+
+    names = [_part_name(entry, recipe) for entry in entries]
+    for position, name in enumerate(names):
+        if (finished := _finished(work, name)) is not None:
+            settle(position, finished)
+    kept = len(outcomes)
+    missing = [position for position in range(len(entries)) if position not in outcomes]
+    for position, part in _process(entries, missing, recipe) if missing else ():
+        outcome, _ = read_part(part)
+        if outcome.lasting:
+            work.keep(names[position], part)
+        settle(position, outcome)
+    return [outcomes[position] for position in range(len(entries))], kept
+
+
+def _part_name(entry: Entry, recipe: Recipe) -> str:
+    """Name a part by all that it depends on; a file that has changed since makes another name."""
+    facts = (PART_VERSION, entry.source, entry.size, entry.version, entry.span, entry.box, recipe)
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _finished(work: Workspace, name: str) -> Outcome | None:
+    part = work.kept(name)
+    try:
+        return None if part is None else read_part(part)[0]
+    except ValueError:
+        return None  # Damaged since: made anew.
+
+
 def _process(
-    entries: Sequence[Entry], keys: Sequence[str], size: int
-) -> Iterator[Member | Rejected]:
-    """Pack every video in a task of its own; results come in the order of the entries."""
-    # A crash is the file's fault: trying again would crash again.
+    entries: Sequence[Entry], positions: Sequence[int], recipe: Recipe
+) -> Iterator[tuple[int, bytes]]:
+    """Make the part of every entry in a task of its own; they come in any order."""
+    start_ray()
+    # Ray itself must not try again: a hanging decoder would cost its time several times.
     task = ray.remote(num_cpus=1, max_retries=0)(_pack_one)
     in_flight = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting: deque[tuple[Entry, int, float, Any]] = deque()
-    for entry, key in zip(entries, keys, strict=True):
-        if len(waiting) == in_flight:
-            yield _settled(*waiting.popleft())
-        limit = _time_limit(entry.path)
-        waiting.append((entry, limit, time.monotonic(), task.remote(entry, key, size, limit)))
-    while waiting:
-        yield _settled(*waiting.popleft())
+    waiting = deque((position, 1) for position in positions)
+    running: dict[Any, _Attempt] = {}
+    while waiting or running:
+        while waiting and len(running) < in_flight:
+            position, number = waiting.popleft()
+            limit = _time_limit(entries[position])
+            reference = task.remote(entries[position], recipe, limit)
+            running[reference] = _Attempt(position, limit, time.monotonic(), number)
+        [reference], _ = ray.wait([*running], num_returns=1)
+        attempt = running.pop(reference)
+        part = _settled(reference, attempt)
+        if part is None:
+            waiting.append((attempt.position, attempt.number + 1))
+        else:
+            yield attempt.position, part
 
 
-def _time_limit(path: Path) -> int:
-    size = path.stat().st_size if path.exists() else 0
-    return SECONDS_PER_VIDEO + SECONDS_PER_MEGABYTE * (size >> 20)
+def _time_limit(entry: Entry) -> int:
+    return SECONDS_PER_VIDEO + SECONDS_PER_MEGABYTE * (entry.size >> 20)
 
 
-def _settled(entry: Entry, limit: int, began: float, reference: Any) -> Member | Rejected:
-    """Wait for a task; its death is a rejection."""
+def _settled(reference: Any, attempt: _Attempt) -> bytes | None:
+    """Take the part that a task made, or what its death means; nothing if it is to be repeated."""
     try:
-        result: Member | Rejected = ray.get(reference)
+        part: bytes = ray.get(reference)
     except OutOfMemoryError:
-        return Rejected(str(entry.path), "took more memory than there is")
+        reason = "took more memory than there is"
     except WorkerCrashedError:
-        if time.monotonic() - began >= limit:
-            return Rejected(str(entry.path), f"took longer than {limit} s to decode")
-        return Rejected(str(entry.path), "decoder crashed")
-    return result
+        if time.monotonic() - attempt.began >= attempt.limit:
+            return _failure(f"took longer than {attempt.limit} s to decode")
+        reason = "decoder crashed"
+    else:
+        return part
+    # Once may be the node's fault, or that of a neighbour that took all the memory.
+    return None if attempt.number == 1 else _failure(f"{reason}, twice")
 
 
-def _pack_one(entry: Entry, key: str, size: int, limit: int) -> Member | Rejected:
-    """Make a training clip of one video; runs in a Ray worker, which it may take down."""
+def _failure(reason: str) -> bytes:
+    return write_part(Outcome(rejected=reason, lasting=False))
+
+
+def _pack_one(entry: Entry, recipe: Recipe, limit: int) -> bytes:
+    """Make the part of one video; runs in a Ray worker, which it may take down."""
     # The default action ends the process: no Python handler runs while a decoder hangs.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(limit)
     try:
-        return _member(entry, key, size)
+        return make_part(entry, recipe)
     except VideoError as error:
-        return Rejected(str(entry.path), error.reason)
+        return write_part(Outcome(rejected=error.reason))
     except Exception as error:  # Whatever a strange file sets off must not end the run.
-        return Rejected(str(entry.path), f"cannot be packed ({type(error).__name__}: {error})")
+        return _failure(f"cannot be packed ({type(error).__name__}: {printable(str(error))})")
     finally:
         signal.alarm(0)
-
-
-def _member(entry: Entry, key: str, size: int) -> Member:
-    info = probe(entry.path)
-    encoded = io.BytesIO()
-    frames = 0
-
-    def squares() -> Iterator[Any]:
-        nonlocal frames
-        for frame in frames_upright(entry.path):
-            frames += 1
-            yield resize(center_square(frame), size)
-
-    write_video(encoded, squares(), info.fps)
-    if frames < 2:
-        raise VideoError(
-            str(entry.path),
-            "1 frame: no source/driving pair can be drawn; usable as a source image",
-        )
-    return Member(
-        key=key,
-        data=encoded.getvalue(),
-        frames=frames,
-        fps=info.fps,
-        width=size,
-        height=size,
-        identity=entry.identity,
-        original=entry.path.name,
-        variable_rate=info.variable_rate,
-    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -364,31 +427,77 @@ def _member(entry: Entry, key: str, size: int) -> Member:
 # ---------------------------------------------------------------------------------------------
 
 
-def _check_unused(out: str) -> None:
-    fs, root = filesystem(out)
-    if not fs.exists(root):
-        return
-    if not fs.isdir(root):
-        raise UserError(f"{out}: is a file; choose another --out")
-    # What a run without a usable video leaves behind does not stand in the way of the next one.
-    names = {os.path.basename(path.rstrip("/")) for path in fs.ls(root, detail=False)}
-    if names - {REJECTED_NAME}:
-        raise UserError(f"{out}: is not empty; choose another --out or remove it")
+def _assemble(
+    packed: Sequence[_Packed], out: str, recipe: Recipe, base: ClipIndex | None, work: Workspace
+) -> ClipIndex:
+    """Write the clips into shards, then the index."""
+    old = base.clips if base is not None else ()
+    keys = make_keys((clip.name for clip in packed), used=(clip.key for clip in old))
+    splits = assign_splits([clip.entry for clip in packed], old)
+    # A long video has many clips in one part.
+    clips_of_part = functools.lru_cache(maxsize=1)(lambda name: _finished_clips(work, name))
+    with ShardWriter(out, base=base) as writer:
+        for key, clip in zip(keys, packed, strict=True):
+            data = clips_of_part(_part_name(clip.entry, recipe))[clip.number]
+            writer.add(_member(key, clip, data, recipe.size))
+        if base is not None and read_index(out) != base:
+            raise UserError(f"{out}: has changed meanwhile; give the same command again")
+        return writer.finish(dict(zip(keys, splits, strict=True)))
 
 
-def _write_rejected(out: str, rejected: Sequence[Rejected]) -> None:
-    """Write or remove ``rejected.csv``."""
+def _finished_clips(work: Workspace, name: str) -> list[bytes]:
+    try:
+        return read_part(work.kept(name) or b"")[1]
+    except ValueError as error:
+        raise UserError(
+            f"{work.out}: a finished part was damaged meanwhile ({error}); "
+            "give the same command again"
+        ) from None
+
+
+def _member(key: str, clip: _Packed, data: bytes, size: int) -> Member:
+    return Member(
+        key=key,
+        data=data,
+        frames=clip.segment.frames,
+        fps=clip.outcome.fps,
+        width=size,
+        height=size,
+        identity=clip.entry.identity,
+        original=printable((clip.entry.member or clip.entry.source).rpartition("/")[2]),
+        variable_rate=clip.outcome.variable_rate,
+        first_frame=clip.segment.first_frame,
+    )
+
+
+def _write_rejected(out: str, rejected: Sequence[Rejected], tried: set[str] | None) -> None:
+    """Write or remove ``rejected.csv``; when appending, the rows of videos not tried now stay."""
     fs, root = filesystem(out)
     path = f"{root}/{REJECTED_NAME}"
-    if not rejected:
+    rows = [*rejected]
+    if tried is not None and fs.exists(path):
+        there = csv.DictReader(io.StringIO(fs.cat_file(path).decode(), newline=""))
+        gone = tried | {item.file for item in rejected}
+        old = (Rejected(row["file"], row["reason"]) for row in there)
+        rows = [item for item in old if item.file not in gone] + rows
+    if not rows:
         if fs.exists(path):
             fs.rm_file(path)
         return
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(Rejected._fields)
-    table.writerows(rejected)
-    fs.pipe_file(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    table.writerows(rows)
+    fs.pipe_file(path, text.getvalue().encode())
+
+
+def _refused(out: str, rejected: Sequence[Rejected]) -> str:
+    first = "; ".join(f"{item.file}: {item.reason}" for item in rejected[:3])
+    more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
+    return (
+        f"{len(rejected)} rejected, and --strict asks for none ({first}{more}); "
+        f"{out}/{REJECTED_NAME} names each: repair or remove them and give the same command again"
+    )
 
 
 def _nothing_usable(out: str, rejected: Sequence[Rejected]) -> str:
@@ -398,12 +507,3 @@ def _nothing_usable(out: str, rejected: Sequence[Rejected]) -> str:
         f"none of {len(rejected)} videos is usable ({first}); "
         f"{out}/{REJECTED_NAME} names each: replace or repair them"
     )
-
-
-def _warnings(entry: Entry, member: Member) -> list[str]:
-    if not member.variable_rate:
-        return []
-    return [
-        f"{entry.path}: comes at a variable frame rate; all {member.frames} frames are kept, "
-        f"and {member.fps:.2f} fps is only their average"
-    ]

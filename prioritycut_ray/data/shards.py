@@ -7,7 +7,8 @@ A data set is a folder, local or any fsspec URL::
 
 A clip is read with one byte-range request and checked against its SHA-256, so no shard is ever
 read from its start, and damage is seen before it is decoded. The index is written last: a folder
-without one is an unfinished run.
+without one is no data set yet. Clips are appended in new shards; they show with the new index, all
+at once.
 """
 
 import hashlib
@@ -16,7 +17,6 @@ import json
 import re
 import tarfile
 import unicodedata
-import uuid
 from collections import Counter
 from collections.abc import Iterable
 from types import TracebackType
@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from prioritycut_ray.errors import UserError
 
 INDEX_NAME = "index.json"
+TEMPORARY_NAME = ".writing.tmp"
 SHARD_BYTES = 256 * 1024 * 1024
 LONGEST_KEY = 60
 
@@ -170,7 +171,9 @@ def read_clip(url: str, clip: Clip) -> bytes:
     """
     fs, root = filesystem(url)
     try:
-        data: bytes = fs.cat_file(f"{root}/{clip.shard}", clip.offset, clip.offset + clip.size)
+        data: bytes = fs.cat_file(
+            f"{root}/{clip.shard}", start=clip.offset, end=clip.offset + clip.size
+        )
     except FileNotFoundError:
         raise ShardError(_no_clip(url, clip, "the shard is missing")) from None
     if len(data) < clip.size:
@@ -202,6 +205,7 @@ class Member(NamedTuple):
     identity: str
     original: str  # The file's own name, which the key may not spell.
     variable_rate: bool
+    first_frame: int = 0  # Where in the original the clip begins.
 
 
 class ShardWriter:
@@ -211,19 +215,25 @@ class ShardWriter:
     If the block is left by an exception, or without :meth:`finish`, all that it wrote is removed.
     """
 
-    def __init__(self, url: str, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, url: str, shard_bytes: int = SHARD_BYTES, base: ClipIndex | None = None
+    ) -> None:
         """Make the folder.
 
         Args:
             url: the folder, a local path or any fsspec URL.
             shard_bytes: a shard that has grown to this size is closed.
+            base: the index of a data set that is there already and gets new shards; the old ones
+                are not touched.
         """
         self._fs, self._root = filesystem(url)
         self._fs.makedirs(self._root, exist_ok=True)
         self._shard_bytes = shard_bytes
+        self._base = base.clips if base is not None else ()
+        self._first = 1 + max((int(clip.shard[6:12]) for clip in self._base), default=-1)
         self._clips: list[Clip] = []
         self._shards: list[str] = []
-        self._temporary = f"{self._root}/.{uuid.uuid4().hex}.tmp"
+        self._temporary = f"{self._root}/{TEMPORARY_NAME}"
         self._file: IO[bytes] | None = None
         self._tar: tarfile.TarFile | None = None
         self._finished = False
@@ -281,7 +291,8 @@ class ShardWriter:
         """
         if self._tar is not None:
             self._close_shard()
-        clips = tuple(c.model_copy(update={"split": split_of_key[c.key]}) for c in self._clips)
+        new = (c.model_copy(update={"split": split_of_key[c.key]}) for c in self._clips)
+        clips = (*self._base, *new)
         index = ClipIndex(fingerprint=fingerprint(clips), clips=clips)
         self._fs.pipe_file(self._temporary, index.model_dump_json(indent=1).encode())
         self._fs.mv(self._temporary, f"{self._root}/{INDEX_NAME}")
@@ -289,7 +300,7 @@ class ShardWriter:
         return index
 
     def _shard_name(self) -> str:
-        return f"shard-{len(self._shards):06d}.tar"
+        return f"shard-{self._first + len(self._shards):06d}.tar"
 
     def _open_shard(self) -> tarfile.TarFile:
         if self._tar is None:
@@ -316,18 +327,22 @@ def _append(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return offset
 
 
-def make_keys(names: Iterable[str]) -> list[str]:
+def make_keys(names: Iterable[str], used: Iterable[str] = ()) -> list[str]:
     """Make a key for every name (a relative path without extension), unique and safe.
 
     webdataset cuts a member's name at its first dot, so a key has none. A name of ASCII letters,
     digits, ``-`` and ``_`` (not first) is its own key; any other is spelled in those, with a short
     hash of the name behind.
 
+    Args:
+        names: of the clips.
+        used: keys that are taken already.
+
     Returns:
         The keys, in the order of the names. Equal names are numbered.
     """
     keys: list[str] = []
-    taken: Counter[str] = Counter()
+    taken: Counter[str] = Counter(used)
     for name in names:
         key = _key(name)
         while taken[key]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from av.video import VideoStream
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
@@ -37,6 +37,14 @@ LARGEST_SIDE = 16384
 INDEXED_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 SIZE_STEP = 32
 FALLBACK_FPS = 25.0
+# Files that hold frames themselves: a playlist dressed up as a video must open and fetch nothing.
+_FORMATS = (
+    "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,"
+    "h264,hevc,av1,obu,m4v,mjpeg,dv,rm,swf,wtv"
+)
+_OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+# A damaged file may ask for a place before its start, of which a Python file complains itself.
+_ERRORS = (av.FFmpegError, OSError)
 # WebM declares no number of frames; its duration is trusted this far, as the last may be long.
 SLACK_SECONDS = 1.0
 
@@ -62,10 +70,12 @@ class VideoInfo(NamedTuple):
     Attributes:
         fps: average frames per second; 25 if the container names none.
         variable_rate: whether the frames are unevenly spaced in time, so that ``fps`` is nominal.
+        packets: number of frames in the file, hidden ones too, as far as it can be read.
     """
 
     fps: float
     variable_rate: bool
+    packets: int
 
 
 def frames_upright(source: Source) -> Iterator[Frame]:
@@ -100,7 +110,7 @@ def frames_upright(source: Source) -> Iterator[Frame]:
                         raise VideoError(_name(source), _damage(decoded, "a frame is damaged"))
                     yield _displayed(frame, aspect)
                     decoded += 1
-        except av.FFmpegError as error:
+        except _ERRORS as error:
             reason = _damage(decoded, error.strerror or "unknown error")
             raise VideoError(_name(source), reason) from None
         declared, duration = _declared_packets(container), _declared_seconds(container)
@@ -122,7 +132,7 @@ def probe(source: Source) -> VideoInfo:
         source: a file path, or a seekable binary file.
 
     Returns:
-        The average rate, and whether frames come at uneven times.
+        The average rate, whether frames come at uneven times, and how many there are.
 
     Raises:
         VideoError: if the source cannot be opened.
@@ -130,14 +140,66 @@ def probe(source: Source) -> VideoInfo:
     with _opened(source) as container:
         stream = container.streams.video[0]
         fps = float(stream.average_rate or stream.guessed_rate or FALLBACK_FPS)
+        times: list[int] = []
+        packets = 0
         try:
-            times = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
-        except av.FFmpegError:
-            return VideoInfo(fps, variable_rate=False)
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                if packet.pts is not None:
+                    times.append(packet.pts)
+        except _ERRORS:
+            return VideoInfo(fps, variable_rate=False, packets=packets)
+    times.sort()
     steps = np.diff(times)
     # Within a factor of 1.5: rounding to a coarse time base is no variable rate.
     uneven = len(steps) > 0 and steps.max() > 1.5 * steps.min()
-    return VideoInfo(fps, variable_rate=bool(uneven))
+    return VideoInfo(fps, bool(uneven), packets)
+
+
+class Copied(NamedTuple):
+    """A video stream in an mp4 of its own.
+
+    Attributes:
+        data: the whole mp4; it starts to play before it is whole.
+        frames: number of frames.
+        key_distance: frames from one key frame to the next, at most.
+    """
+
+    data: bytes
+    frames: int
+    key_distance: int
+
+
+def copy_stream(source: Source, size: int) -> Copied:
+    """Move a video stream into an mp4 of its own, without encoding it again.
+
+    Args:
+        source: a file path, or a seekable binary file, that decodes whole.
+        size: side of the frames in pixels.
+
+    Raises:
+        VideoError: if it is not what training reads: H.264, yuv420p, square pixels, upright,
+            ``size`` by ``size``.
+    """
+    with _opened(source) as container:
+        if reason := _why_not_copied(container, size):
+            raise VideoError(_name(source), f"cannot be copied: it {reason}")
+        container.seek(0)
+        stream = container.streams.video[0]
+        encoded = io.BytesIO()
+        keys: list[int] = []
+        frames = 0
+        with _mp4(encoded) as target:
+            copy = target.add_stream_from_template(stream)
+            for packet in container.demux(stream):
+                if packet.size == 0:
+                    continue
+                if packet.is_keyframe:
+                    keys.append(frames)
+                frames += 1
+                packet.stream = copy
+                target.mux(packet)
+    return Copied(encoded.getvalue(), frames, int(np.diff([*keys, frames]).max(initial=0)))
 
 
 def read_frames(data: bytes, indices: Sequence[int], size: int) -> Frame:
@@ -189,7 +251,7 @@ def read_all(data: bytes, size: int) -> Frame:
 
 def write_video(
     target: Source, frames: Iterable[Frame], fps: float, *, gop: int = 12, crf: int = 18
-) -> None:
+) -> int:
     """Encode frames as H.264 in an mp4 that starts to play before it is whole.
 
     Only the encoded bytes are held, so the frames may come from a generator. The same frames give
@@ -202,17 +264,21 @@ def write_video(
         gop: distance of key frames; what a reader decodes at most to reach one frame.
         crf: 0 (lossless but for colour) to 51; 18 is hard to tell from the original.
 
+    Returns:
+        The number of frames.
+
     Raises:
         UserError: if a side is odd, sizes differ, there are no frames, or the rate is not above 0.
     """
     if not 0 < fps < float("inf"):
         raise UserError(f"cannot write a video at {fps} fps: choose a rate above 0")
     encoded = io.BytesIO()
-    _encode(encoded, frames, fps, gop, crf)
-    if not isinstance(target, str | Path):
+    count = _encode(encoded, frames, fps, gop, crf)
+    if isinstance(target, str | Path):
+        _write_atomically(Path(target), encoded.getbuffer())
+    else:
         target.write(encoded.getbuffer())
-        return
-    _write_atomically(Path(target), encoded.getbuffer())
+    return count
 
 
 def read_image(path: str | Path) -> Frame:
@@ -261,12 +327,13 @@ def resize(frame: Frame, size: int) -> Frame:
 @contextmanager
 def _opened(source: Source) -> Iterator[InputContainer]:
     """Open a container that has a video stream."""
-    # "file:" keeps FFmpeg from reading a protocol or a pattern out of a name, and the whitelist
-    # keeps a playlist dressed up as a video from fetching anything.
+    # "file:" keeps FFmpeg from reading a protocol or a pattern out of a name.
     file: Any = f"file:{source}" if isinstance(source, str | Path) else source
+    if not isinstance(source, str | Path):
+        source.seek(0)
     try:
-        container = av.open(file, options={"protocol_whitelist": "file"})
-    except av.FFmpegError as error:
+        container = av.open(file, options=_OPEN_OPTIONS)
+    except _ERRORS as error:
         raise VideoError(_name(source), _why_not_opened(source, error)) from None
     with container:
         if not container.streams.video:
@@ -274,16 +341,42 @@ def _opened(source: Source) -> Iterator[InputContainer]:
         yield container
 
 
-def _why_not_opened(source: Source, error: av.FFmpegError) -> str:
-    if not isinstance(error, av.InvalidDataError):
+def _why_not_opened(source: Source, error: av.FFmpegError | OSError) -> str:
+    is_path = isinstance(source, str | Path)
+    # EINVAL is how FFmpeg refuses a format that is not on the list.
+    no_video = isinstance(error, av.InvalidDataError | av.EOFError | av.ArgumentError)
+    if is_path and not no_video:
         return error.strerror or "cannot be opened"
-    if isinstance(source, str | Path) and os.path.getsize(source) == 0:
+    if _size(source) == 0:
         return "is empty (0 bytes)"
     return "is no video, or is cut off before its index (nothing could be read)"
 
 
+def _size(source: Source) -> int:
+    if isinstance(source, str | Path):
+        return os.path.getsize(source)
+    return source.seek(0, io.SEEK_END)
+
+
 def _name(source: Source) -> str:
     return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
+
+
+def _why_not_copied(container: InputContainer, size: int) -> str:
+    """Tell why a stream cannot be trained on as it is; empty if it can."""
+    stream = container.streams.video[0]
+    found = f"{stream.width}x{stream.height}"
+    if stream.codec_context.name != "h264":
+        return f"is {stream.codec_context.name}, not h264"
+    if stream.codec_context.pix_fmt not in ("yuv420p", "yuvj420p"):
+        return f"is {stream.codec_context.pix_fmt}, not yuv420p"
+    if (stream.width, stream.height) != (size, size):
+        return f"is {found}, not {size}x{size}"
+    if Fraction(stream.sample_aspect_ratio or 1) != 1:
+        return f"has pixels of {stream.sample_aspect_ratio}, not square ones"
+    first: Any = next(container.decode(stream))
+    turned = first.side_data.get("DISPLAYMATRIX") is not None
+    return "is stored turned or mirrored" if turned else ""
 
 
 def _damage(decoded: int, why: str) -> str:
@@ -350,13 +443,17 @@ def _scaled(image: Frame, width: int, height: int) -> Frame:
     return np.asarray(scaled)
 
 
-def _encode(target: io.BytesIO, frames: Iterable[Frame], fps: float, gop: int, crf: int) -> None:
-    """Encode into memory: see :func:`write_video`."""
+def _mp4(target: io.BytesIO) -> OutputContainer:
+    """Begin an mp4 that starts to play before it is whole."""
     # To move the index to the front the muxer opens its own output again, for reading.
     reopen = lambda url, flags, options: io.BytesIO(target.getvalue())  # noqa: E731
+    return av.open(target, "w", format="mp4", options={"movflags": "+faststart"}, io_open=reopen)
+
+
+def _encode(target: io.BytesIO, frames: Iterable[Frame], fps: float, gop: int, crf: int) -> int:
+    """Encode into memory: see :func:`write_video`."""
     rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
-    options = {"movflags": "+faststart"}
-    with av.open(target, "w", format="mp4", options=options, io_open=reopen) as container:
+    with _mp4(target) as container:
         # x264 is otherwise not quite repeatable: its fastest code rounds differently with the
         # processor, and even with where its buffers happen to lie. Nor may cores matter.
         quality = {"crf": str(crf), "x264-params": "cpu-independent=1"}
@@ -365,7 +462,7 @@ def _encode(target: io.BytesIO, frames: Iterable[Frame], fps: float, gop: int, c
         codec.pix_fmt, codec.gop_size, codec.thread_count = "yuv420p", gop, 1
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
         codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        shape = None
+        shape, count = None, 0
         for image in frames:
             if shape is None:
                 shape = image.shape
@@ -380,9 +477,11 @@ def _encode(target: io.BytesIO, frames: Iterable[Frame], fps: float, gop: int, c
                 dst_color_range=ColorRange.MPEG,
             )
             container.mux(stream.encode(planes))
+            count += 1
         if shape is None:
             raise UserError("cannot write a video: there are no frames")
         container.mux(stream.encode())
+    return count
 
 
 def _check_even(shape: tuple[int, ...]) -> None:

@@ -506,7 +506,7 @@ def _capacity_rules(config: Config, cluster: Object, place: str) -> Iterator[Fin
         fit = [int(offered["cpu"] // train.cpus_per_worker)]
         fit += [int(offered["nvidia.com/gpu"])] if gpus else []
         places += min(fit) * group.get("maxReplicas", 0)
-    if places < train.workers:
+    if places < train.worker_range[0]:
         each = f"{train.cpus_per_worker} CPU{' and a GPU' if gpus else ''}"
         yield (
             place,

@@ -149,7 +149,7 @@ def test_probe_tells_variable_rate_from_constant() -> None:
     assert probe(BAD / "vfr.mp4").fps == pytest.approx(1200 / 61)
     assert not probe(BAD / "ok_reference.mp4").variable_rate
     assert not probe(BAD / "webm_renamed.mp4").variable_rate
-    assert probe(BAD / "one_frame.mp4") == (30.0, False)
+    assert probe(BAD / "one_frame.mp4") == (30.0, False, 1)
 
 
 def test_probe_reads_the_rate() -> None:

@@ -1,0 +1,283 @@
+"""What counts as a video to pack, and what is set aside by name before anything is decoded."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from prioritycut_ray.data.inputs import Box, Entry, find_videos, opened, printable
+from prioritycut_ray.errors import UserError
+
+BAD = Path(__file__).parents[3] / "shared/data/bad"
+DEV = Path(__file__).parents[3] / "shared/data/dev"
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], **changes: Any) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for key, value in changes.get(name, {}).items():
+                setattr(info, key, value)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def rejected(*inputs: str | Path) -> dict[str, str]:
+    return {Path(i.file).name: i.reason for i in find_videos([str(i) for i in inputs]).rejected}
+
+
+def read(entry: Entry) -> bytes:
+    with opened(entry) as file:
+        return file.read(entry.size)
+
+
+# ---------------------------------------------------------------------------------------------
+# Files, folders, globs
+# ---------------------------------------------------------------------------------------------
+
+
+def test_every_way_to_name_a_video_finds_it_once(tmp_path: Path, monkeypatch: Any) -> None:
+    for name in ("a/1.mp4", "a/2.MP4", "a/b/3.mkv", "[x].mp4", "-dash.mp4", ".h.mp4", "n.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden/4.mp4").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def found(*inputs: str) -> list[str]:
+        return [os.path.relpath(e.source, tmp_path) for e in find_videos(inputs).entries]
+
+    everything = ["-dash.mp4", "[x].mp4", "a/1.mp4", "a/2.MP4", "a/b/3.mkv"]
+    assert found(".") == everything
+    assert found(str(tmp_path)) == everything
+    assert found("*") == everything
+    assert found("a/*.mp4") == ["a/1.mp4"]
+    assert found("**/*.mkv", "a") == ["a/b/3.mkv", "a/1.mp4", "a/2.MP4"]
+    assert found("[x].mp4", "-dash.mp4") == ["[x].mp4", "-dash.mp4"]
+    assert found("a/../a/1.mp4", "a/1.mp4", "a")[1:] == ["a/2.MP4", "a/b/3.mkv"]
+
+
+def test_what_is_no_file_is_set_aside_by_name(tmp_path: Path) -> None:
+    (tmp_path / "good.mp4").touch()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    (tmp_path / "gone.mp4").symlink_to("nowhere")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "circle").symlink_to(".")
+    (tmp_path / "spiral").symlink_to("..")
+    (tmp_path / "same.mp4").symlink_to("good.mp4")
+    for given in (tmp_path, tmp_path / "**/*"):
+        found = find_videos([str(given)])
+        assert [Path(entry.source).name for entry in found.entries] == ["good.mp4"]
+        assert rejected(given) == {
+            "pipe.mp4": "is no regular file",
+            "loop.mp4": "is a link that leads nowhere",
+            "gone.mp4": "is a link that leads nowhere",
+        }
+
+
+def test_names_are_spelled_so_that_they_can_be_shown(tmp_path: Path) -> None:
+    names = [b"new\nline.mp4", b"\xff\xfe.mp4", b"\x1b[31mred.mp4", "ünï 1.mp4".encode()]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
+    entries = find_videos([str(tmp_path)]).entries
+    assert len(entries) == 4
+    for entry in entries:
+        assert read(entry) in names
+        assert entry.shown.encode().decode().isprintable()
+        assert entry.identity.encode().decode().isprintable()
+    assert {printable(entry.identity) for entry in entries} == {entry.identity for entry in entries}
+    assert len({entry.identity for entry in entries}) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("nowhere", "nowhere: does not exist"),
+        ("none*.mp4", "no videos found"),
+        ("empty", "empty: no videos found"),
+        ("a\0b.mp4", r"a\\x00b.mp4: is no file name"),
+        ("nowhere://x/y.mp4", "cannot be reached"),
+        ("memory://nowhere/y.mp4", "does not exist"),
+        ("words.csv", "words.csv: needs a header with the column 'file'"),
+        ("nothing.csv", "nothing.csv: needs a header"),
+        ("blank.csv", "blank.csv, line 3: 'file' is empty"),
+        ("latin.csv", "latin.csv: is no csv in UTF-8"),
+    ],
+)
+def test_input_without_videos_is_refused(given: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "words.csv").write_text("path,split\na.mp4,train")
+    (tmp_path / "nothing.csv").write_text("file,split\n")
+    (tmp_path / "blank.csv").write_text("file,split\na.mp4,train\n,train")
+    (tmp_path / "latin.csv").write_bytes("file\nü.mp4".encode("latin-1"))
+    with pytest.raises(UserError, match=reason) as caught:
+        find_videos([given if "://" in given else str(tmp_path / given)])
+    assert "\n" not in str(caught.value)
+
+
+def test_urls_are_searched_like_folders() -> None:
+    fs = MemoryFileSystem()
+    fs.store.clear()
+    for name in ("a/1.mp4", "a/b/2.MOV", "a/._1.mp4", "a/.h/3.mp4", "a/n.txt"):
+        fs.pipe_file(f"/bucket/{name}", name.encode())
+    fs.pipe_file("/bucket/list.csv", b"file,identity\na/1.mp4,ann\nmemory://bucket/a/b/2.MOV,\nx,")
+    folder = find_videos(["memory://bucket/a"])
+    assert [entry.name for entry in folder.entries] == ["1", "b/2"]
+    assert [read(entry) for entry in folder.entries] == [b"a/1.mp4", b"a/b/2.MOV"]
+    assert all(entry.version for entry in folder.entries)
+    assert [e.name for e in find_videos(["memory://bucket/a/*.mp4"]).entries] == ["1"]
+    assert [e.name for e in find_videos(["memory://bucket/a/b/2.MOV"]).entries] == ["2"]
+    listed = find_videos(["memory://bucket/list.csv"])
+    assert [(entry.identity, read(entry)) for entry in listed.entries] == [
+        ("ann", b"a/1.mp4"),
+        ("2", b"a/b/2.MOV"),
+    ]
+    assert [item.reason for item in listed.rejected] == ["No such file or directory"]
+    fs.store.clear()
+
+
+# ---------------------------------------------------------------------------------------------
+# Manifests
+# ---------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_manifest_are_judged_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "other").mkdir()
+    boxes = [
+        "0,1,10,11",
+        ",,,",
+        "1.4,2,9.6,8",
+        "5,0,5,9",
+        "-1,0,5,5",
+        "a,b,c,d",
+        "1,2,,",
+        "0,0,nan,9",
+    ]
+    rows = [f"a.mp4,{box}" for box in boxes]
+    rows += [f"gone.mp4{',' * 4}", f"../x.mp4{',' * 4}", f"other{',' * 4}", f"a\0b.mp4{',' * 4}"]
+    (tmp_path / "m.csv").write_text("\n".join(["file,left,top,right,bottom", *rows]))
+    found = find_videos([str(tmp_path / "m.csv")])
+    assert [entry.box for entry in found.entries] == [Box(0, 1, 10, 11), None, Box(1, 2, 10, 8)]
+    reasons = [item.reason for item in found.rejected]
+    # One file is named once, with the first of its reasons.
+    assert reasons[0].startswith("line 5 of the manifest: the box 5,0,5,9 is empty")
+    assert reasons[1:] == [
+        "No such file or directory",
+        "No such file or directory",
+        "is a folder",
+        "embedded null byte",
+    ]
+
+
+@pytest.mark.parametrize(
+    "box", ["-1,0,5,5", "a,b,c,d", "1,2,,", "0,0,nan,9", "0,0,inf,9", "5,5,5,9"]
+)
+def test_impossible_box_is_named_with_its_line(box: str, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "m.csv").write_text(f"file,left,top,right,bottom\na.mp4,{box}")
+    assert rejected(tmp_path / "m.csv")["a.mp4"].startswith("line 2 of the manifest: the box")
+
+
+@pytest.mark.skipif(not DEV.exists(), reason="needs ../shared/data/dev")
+def test_manifest_of_the_real_clips_is_read() -> None:
+    entries, unusable = find_videos([str(DEV / "MANIFEST.csv")])
+    assert (len(entries), unusable) == (23, [])
+    assert all(Path(entry.source).exists() for entry in entries)
+    assert ("obama_3", "obama", "test") in [(e.name, e.identity, e.split) for e in entries]
+
+
+# ---------------------------------------------------------------------------------------------
+# Shards of others
+# ---------------------------------------------------------------------------------------------
+
+FACTS = json.dumps({"identity": "ann"}).encode()
+
+
+@pytest.mark.skipif(not BAD.exists(), reason="needs ../shared/data/bad")
+def test_shards_do_what_their_table_demands(tmp_path: Path) -> None:
+    table = csv.DictReader((BAD / "EXPECTED.csv").read_text(encoding="utf-8").splitlines())
+    for row in (row for row in table if row["kind"] == "shard"):
+        shutil.copyfile(BAD / row["file"], tmp_path / row["file"])
+        found = find_videos([str(tmp_path / row["file"])])
+        assert len(found.entries) == int(row["frames"].split()[0] if row["frames"] else 0)
+        assert bool(found.rejected) == (row["verdict"] != "accept"), row["file"]
+        assert all(row["file"] in item.file for item in found.rejected)
+        assert len({entry.name for entry in found.entries}) == len(found.entries)
+        assert all(read(entry)[4:8] == b"ftyp" for entry in found.entries)
+
+
+def test_samples_of_a_shard_are_found_by_their_bytes(tmp_path: Path) -> None:
+    members = [("a.mp4", b"one"), ("a.json", FACTS), ("d/b.x.mp4", b"no"), ("d/b.webm", b"two")]
+    path = write_tar(tmp_path / "s.tar", [*members, ("d/b.json", b"{}"), ("d/b.txt", b"?")])
+    entries, unusable = find_videos([str(path)])
+    assert unusable == []
+    assert [read(entry) for entry in entries] == [b"one", b"two"]
+    assert [entry.identity for entry in entries] == ["ann", "s/d/b"]
+    assert [entry.name for entry in entries] == ["s/a", "s/d/b"]
+    assert entries[1].shown == f"{path}/d/b.webm"
+    # A folder of shards works too.
+    assert find_videos([str(tmp_path)]).entries == entries
+
+
+def test_strange_members_are_named_and_the_others_used(tmp_path: Path) -> None:
+    good = [("good.mp4", b"video"), ("good.json", FACTS)]
+    path = write_tar(
+        tmp_path / "s.tar",
+        [
+            ("link.mp4", b""),
+            ("hard.mp4", b""),
+            ("pipe.mp4", b""),
+            ("sub/../../x.mp4", b"x"),
+            ("list.json", b"[1]"),
+            ("list.mp4", b"x"),
+            ("deep.json", b"[" * 100_000),
+            *good,
+        ],
+        **{
+            "link.mp4": {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+            "hard.mp4": {"type": tarfile.LNKTYPE, "linkname": "good.mp4"},
+            "pipe.mp4": {"type": tarfile.FIFOTYPE},
+        },
+    )
+    found = find_videos([str(path)])
+    assert [read(entry) for entry in found.entries] == [b"video"]
+    reasons = rejected(path)
+    assert reasons["link.mp4"] == reasons["hard.mp4"] == reasons["pipe.mp4"] == "is no regular file"
+    assert "leads out of the archive" in reasons["x.mp4"]
+    assert reasons["list.json"] == reasons["deep.json"] == "is no JSON object"
+    assert reasons["list.mp4"] == "has no usable JSON beside it"
+
+
+def test_shard_cut_anywhere_gives_whole_samples_and_says_so(tmp_path: Path) -> None:
+    members = [
+        (f"{n}.{kind}", data)
+        for n in range(3)
+        for kind, data in (("mp4", b"v" * 700), ("json", FACTS))
+    ]
+    whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
+    used = 3 * (512 + 1024 + 512 + 512)
+    for length in range(1, used, 211):
+        cut = tmp_path / "cut.tar"
+        cut.write_bytes(whole[:length])
+        entries, unusable = find_videos([str(cut)])
+        assert len(entries) <= length // 2048
+        assert all(read(entry) == b"v" * 700 for entry in entries)
+        assert any(item.file == str(cut) for item in unusable)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", b"\0" * 700, b"\x1f\x8b" + b"x" * 900])
+def test_what_is_no_tar_is_named(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(data)
+    entries, [item] = find_videos([str(tmp_path / "s.tar")])
+    assert entries == []
+    assert item.reason in ("is no tar archive", "holds no samples")
