@@ -181,17 +181,49 @@ def train_verb(
 def evaluate_verb(
     run: Run,
     data: Data,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run to compare with the first; may be repeated."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Which clips.")] = "test",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Ray tasks at once, the scores are the same for any number; all that the "
+            "cluster has room for unless given; 0 runs without Ray.",
+        ),
+    ] = None,
+    lpips: Annotated[
+        str,
+        typer.Option(
+            help="`hub` (LPIPS, AlexNet by torchvision), a file of torchvision's AlexNet or VGG-16 "
+            "weights, or `proxy` (another network, offline; not LPIPS)."
+        ),
+    ] = "proxy",
+    faces: Annotated[
+        bool, typer.Option("--faces", help="Also AKD, MKR and AED, by the extra `faces`; slow.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; RUN/evaluation if not given.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Rebuild held-out clips from their first frame and score them."""
+    """Rebuild held-out clips from their first frame, score them, and write a report."""
     from prioritycut_ray.commands.evaluate import evaluate
+    from prioritycut_ray.evaluation import Measures
 
     with _writing_to(out or run):
-        evaluate(run, data, split=split, out=out, console=console)
+        evaluate(
+            run,
+            data,
+            compare=compare or [],
+            split=split,
+            workers=workers,
+            measures=Measures(lpips, faces),
+            out=out,
+            console=console,
+        )
 
 
 @app.command(

@@ -1,7 +1,7 @@
 """A trained animator at work: rebuild a clip, animate another identity."""
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,20 @@ from prioritycut_ray.models.keypoints import Keypoints, relative_keypoints
 
 BATCH = 16
 """Frames that go through the network together."""
+
+
+class Source(NamedTuple):
+    """A source image and all that does not depend on the motion, computed once.
+
+    Attributes:
+        image: in [0, 1], batch 1.
+        keypoints: of the image.
+        features: of the generator's encoder.
+    """
+
+    image: Float[Tensor, "1 3 H W"]
+    keypoints: Keypoints
+    features: Float[Tensor, "1 C h w"]
 
 
 class Rebuilt(NamedTuple):
@@ -35,25 +49,48 @@ def to_tensor(frames: NDArray[np.uint8], device: torch.device) -> Float[Tensor, 
 
 
 @torch.inference_mode()
-def reconstruct(animator: Animator, frames: Float[Tensor, "T 3 H W"]) -> Iterator[Rebuilt]:
-    """Rebuild every frame of a clip from its first one (method §5), in batches."""
-    source = frames[:1]
-    source_keypoints = animator.detector(source)
-    for driving in frames.split(BATCH):
-        repeated = source.expand(len(driving), -1, -1, -1)
-        keypoints = _repeat(source_keypoints, len(driving))
-        animation = animator.animate(repeated, keypoints, animator.detector(driving))
-        yield Rebuilt(FramePair(repeated, driving), animation)
+def prepare_source(animator: Animator, image: Float[Tensor, "1 3 H W"]) -> Source:
+    """Detect and encode a source image in [0, 1]."""
+    return Source(image, animator.detector(image), animator.generator.encode(image))
+
+
+@torch.inference_mode()
+def render(animator: Animator, source: Source, driving: Keypoints) -> Animation:
+    """Render a source with the keypoints of some driving frames."""
+    count = len(driving.value)
+    value, jacobian = source.keypoints
+    keypoints = Keypoints(value.expand(count, -1, -1), jacobian.expand(count, -1, -1, -1))
+    motion = animator.dense_motion(source.image.expand(count, -1, -1, -1), keypoints, driving)
+    prediction = animator.generator.decode(source.features.expand(count, -1, -1, -1), motion)
+    return Animation(prediction, keypoints, driving, motion)
+
+
+@torch.inference_mode()
+def reconstruct(animator: Animator, frames: NDArray[np.uint8]) -> Iterator[Rebuilt]:
+    """Rebuild every frame of a clip from its first one (method §5), in batches.
+
+    Args:
+        animator: in evaluation mode.
+        frames: the clip, `[T, H, W, 3]`.
+    """
+    device = _device_of(animator)
+    source = prepare_source(animator, to_tensor(frames[:1], device))
+    for start in range(0, len(frames), BATCH):
+        driving = to_tensor(frames[start : start + BATCH], device)
+        animation = render(animator, source, animator.detector(driving))
+        pair = FramePair(source.image.expand(len(driving), -1, -1, -1), driving)
+        yield Rebuilt(pair, animation)
 
 
 @torch.inference_mode()
 def animate(
     animator: Animator,
     source: Float[Tensor, "1 3 H W"],
-    driving: Iterator[NDArray[np.uint8]],
+    driving: Iterable[NDArray[np.uint8]],
     *,
     relative: bool,
     adapt_scale: bool,
+    initial: NDArray[np.uint8] | None = None,
 ) -> Iterator[UInt8[Tensor, "T 3 H W"]]:
     """Move a source image like a driving video (method §6), batch by batch.
 
@@ -61,24 +98,29 @@ def animate(
         animator: in evaluation mode.
         source: image in [0, 1].
         driving: square uint8 frames `[H, W, 3]` of the model's size.
-        relative: move by the driving keypoints' change since the first driving frame, which
+        relative: move by the driving keypoints' change since the initial driving frame, which
             keeps the source's own shape; else take the driving keypoints as they are.
         adapt_scale: scale that change by the ratio of the two keypoint hulls (relative only).
+        initial: the driving frame whose pose is that of the source, `[H, W, 3]`; the first one
+            unless given.
     """
-    source_keypoints = animator.detector(source)
-    initial: Keypoints | None = None
+    prepared = prepare_source(animator, source)
+    driving = iter(driving)
+    if initial is None:
+        initial = next(driving, None)
+        if initial is None:
+            return
+        driving = chain([initial], driving)
+    start = animator.detector(to_tensor(initial[None], source.device))
     while batch := list(islice(driving, BATCH)):
         keypoints = animator.detector(to_tensor(np.stack(batch), source.device))
-        initial = initial or Keypoints(keypoints.value[:1], keypoints.jacobian[:1])
         if relative:
             keypoints = relative_keypoints(
-                source_keypoints, keypoints, initial, adapt_scale=adapt_scale
+                prepared.keypoints, keypoints, start, adapt_scale=adapt_scale
             )
-        repeated = source.expand(len(batch), -1, -1, -1)
-        animation = animator.animate(repeated, _repeat(source_keypoints, len(batch)), keypoints)
+        animation = render(animator, prepared, keypoints)
         yield (animation.prediction * 255).round().to(torch.uint8).cpu()
 
 
-def _repeat(keypoints: Keypoints, count: int) -> Keypoints:
-    value, jacobian = keypoints
-    return Keypoints(value.expand(count, -1, -1), jacobian.expand(count, -1, -1, -1))
+def _device_of(animator: Animator) -> torch.device:
+    return next(animator.parameters()).device

@@ -44,7 +44,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     console.print(f"[3/5] training with Ray Train on {config.train.workers} workers")
     run = train(config)
     console.print("[4/5] evaluating on clips that it has not seen")
-    evaluate(run, str(data), split="test", out=out / "evaluation", console=console)
+    evaluate(run, str(data), out=out / "evaluation", console=console)
     console.print("[5/5] animating one puppet by another")
     source, driving = videos[-2:]
     animation = out / "animation.mp4"
@@ -55,6 +55,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
         "  videos/                 the puppets          data/  their WebDataset shards",
         f"  {run.relative_to(out.absolute())}         checkpoints and TensorBoard logs",
         "  evaluation/columns.png  source, driving, generated, occlusion, PriorityCut mask, mixed",
+        "  evaluation/report.html  scores with intervals, best and worst clips as videos",
         "  animation.mp4           one puppet moved like another",
         "Look at it:",
         f"  tensorboard --logdir {run}",

@@ -73,6 +73,36 @@ def method_columns(
     return grid([column[rows] for column in columns])
 
 
+def review_panel(
+    pair: FramePair, animation: Animation, mask: Float[Tensor, "B 1 H W"]
+) -> UInt8[Tensor, "B H2 W3 3"]:
+    """Six tiles to watch as a video, uint8 frames with sides that are twice and thrice a frame's.
+
+    Above: source, driving, generated. Below: their difference four times enlarged (grey is none);
+    the generated frame, red where the source shows nothing to warp; the driving frame, blue where
+    the mask cuts.
+    """
+    prediction = animation.prediction
+    size = prediction.shape[2:]
+    occlusion = F.interpolate(animation.motion.occlusion_map, size=size, mode="bilinear")
+    difference = 0.5 + 2 * (prediction - pair.driving)
+    hidden = tint(prediction, 1 - occlusion, (1.0, 0.1, 0.1))
+    cut = tint(pair.driving, 1 - mask, (0.1, 0.4, 1.0))
+    above = torch.cat([pair.source, pair.driving, prediction], dim=3)
+    below = torch.cat([difference, hidden, cut], dim=3)
+    return to_uint8(torch.cat([above, below], dim=2)).permute(0, 2, 3, 1)
+
+
+def tint(
+    image: Float[Tensor, "B 3 H W"],
+    weight: Float[Tensor, "B 1 H W"],
+    colour: tuple[float, float, float],
+) -> Float[Tensor, "B 3 H W"]:
+    """Blend a colour over an image, by at most 0.6 where the weight is 1."""
+    share = 0.6 * weight.to(image.dtype)
+    return image * (1 - share) + image.new_tensor(colour).view(1, 3, 1, 1) * share
+
+
 def draw_keypoints(
     image: Float[Tensor, "B 3 H W"], value: Float[Tensor, "B K 2"]
 ) -> Float[Tensor, "B 3 H W"]:

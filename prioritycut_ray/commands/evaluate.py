@@ -1,47 +1,100 @@
 """``prioritycut evaluate``."""
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from prioritycut_ray.evaluation import Evaluation, evaluate_run
-from prioritycut_ray.inference import default_device
+from prioritycut_ray.data.shards import clips_of, read_index
+from prioritycut_ray.evaluation import Evaluation, Mapper, Measures, evaluate_runs
 from prioritycut_ray.progress import ProgressBar
+from prioritycut_ray.report import pick_clips, runs_of, tables, write_report
+from prioritycut_ray.showcase import Showcase, ShowcaseTask, show_clip
 
 
-def evaluate(run: Path, data: str, *, split: str, out: Path | None, console: Console) -> Evaluation:
-    """Score a run on held-out clips; writes ``evaluation.json`` and ``columns.png``."""
+def evaluate(
+    run: Path,
+    data: str,
+    *,
+    compare: Sequence[Path] = (),
+    split: str = "test",
+    workers: int | None = None,
+    measures: Measures | None = None,
+    out: Path | None = None,
+    console: Console,
+) -> Evaluation:
+    """Score runs on held-out clips and write the report; see :mod:`prioritycut_ray.report`.
+
+    Args:
+        run: folder of a run, or of one of its checkpoints.
+        data: folder of shards, or an fsspec URL.
+        compare: further runs; differences are taken to the first.
+        split: of the data set.
+        workers: Ray tasks at once; as many as there is room for unless given, 0 = no Ray.
+        measures: what is measured.
+        out: folder of the results, ``RUN/evaluation/SPLIT`` unless given.
+        console: where the summary goes.
+    """
+    if "://" not in data:
+        data = str(Path(data).absolute())
+    runs = [path.absolute() for path in (run, *compare)]
+    mapper = _mapper(workers)
     with ProgressBar("evaluating", 1.0) as bar:
-        evaluation, columns = evaluate_run(
-            run,
+        evaluation, table = evaluate_runs(
+            runs,
             data,
             split=split,
-            device=default_device(),
+            measures=measures or Measures(),
+            mapper=mapper,
             on_clip=lambda done, total, key: bar.update(done / total, f"{done}/{total} {key}"),
         )
+    shown = _showcases(evaluation, data, mapper)
     folder = out or run / "evaluation" / split
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(evaluation.model_dump_json(indent=1))
-    Image.fromarray(columns.permute(1, 2, 0).numpy()).save(folder / "columns.png")
+    files = write_report(folder, evaluation, table, shown)
     for key, reason in evaluation.skipped.items():
         console.print(f"skipped: {key}: {reason}")
-    console.print(score_table(evaluation))
-    console.print(f"Written: {folder}/evaluation.json, {folder}/columns.png")
+    for warning in evaluation.warnings:
+        console.print(f"warning: {warning}")
+    for shown_table in tables(evaluation)[:4]:
+        if shown_table.rows:
+            console.print(_terminal_table(shown_table.title, shown_table.header, shown_table.rows))
+    console.print(f"Written: {folder}/ ({', '.join(file.name for file in files)})")
     return evaluation
 
 
-def score_table(evaluation: Evaluation) -> Table:
-    """The scores clip by clip, the model beside the baseline."""
-    table = Table(title=f"Video reconstruction, split {evaluation.split}, {evaluation.size}²")
-    table.add_column("clip")
-    for metric in ("L1 ↓", "PSNR dB ↑", "SSIM ↑"):
-        table.add_column(f"{metric}\nmodel", justify="right")
-        table.add_column(f"{metric}\ncopy source", justify="right")
-    rows = [(clip.key, clip.model, clip.copy_source) for clip in evaluation.clips]
-    for key, model, copy in [*rows, ("mean", evaluation.model, evaluation.copy_source)]:
-        formats = {"l1": ".4f", "psnr": ".2f", "ssim": ".3f"}
-        cells = [format(s[name], spec) for name, spec in formats.items() for s in (model, copy)]
-        table.add_row(key, *cells, end_section=key != "mean" and key == rows[-1][0])
+def _mapper(workers: int | None) -> Mapper:
+    """The built-in ``map`` without workers, Ray tasks otherwise."""
+    if workers == 0:
+        return map
+    return _on_ray if workers is None else partial(_on_ray, workers=workers)
+
+
+def _on_ray(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int | None = None
+) -> Iterator[Any]:
+    from prioritycut_ray.ray_tasks import map_tasks
+
+    return map_tasks(function, items, workers=workers)
+
+
+def _showcases(evaluation: Evaluation, data: str, mapper: Mapper) -> dict[str, dict[str, Showcase]]:
+    """Draw the best and the worst clips of the first run, by every run."""
+    runs = runs_of(evaluation)
+    clips = {clip.key: clip for clip in clips_of(read_index(data), evaluation.split)}
+    best, worst = pick_clips(runs[0])
+    keys = [*best, *worst]
+    tasks = [ShowcaseTask(data, clips[key], Path(run.checkpoint)) for key in keys for run in runs]
+    drawn = iter(mapper(show_clip, tasks))
+    return {key: {run.name: next(drawn) for run in runs} for key in keys}
+
+
+def _terminal_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
     return table

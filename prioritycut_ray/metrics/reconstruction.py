@@ -1,35 +1,28 @@
-"""Low-level similarity of rebuilt frames: L1, PSNR, SSIM (method §5), by torchmetrics."""
+"""Low-level similarity of rebuilt frames: L1, PSNR, SSIM (method §5)."""
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MetricCollection
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-HIGHEST_PSNR = 100.0
-"""In dB; stands for the infinite value of identical images, so that averages stay finite."""
+from prioritycut_ray.metrics.aggregate import FrameScores, every_frame
 
 
-class ReconstructionMetrics:
-    """Accumulates the similarity of predicted and true frames in [0, 1] over a clip.
+def reconstruction_scores(
+    predicted: Float[Tensor, "T 3 H W"], true: Float[Tensor, "T 3 H W"]
+) -> FrameScores:
+    """Similarity frame by frame, of values in [0, 1].
 
-    L1 is the mean absolute difference; PSNR (dB) comes from the squared error pooled over the
-    clip; SSIM is averaged over frames.
+    L1 is the mean absolute difference; ``psnr`` is tallied as the squared error it comes from;
+    SSIM is torchmetrics' (Gaussian window 11, σ 1.5, data range 1).
     """
-
-    def __init__(self) -> None:
-        self._metrics = MetricCollection(
-            {
-                "l1": MeanAbsoluteError(),
-                "psnr": PeakSignalNoiseRatio(data_range=(0.0, 1.0)),
-                "ssim": StructuralSimilarityIndexMeasure(data_range=(0.0, 1.0)),
-            }
-        )
-
-    def update(self, predicted: Float[Tensor, "B 3 H W"], true: Float[Tensor, "B 3 H W"]) -> None:
-        """Add some frames."""
-        self._metrics.to(predicted.device).update(predicted.contiguous(), true.contiguous())
-
-    def compute(self) -> dict[str, float]:
-        """The metrics of all frames added so far, by name."""
-        values = {name: float(value) for name, value in self._metrics.compute().items()}
-        return values | {"psnr": min(values["psnr"], HIGHEST_PSNR)}
+    predicted, true = predicted.contiguous(), true.contiguous()
+    ssim = structural_similarity_index_measure(
+        predicted, true, data_range=(0.0, 1.0), reduction="none"
+    )
+    assert isinstance(ssim, Tensor)
+    return {
+        "l1": every_frame(F.l1_loss(predicted, true, reduction="none").mean((1, 2, 3))),
+        "psnr": every_frame(F.mse_loss(predicted, true, reduction="none").mean((1, 2, 3))),
+        "ssim": every_frame(ssim),
+    }

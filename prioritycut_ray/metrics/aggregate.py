@@ -1,0 +1,223 @@
+"""From frames to means: over a clip, over clips, over frames, with bootstrap intervals.
+
+Every metric is a ratio of two sums over frames (:class:`Tally`), finished by a function of it. A
+frame that a metric is not defined on (no face was found) counts in neither sum, and how many frames
+did count stands beside each mean.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from scipy.stats import bootstrap
+from torch import Tensor
+
+HIGHEST_PSNR = 100.0
+"""In dB; stands for the infinite value of identical images, so that averages stay finite."""
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+class Metric(BaseModel):
+    """What a number means.
+
+    Attributes:
+        key: its name in files.
+        label: its name for people.
+        definition: how it is computed, by what, in one line.
+        decimals: digits that are shown.
+        higher_is_better: the direction of improvement.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    label: str
+    definition: str
+    decimals: int
+    higher_is_better: bool = False
+
+
+class Tally(NamedTuple):
+    """What each frame adds to a metric's two sums, float64 `[T]`."""
+
+    numerator: NDArray[np.float64]
+    denominator: NDArray[np.float64]
+
+    def sums(self) -> tuple[float, float]:
+        """Both sums over the frames."""
+        return float(self.numerator.sum()), float(self.denominator.sum())
+
+
+FrameScores = dict[str, Tally]
+"""Tallies by the key of their metric."""
+
+
+class Estimate(BaseModel):
+    """A mean and its interval.
+
+    Attributes:
+        value: the mean; None if no frame counted.
+        low: lower end of the 95 % interval; None with fewer than two identities.
+        high: upper end.
+        clips: how many clips counted.
+        frames: how many frames counted.
+        identities: how many identities were resampled.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float | None
+    low: float | None
+    high: float | None
+    clips: int
+    frames: int
+    identities: int
+
+
+def every_frame(values: Float[Tensor, " T"]) -> Tally:
+    """The tally of a metric that is defined on every frame."""
+    numerator = values.detach().cpu().double().numpy()
+    return Tally(numerator, np.ones_like(numerator))
+
+
+def concatenate(parts: Sequence[FrameScores]) -> FrameScores:
+    """The frames of several batches as one."""
+    return {
+        key: Tally(
+            np.concatenate([part[key].numerator for part in parts]),
+            np.concatenate([part[key].denominator for part in parts]),
+        )
+        for key in parts[0]
+    }
+
+
+def value_of(key: str, tally: Tally) -> float | None:
+    """A metric over some frames; None if it is defined on none of them."""
+    numerator, denominator = tally.sums()
+    if denominator == 0:
+        return None
+    return float(_finish(key, np.float64(numerator / denominator)))
+
+
+def mean_over_clips(key: str, tallies: Sequence[Tally], identities: Sequence[str]) -> Estimate:
+    """The mean of the clips' values: a short clip counts as much as a long one."""
+    return _estimate_over_clips(key, [(tally,) for tally in tallies], identities)
+
+
+def mean_over_frames(key: str, tallies: Sequence[Tally], identities: Sequence[str]) -> Estimate:
+    """The metric over all frames together, as First Order Motion reports it."""
+    return _estimate_over_frames(key, [(tally,) for tally in tallies], identities)
+
+
+def difference_over_clips(
+    key: str, pairs: Sequence[tuple[Tally, Tally]], identities: Sequence[str]
+) -> Estimate:
+    """Mean over clips of first − second, on the frames that count in both."""
+    return _estimate_over_clips(key, [_in_both(*pair) for pair in pairs], identities)
+
+
+def difference_over_frames(
+    key: str, pairs: Sequence[tuple[Tally, Tally]], identities: Sequence[str]
+) -> Estimate:
+    """First − second over all frames together that count in both."""
+    return _estimate_over_frames(key, [_in_both(*pair) for pair in pairs], identities)
+
+
+def _in_both(first: Tally, second: Tally) -> tuple[Tally, Tally]:
+    both = (first.denominator > 0) & (second.denominator > 0)
+    return Tally(*(a[both] for a in first)), Tally(*(a[both] for a in second))
+
+
+Group = tuple[Tally, ...]
+"""A clip's tally of one model, or of the two models that are compared on it."""
+
+
+def _estimate_over_clips(key: str, groups: Sequence[Group], identities: Sequence[str]) -> Estimate:
+    """Values are averaged over clips."""
+    sums: dict[str, list[float]] = {}
+    frames = 0
+    for group, identity in zip(groups, identities, strict=True):
+        values = [value_of(key, tally) for tally in group]
+        if values[0] is None:
+            continue
+        value = values[0] if len(values) == 1 else values[0] - (values[1] or 0.0)
+        total = sums.setdefault(identity, [0.0, 0.0])
+        total[0] += value
+        total[1] += 1
+        frames += int(group[0].denominator.sum())
+
+    def statistic(total: Any, count: Any, axis: int = -1) -> Any:
+        return total.sum(axis) / count.sum(axis)
+
+    return _bootstrapped(statistic, sums, _counted(groups), frames)
+
+
+def _estimate_over_frames(key: str, groups: Sequence[Group], identities: Sequence[str]) -> Estimate:
+    """Sums are taken over all frames, then divided and finished."""
+    sums: dict[str, list[float]] = {}
+    frames = 0
+    for group, identity in zip(groups, identities, strict=True):
+        parts = [part for tally in group for part in tally.sums()]
+        if parts[1] == 0:
+            continue
+        total = sums.setdefault(identity, [0.0] * len(parts))
+        total[:] = [a + b for a, b in zip(total, parts, strict=True)]
+        frames += int(group[0].denominator.sum())
+
+    def statistic(*totals: Any, axis: int = -1) -> Any:
+        ratios = [
+            _finish(key, totals[i].sum(axis) / totals[i + 1].sum(axis))
+            for i in range(0, len(totals), 2)
+        ]
+        return ratios[0] if len(ratios) == 1 else ratios[0] - ratios[1]
+
+    return _bootstrapped(statistic, sums, _counted(groups), frames)
+
+
+def _counted(groups: Sequence[Group]) -> int:
+    return sum(group[0].sums()[1] > 0 for group in groups)
+
+
+def _bootstrapped(
+    statistic: Any, sums: Mapping[str, Sequence[float]], clips: int, frames: int
+) -> Estimate:
+    """Resample identities with all their clips: clips of one person are not independent."""
+    counts = {"clips": clips, "frames": frames, "identities": len(sums)}
+    if not sums:
+        return Estimate(value=None, low=None, high=None, **counts)
+    data = tuple(np.array(column) for column in zip(*sums.values(), strict=True))
+    value = float(statistic(*data))
+    if len(sums) < 2:
+        return Estimate(value=value, low=None, high=None, **counts)
+    interval = bootstrap(
+        data,
+        statistic,
+        n_resamples=RESAMPLES,
+        vectorized=True,
+        paired=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(value=value, low=float(interval.low), high=float(interval.high), **counts)
+
+
+def _finish(key: str, ratio: Any) -> Any:
+    """PSNR (dB, for values in [0, 1]) from the mean squared error; all else is the ratio."""
+    if key != "psnr":
+        return ratio
+    return -10 * np.log10(np.maximum(ratio, 10 ** (-HIGHEST_PSNR / 10)))
+
+
+def is_better(metric: Metric, difference: Estimate) -> bool | None:
+    """Whether first − second is an improvement; None where the interval contains zero."""
+    if difference.low is None or difference.high is None:
+        return None
+    if difference.low <= 0 <= difference.high or math.isnan(difference.low):
+        return None
+    return (difference.low > 0) == metric.higher_is_better

@@ -1,0 +1,205 @@
+"""Evaluation of real runs of random weights on packed puppets: files, numbers, and the page."""
+
+import base64
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from prioritycut_ray.checkpoint import save_checkpoint
+from prioritycut_ray.commands.evaluate import evaluate
+from prioritycut_ray.config import load_config
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.state import new_state
+from tests.browser import chromium
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.integration
+QUIET = Console(quiet=True)
+
+
+def random_run(folder: Path, *words: str) -> Path:
+    config = load_config(str(TINY), list(words))
+    save_checkpoint(new_state(config, torch.device("cpu")), config, folder / "step_0000001")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs of random weights; the second was configured without mixing."""
+    folder = tmp_path_factory.mktemp("runs")
+    first = random_run(folder / "<first> & one", "train.seed=1")
+    return first, random_run(folder / "second", "train.seed=2", "priority_cut=null")
+
+
+@pytest.fixture(scope="module")
+def report(runs: tuple[Path, Path], shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of both runs, made in this process."""
+    out = tmp_path_factory.mktemp("report")
+    evaluate(
+        runs[0], str(shards), compare=[runs[1]], split="train", workers=0, out=out, console=QUIET
+    )
+    return out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_are_equal_for_any_number_of_workers(
+    runs: tuple[Path, Path], shards: Path, report: Path, tmp_path: Path, workers: int
+) -> None:
+    evaluate(
+        runs[0],
+        str(shards),
+        compare=[runs[1]],
+        split="train",
+        workers=workers,
+        out=tmp_path,
+        console=QUIET,
+    )
+    for file in report.iterdir():
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_more_workers_than_there_is_room_for_is_an_error(
+    runs: tuple[Path, Path], shards: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"--workers 3.*room for 2"):
+        evaluate(runs[0], str(shards), workers=3, out=tmp_path, console=QUIET)
+
+
+def test_the_files_agree(report: Path) -> None:
+    evaluation = json.loads((report / "evaluation.json").read_text())
+    baseline, first, second = evaluation["models"]
+    assert baseline["name"] == "copy source"
+    assert [first["name"], second["name"]] == ["<first> & one", "second"]
+    assert len(evaluation["protocols"]) == 1
+    pairs = [(d["model"], d["reference"]) for d in evaluation["differences"]]
+    assert pairs == [
+        ("<first> & one", "copy source"),
+        ("second", "copy source"),
+        ("second", "<first> & one"),
+    ]
+    means = [model["mean_over_clips"]["l1"]["value"] for model in evaluation["models"]]
+    got = evaluation["differences"][2]["mean_over_clips"]["l1"]
+    assert got["value"] == pytest.approx(means[2] - means[1])
+    assert got["low"] <= got["value"] <= got["high"]
+    with (report / "frames.csv").open() as file:
+        frames = [row for row in csv.DictReader(file) if row["model"] == "second"]
+    assert len(frames) == 5 * 12
+    mean = sum(float(row["l1"]) for row in frames) / len(frames)
+    assert second["mean_over_frames"]["l1"]["value"] == pytest.approx(mean)
+    with (report / "clips.csv").open() as file:
+        clips = [row for row in csv.DictReader(file) if row["model"] == "second"]
+    assert [float(row["psnr"]) for row in clips] == [c["values"]["psnr"] for c in second["clips"]]
+    text = (report / "report.md").read_text()
+    assert "as First Order Motion reports" in text
+    assert "proxy, not LPIPS" in text
+    assert next(iter(evaluation["protocols"])) in text
+
+
+def test_numbers_of_other_protocols_come_with_a_warning(
+    runs: tuple[Path, Path], shards: Path, tmp_path: Path
+) -> None:
+    larger = random_run(tmp_path / "larger", "data.size=64")
+    evaluation = evaluate(
+        runs[1], str(shards), compare=[larger], workers=0, out=tmp_path / "out", console=QUIET
+    )
+    assert len(evaluation.protocols) == 2
+    assert any("not comparable" in warning for warning in evaluation.warnings)
+    assert ("larger", "second") not in {(d.model, d.reference) for d in evaluation.differences}
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "not comparable" in text
+        assert all(protocol in text for protocol in evaluation.protocols)
+
+
+def test_the_protocol_follows_what_was_measured(
+    runs: tuple[Path, Path], shards: Path, report: Path, tmp_path: Path
+) -> None:
+    other = evaluate(runs[1], str(shards), split="test", workers=0, out=tmp_path, console=QUIET)
+    known = json.loads((report / "evaluation.json").read_text())["protocols"]
+    assert set(other.protocols).isdisjoint(known)
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_and_counts_in_no_mean(
+    runs: tuple[Path, Path], shards_copy: Path, tmp_path: Path
+) -> None:
+    index = json.loads((shards_copy / "index.json").read_text())
+    clip = next(clip for clip in index["clips"] if clip["split"] == "train")
+    with (shards_copy / clip["shard"]).open("r+b") as shard:
+        shard.seek(clip["offset"] + 100)
+        shard.write(b"\0" * 200)
+    evaluation = evaluate(
+        runs[1], str(shards_copy), split="train", workers=0, out=tmp_path, console=QUIET
+    )
+    assert "checksum" in evaluation.skipped[clip["key"]]
+    assert any("1 of 5 clips" in warning for warning in evaluation.warnings)
+    assert evaluation.models[0].mean_over_clips["l1"].clips == 4
+    assert clip["key"] in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_in_a_real_browser(report: Path, tmp_path: Path, width: int, theme: str) -> None:
+    with chromium(tmp_path / "profile") as browser:
+        for command, values in {
+            "Emulation.setEmulatedMedia": {
+                "features": [{"name": "prefers-color-scheme", "value": theme}]
+            },
+            "Emulation.setDeviceMetricsOverride": {
+                "width": width,
+                "height": 844,
+                "deviceScaleFactor": 1,
+                "mobile": width < 500,
+            },
+        }.items():
+            browser.execute_cdp_cmd(command, values)
+        browser.get((report / "report.html").as_uri())
+        page: dict[str, Any] = browser.execute_async_script(_LOOK)
+        severe = [e for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+        requests = [_request(entry) for entry in browser.get_log("performance")]
+        (tmp_path / "page.png").write_bytes(base64.b64decode(browser.get_screenshot_as_base64()))
+    assert page["overflow"] <= 0, "the page scrolls sideways"
+    assert severe == []
+    own = ("data:", "file:", "chrome:")  # the last are of the browser's own first tab
+    assert [url for url in requests if url and not url.startswith(own)] == []
+    assert page["videos"] == 2 * 5
+    assert page["played"] == page["videos"]
+    assert page["pictures"] == page["videos"]
+    red, green, blue = map(int, re.findall(r"\d+", page["background"])[:3])
+    assert (red + green + blue > 600) == (theme == "light")
+    assert page["curves"] == 5
+    assert page["heading"] == "Video reconstruction, split train"
+    assert "<first> & one" in page["text"], "names are escaped"
+
+
+_LOOK = """
+const done = arguments[arguments.length - 1];
+const videos = [...document.querySelectorAll("video")];
+const started = video => new Promise(resolve => {
+  video.addEventListener("timeupdate", () => { if (video.currentTime > 0) resolve(1); });
+  video.addEventListener("error", () => resolve(0));
+  video.play().catch(() => resolve(0));
+});
+Promise.all(videos.map(started)).then(played => done({
+  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  videos: videos.length,
+  played: played.reduce((a, b) => a + b, 0),
+  pictures: [...document.images].filter(image => image.naturalWidth > 0).length,
+  background: getComputedStyle(document.body).backgroundColor,
+  curves: document.querySelectorAll("svg").length,
+  heading: document.querySelector("h1").textContent,
+  text: document.body.textContent,
+}));
+"""
+
+
+def _request(entry: dict[str, Any]) -> str:
+    message = json.loads(entry["message"])["message"]
+    if message["method"] != "Network.requestWillBeSent":
+        return ""
+    return str(message["params"]["request"]["url"])
