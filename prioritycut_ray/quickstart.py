@@ -57,6 +57,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
         "  videos/                 the puppets          data/  their WebDataset shards",
         f"  {run.relative_to(out.absolute())}         checkpoints and TensorBoard logs",
         "  evaluation/columns.png  source, driving, generated, occlusion, PriorityCut mask, mixed",
+        "  evaluation/report.html  scores with intervals, best and worst clips as videos",
         "  animation.mp4           one puppet moved like another",
         "Look at it:",
         f"  tensorboard --logdir {run}",

@@ -131,9 +131,10 @@ def test_the_quickstart_makes_all_that_it_says(
     assert "ETA" in printed.err
     evaluation = json.loads((out / "evaluation" / "evaluation.json").read_text())
     assert evaluation["split"] == "test"
-    for scores in (evaluation["model"], evaluation["copy_source"]):
-        assert 0 < scores["l1"] < 1
-        assert 0 < scores["psnr"] < 100
+    for model in evaluation["models"]:
+        assert 0 < model["mean_over_clips"]["l1"]["value"] < 1
+        assert 0 < model["mean_over_clips"]["psnr"]["value"] < 100
+    assert (out / "evaluation" / "report.html").exists()
     with Image.open(out / "evaluation" / "columns.png") as columns:
         assert columns.width == 6 * 64 + 5 * 2
     assert len(list(frames_upright(out / "animation.mp4"))) == 32
