@@ -192,6 +192,10 @@ class TrainConfig(Section):
     """Processes that train together: ``N``, or ``"A..B"`` to start with A and grow up to B."""
     cpus_per_worker: Count = 1
     use_gpu: AutoYesNo = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the networks; auto = bfloat16 where every worker's hardware multiplies in it."""
+    activation_checkpointing: bool = False
+    """Recompute activations of the perceptual network, for large frames: less memory, more time."""
     seed: int = 0
     log_every: Count = 50
     """Steps between scalars."""

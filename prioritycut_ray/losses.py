@@ -24,9 +24,12 @@ def feature_distance(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> S
     """Σ_i mean |x_i − y_i| over feature levels, the target detached (method §2).
 
     Serves the perceptual loss (levels of a frozen network) and feature matching (blocks of the
-    discriminator).
+    discriminator). Features may be bfloat16; means are taken in float32.
     """
-    terms = [F.l1_loss(x, y.detach()) for x, y in zip(predicted, target, strict=True)]
+    terms = [
+        (x - y.detach()).abs().mean(dtype=torch.float32)
+        for x, y in zip(predicted, target, strict=True)
+    ]
     return torch.stack(terms).sum()
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 
 from prioritycut_ray import losses, priority_cut
 from prioritycut_ray.config import Config, PriorityCutConfig
@@ -17,6 +18,7 @@ from prioritycut_ray.models.animator import Animation, FramePair
 from prioritycut_ray.models.dense_motion import DenseMotion
 from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOutput
 from prioritycut_ray.models.perceptual import PerceptualPyramid, perceptual_features
+from prioritycut_ray.precision import autocast, resolve_precision
 from prioritycut_ray.state import TrainState
 from prioritycut_ray.update import apply_gradients
 from prioritycut_ray.worker import Worker
@@ -86,11 +88,19 @@ def micro_batches(pair: FramePair, randomness: Randomness, count: int) -> list[M
     ]
 
 
-def build_perceptual(config: Config) -> PerceptualPyramid:
-    """The frozen network of the perceptual loss."""
-    options = config.loss.perceptual
+def build_perceptual(config: Config, device: torch.device | None = None) -> PerceptualPyramid:
+    """The frozen network of the perceptual loss, on a device (the CPU)."""
+    options, device = config.loss.perceptual, device or torch.device("cpu")
     features = perceptual_features(options.weights, seed=options.seed)
-    return PerceptualPyramid(features, options.scales)
+    if resolve_precision(config.train.precision, device) == "bfloat16":
+        # They never learn, so they need not be rounded anew at every use.
+        for layer in features.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(torch.bfloat16)
+    pyramid = PerceptualPyramid(
+        features, options.scales, recompute=config.train.activation_checkpointing
+    ).to(device)
+    return pyramid.to(memory_format=torch.channels_last)
 
 
 def generator_step(
@@ -135,17 +145,20 @@ def generator_losses(
     """Animate a micro-batch; the weighted losses of the generator side (method §2)."""
     pair, weights = batch.pair, config.loss
     transform = random_spline(batch.randomness.spline)
-    animation, transformed_keypoints = animator(pair, transform_frame(transform, pair.driving))
-    with torch.no_grad():
-        target_features = perceptual(pair.driving)
-    real, fake = judge_frozen(state.discriminator, pair, animation)
+    transformed = transform_frame(transform, pair.driving)
+    with autocast(config.train.precision, pair.driving.device):
+        animation, transformed_keypoints = animator(pair, transformed)
+        with torch.no_grad():
+            target_features = perceptual(pair.driving)
+        features = perceptual(animation.prediction)
+        real_features, fake = judge_frozen(state.discriminator, pair, animation)
     driving = animation.driving_keypoints
     return animation, {
         "perceptual": weights.perceptual.weight
-        * losses.feature_distance(perceptual(animation.prediction), target_features),
+        * losses.feature_distance(features, target_features),
         "adversarial": weights.adversarial * losses.generator_adversarial(fake),
         "feature_matching": weights.feature_matching
-        * losses.feature_distance(fake.features, real.features),
+        * losses.feature_distance(fake.features, real_features),
         "equivariance_value": weights.equivariance_value
         * losses.equivariance_value(driving, transformed_keypoints, transform),
         "equivariance_jacobian": weights.equivariance_jacobian
@@ -155,19 +168,21 @@ def generator_losses(
 
 def judge_frozen(
     discriminator: Discriminator, pair: FramePair, animation: Animation
-) -> tuple[DiscriminatorOutput, DiscriminatorOutput]:
-    """Real and fake as the discriminator sees them, with gradients to the fake image alone.
+) -> tuple[tuple[Tensor, ...], DiscriminatorOutput]:
+    """The discriminator's features of real, and all it says of fake, for the generator's losses.
 
-    The module is used bare, not wrapped for distributed training, with its parameters frozen and
-    its spectral norms at rest: the generator's step leaves no trace in it.
+    Gradients flow to the fake image alone. The module is used bare, not wrapped for distributed
+    training, with its parameters frozen and its spectral norms at rest: the generator's step leaves
+    no trace in it.
     """
     keypoints = animation.driving_keypoints.value.detach()
     discriminator.eval().requires_grad_(False)
-    with torch.no_grad():
-        real = discriminator(pair.driving, keypoints)
-    fake = discriminator(animation.prediction, keypoints)
+    with parametrize.cached():  # Both passes share the normalised weights.
+        with torch.no_grad():
+            real_features = discriminator.encode(pair.driving, keypoints)
+        fake = discriminator(animation.prediction, keypoints)
     discriminator.train().requires_grad_(True)
-    return real, fake
+    return real_features, fake
 
 
 def discriminator_step(
@@ -224,7 +239,9 @@ def judge_mixed(
         mixed = priority_cut.mix(real, fake, mask)
     images = [real, fake] if mixed is None else [real, fake, mixed]
     keypoints = animation.driving_keypoints.value.repeat(len(images), 1, 1)
-    return Judged(mask, mixed, discriminator(torch.cat(images), keypoints))
+    with autocast(config.train.precision, real.device):
+        output = discriminator(torch.cat(images), keypoints)
+    return Judged(mask, mixed, output)
 
 
 def discriminator_losses(judged: Judged, samples: int, mixing: PriorityCutConfig | None) -> Losses:

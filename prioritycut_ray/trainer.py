@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,6 +17,7 @@ from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
 from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.precision import resolve_precision
 from prioritycut_ray.state import TrainState, new_state, set_learning_rates
 from prioritycut_ray.steps import (
     build_perceptual,
@@ -56,10 +58,14 @@ def train(
     Raises:
         Preempted: some rank was asked to stop; the state was reported at the same step on all.
     """
+    config = agree_on_precision(config, worker)
+    if worker.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # Shapes never change.
+        torch.set_float32_matmul_precision("high")  # TF32, as convolutions have by default.
     state = new_state(config, worker.device)
     if checkpoint is not None:
         load_checkpoint(state, checkpoint)
-    perceptual = build_perceptual(config).to(worker.device)
+    perceptual = build_perceptual(config, worker.device)
     animator, discriminator = distribute(state, worker)
     tracker = Tracker(tensorboard, first_step=state.step) if worker.rank == 0 else None
     meter = Meter(worker)
@@ -106,6 +112,18 @@ def train(
         raise Preempted(f"asked to stop, and saved at step {state.step}")
 
 
+def agree_on_precision(config: Config, worker: Worker) -> Config:
+    """With ``train.precision: auto`` replaced by bfloat16 if every rank has it, else float32."""
+    precision = resolve_precision(config.train.precision, worker.device)
+    if worker.world_size > 1:
+        everywhere = torch.tensor(float(precision == "bfloat16"), device=worker.device)
+        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        precision = "bfloat16" if everywhere else "float32"
+    return config.model_copy(
+        update={"train": config.train.model_copy(update={"precision": precision})}
+    )
+
+
 def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]:
     """Wrap both networks for distributed training; bare where there is one worker."""
     state.animator.train()
@@ -146,7 +164,8 @@ def training_batches(
 def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:
     """uint8 frames → device → [0, 1], augmented alike."""
     source, driving = (
-        frames.to(device, non_blocking=True).float() / 255
+        frames.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last).float()
+        / 255
         for frames in (batch.source, batch.driving)
     )
     options = config.data.augment.model_dump()

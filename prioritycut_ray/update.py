@@ -38,8 +38,10 @@ def apply_gradients(
     """
     module: nn.Module = getattr(state, network)
     optimizer: Optimizer = getattr(state, f"{network}_optimizer")
-    limit = options.max_grad_norm if options.max_grad_norm is not None else float("inf")
-    norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if options.max_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(module.parameters(), options.max_grad_norm, norm)
     total = torch.stack(list(losses.values())).sum()
     finite, go_on = _true_everywhere(
         torch.isfinite(torch.stack([norm, total])).all(), not state.stop_wanted

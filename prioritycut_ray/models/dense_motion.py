@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from prioritycut_ray.models.blocks import (
     AntiAliasDownsample,
     Hourglass,
+    channels_last,
     coordinate_grid,
+    in_float32,
     inverse_2x2,
 )
 from prioritycut_ray.models.keypoints import Keypoints, keypoint_heatmaps
@@ -65,14 +67,15 @@ class DenseMotionNetwork(nn.Module):
             driving: keypoints of the driving frame.
         """
         source = self.down(source)
-        motions = sparse_motions(keypoints, driving, *source.shape[2:])
-        heatmaps = heatmap_difference(keypoints, driving, *source.shape[2:])
-        warped = warp_by_each(source, motions)
+        with in_float32(source):
+            motions = sparse_motions(keypoints, driving, *source.shape[2:])
+            heatmaps = heatmap_difference(keypoints, driving, *source.shape[2:])
+            warped = warp_by_each(source, motions)
         stacked = torch.cat([heatmaps[:, :, None], warped], dim=2).flatten(1, 2)
-        features = self.hourglass(stacked)
+        features = self.hourglass(channels_last(stacked))
         mask = torch.softmax(self.mask(features).float(), dim=1)
         return DenseMotion(
-            deformation=torch.einsum("bkhw,bkhwc->bhwc", mask, motions),
+            deformation=(mask[..., None] * motions).sum(dim=1),
             mask=mask,
             occlusion_map=torch.sigmoid(self.occlusion(features).float()),
         )
@@ -110,6 +113,6 @@ def warp_by_each(
     """
     batch, count, height, width, _ = motions.shape
     tall = motions.reshape(batch, count * height, width, 2)
-    warped = F.grid_sample(image, tall.to(image.dtype), align_corners=False)
+    warped = F.grid_sample(image, tall, align_corners=False)
     each: Tensor = warped.unflatten(2, (count, height)).transpose(1, 2)
     return each

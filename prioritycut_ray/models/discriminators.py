@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm as spectral_norm_of_reference
 from torch.nn.utils.parametrizations import spectral_norm
 
+from prioritycut_ray.models.blocks import channels_last, conv_of_enlarged, pooled_conv
 from prioritycut_ray.models.keypoints import keypoint_heatmaps
 
 
@@ -40,7 +41,7 @@ def _condition(
 ) -> Float[Tensor, "B C H W"]:
     """Concatenate the keypoint Gaussians of the driving frame to the image."""
     heatmaps = keypoint_heatmaps(keypoints, *image.shape[2:])
-    return torch.cat([image, heatmaps.to(image.dtype)], dim=1)
+    return channels_last(torch.cat([image, heatmaps.to(image.dtype)], dim=1))
 
 
 class PatchBlock(nn.Module):
@@ -102,16 +103,30 @@ class PatchDiscriminator(nn.Module):
         )
         self.conv = normalise(nn.Conv2d(channels[-1], 1, kernel_size=1))
 
-    def forward(
+    def encode(
         self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
-    ) -> DiscriminatorOutput:
-        """Judge images in [0, 1], given the keypoint positions of the driving frame."""
+    ) -> tuple[Tensor, ...]:
+        """Features of images, fine to coarse: the part that feature matching compares."""
         out = _condition(image, keypoints) if self.use_keypoints else image
         features = []
         for block in self.down_blocks:
             out = block(out)
             features.append(out)
-        return DiscriminatorOutput(self.conv(out), None, tuple(features))
+        return tuple(features)
+
+    def forward(
+        self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
+    ) -> DiscriminatorOutput:
+        """Judge images in [0, 1], given the keypoint positions of the driving frame."""
+        features = self.encode(image, keypoints)
+        return DiscriminatorOutput(self.conv(features[-1]).float(), None, features)
+
+
+def _spectral_conv(in_features: int, out_features: int, kernel_size: int) -> nn.Conv2d:
+    """A convolution at constant resolution whose weight is divided by its spectral norm."""
+    conv = nn.Conv2d(in_features, out_features, kernel_size, padding=kernel_size // 2)
+    spectral_norm(conv)
+    return conv
 
 
 class ResidualDownBlock(nn.Module):
@@ -120,16 +135,16 @@ class ResidualDownBlock(nn.Module):
     def __init__(self, in_features: int, out_features: int, *, preactivation: bool) -> None:
         super().__init__()
         self.preactivation = preactivation
-        self.conv1 = spectral_norm(nn.Conv2d(in_features, out_features, 3, padding=1))
-        self.conv2 = spectral_norm(nn.Conv2d(out_features, out_features, 3, padding=1))
-        self.shortcut = spectral_norm(nn.Conv2d(in_features, out_features, 1))
+        self.conv1 = _spectral_conv(in_features, out_features, 3)
+        self.conv2 = _spectral_conv(out_features, out_features, 3)
+        self.shortcut = _spectral_conv(in_features, out_features, 1)
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
         out = F.relu(x) if self.preactivation else x
-        out = self.conv2(F.relu(self.conv1(out)))
+        out = F.relu(self.conv1(out))
         # Pooling and a 1x1 convolution commute: pool first, it is four times cheaper.
         shortcut: Tensor = self.shortcut(F.avg_pool2d(x, 2))
-        return F.avg_pool2d(out, 2) + shortcut
+        return pooled_conv(out, self.conv2) + shortcut
 
 
 class ResidualUpBlock(nn.Module):
@@ -137,14 +152,14 @@ class ResidualUpBlock(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.conv1 = spectral_norm(nn.Conv2d(in_features, out_features, 3, padding=1))
-        self.conv2 = spectral_norm(nn.Conv2d(out_features, out_features, 3, padding=1))
-        self.shortcut = spectral_norm(nn.Conv2d(in_features, out_features, 1))
+        self.conv1 = _spectral_conv(in_features, out_features, 3)
+        self.conv2 = _spectral_conv(out_features, out_features, 3)
+        self.shortcut = _spectral_conv(in_features, out_features, 1)
 
     def forward(self, x: Float[Tensor, "B I h w"]) -> Float[Tensor, "B O H W"]:
-        out: Tensor = self.conv1(F.interpolate(F.relu(x), scale_factor=2))
-        out = self.conv2(F.relu(out))
-        return out + F.interpolate(self.shortcut(x), scale_factor=2)
+        out: Tensor = conv_of_enlarged(F.relu(x), self.conv1)
+        out = self.conv2(F.relu(out)) + F.interpolate(self.shortcut(x), scale_factor=2)
+        return out
 
 
 def unet_channels(size: int, base: int, max_features: int) -> list[int]:
@@ -184,23 +199,30 @@ class UNetDiscriminator(nn.Module):
         self.up_blocks = nn.ModuleList(
             ResidualUpBlock(i, o) for i, o in zip(up_inputs, up_outputs, strict=True)
         )
-        self.pixel_head = spectral_norm(nn.Conv2d(base_channels, 1, kernel_size=1))
+        self.pixel_head = _spectral_conv(base_channels, 1, 1)
 
-    def forward(
+    def encode(
         self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
-    ) -> DiscriminatorOutput:
-        """Judge images in [0, 1], given the keypoint positions of the driving frame."""
+    ) -> tuple[Tensor, ...]:
+        """Features of images, fine to coarse: the part that feature matching compares."""
         out = _condition(image, keypoints) if self.use_keypoints else image
         features = []
         for block in self.down_blocks:
             out = block(out)
             features.append(out)
-        logits = self.head(F.relu(out).sum(dim=(2, 3))).squeeze(1)
+        return tuple(features)
+
+    def forward(
+        self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
+    ) -> DiscriminatorOutput:
+        """Judge images in [0, 1], given the keypoint positions of the driving frame."""
+        features = self.encode(image, keypoints)
         *skips, out = features
+        logits = self.head(F.relu(out).sum(dim=(2, 3))).squeeze(1).float()
         out = self.up_blocks[0](out)
         for block, skip in zip(self.up_blocks[1:], reversed(skips), strict=True):
             out = block(torch.cat([out, skip], dim=1))
-        return DiscriminatorOutput(logits, self.pixel_head(F.relu(out)), tuple(features))
+        return DiscriminatorOutput(logits, self.pixel_head(F.relu(out)).float(), features)
 
 
 Discriminator = PatchDiscriminator | UNetDiscriminator

@@ -5,7 +5,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prioritycut_ray.models.blocks import DownBlock, ResBlock, SameBlock, UpBlock, warp
+from prioritycut_ray.models.blocks import (
+    DownBlock,
+    ResBlock,
+    SameBlock,
+    UpBlock,
+    channels_last,
+    warp,
+)
 from prioritycut_ray.models.dense_motion import DenseMotion
 
 
@@ -52,11 +59,11 @@ class Generator(nn.Module):
         self, features: Float[Tensor, "B C h w"], motion: DenseMotion
     ) -> Float[Tensor, "B 3 H W"]:
         """Warp source features by the motion, hide what is occluded, and inpaint it."""
-        features = warp(features, motion.deformation.to(features.dtype))
-        occlusion = motion.occlusion_map.to(features.dtype)
-        if occlusion.shape[2:] != features.shape[2:]:
-            occlusion = F.interpolate(occlusion, size=features.shape[2:], mode="bilinear")
-        features = features * occlusion
+        warped = warp(channels_last(features), motion.deformation)
+        occlusion = motion.occlusion_map
+        if occlusion.shape[2:] != warped.shape[2:]:
+            occlusion = F.interpolate(occlusion, size=warped.shape[2:], mode="bilinear")
+        features = channels_last((warped * occlusion).to(features.dtype))
         for block in self.bottleneck.values():
             features = block(features)
         for block in self.up_blocks:

@@ -12,7 +12,6 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.blocks import (
     AntiAliasDownsample,
     Hourglass,
-    coordinate_grid,
     inverse_2x2,
 )
 
@@ -77,16 +76,21 @@ class KeypointDetector(nn.Module):
     def forward(self, frame: Float[Tensor, "B 3 H W"]) -> Keypoints:
         """Detect keypoints in frames with values in [0, 1]."""
         features = self.predictor(self.down(frame))
-        logits = self.kp(features).float()
+        # Planes again: sums over space run along memory.
+        logits = self.kp(features).float().contiguous()
         heatmap = torch.softmax(logits.flatten(2) / self.temperature, dim=-1).view_as(logits)
-        maps = self.jacobian(features).float().unflatten(1, (-1, 4))
+        maps = self.jacobian(features).float().contiguous().unflatten(1, (-1, 4))
         return Keypoints(value=_expected_position(heatmap), jacobian=_expected_map(heatmap, maps))
 
 
 def _expected_position(heatmap: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K 2"]:
-    """μ_k = Σ_z z·heat_k(z)."""
-    grid = coordinate_grid(*heatmap.shape[2:], dtype=heatmap.dtype, device=heatmap.device)
-    return torch.einsum("bkhw,hwc->bkc", heatmap, grid)
+    """μ_k = Σ_z z·heat_k(z), from the sums of heat_k over columns and over rows."""
+    x, y = (
+        torch.linspace(-1, 1, size, dtype=heatmap.dtype, device=heatmap.device)
+        for size in (heatmap.shape[3], heatmap.shape[2])
+    )
+    columns, rows = heatmap.sum(dim=2), heatmap.sum(dim=3)
+    return torch.stack([(columns * x).sum(dim=-1), (rows * y).sum(dim=-1)], dim=-1)
 
 
 def _expected_map(
@@ -100,10 +104,19 @@ def _expected_map(
 def keypoint_heatmaps(
     value: Float[Tensor, "B K 2"], height: int, width: int
 ) -> Float[Tensor, "B K h w"]:
-    """A Gaussian around each keypoint: exp(−‖z − μ_k‖² / (2·0.01)), values in (0, 1]."""
-    grid = coordinate_grid(height, width, dtype=value.dtype, device=value.device)
-    squared_distance = (grid - value[:, :, None, None]).square().sum(-1)
-    return torch.exp(-squared_distance / (2 * HEATMAP_VARIANCE))
+    """A Gaussian around each keypoint: exp(−‖z − μ_k‖² / (2·0.01)), values in [0, 1].
+
+    The product of one Gaussian along x and one along y: H + W exponentials, not H·W.
+    """
+    x, y = (
+        torch.linspace(-1, 1, size, dtype=value.dtype, device=value.device)
+        for size in (width, height)
+    )
+    along_x, along_y = (
+        torch.exp(-(axis - centre[..., None]).square() / (2 * HEATMAP_VARIANCE))
+        for axis, centre in ((x, value[..., 0]), (y, value[..., 1]))
+    )
+    return along_y[:, :, :, None] * along_x[:, :, None]
 
 
 def relative_keypoints(
