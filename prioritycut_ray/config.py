@@ -173,7 +173,7 @@ class TrainConfig(Section):
     cpus_per_worker: Count = 1
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the networks; auto = bfloat16 where every worker's hardware has it (docs/performance.md)."""
+    """Of the networks; auto = bfloat16 where every worker's hardware multiplies in it."""
     seed: int = 0
     log_every: Count = 50
     """Steps between scalars."""

@@ -40,10 +40,8 @@ def reconstruct(animator: Animator, frames: Float[Tensor, "T 3 H W"]) -> Iterato
     source = frames[:1]
     source_keypoints = animator.detector(source)
     for driving in frames.split(BATCH):
-        repeated = source.expand(len(driving), -1, -1, -1)
-        keypoints = _repeat(source_keypoints, len(driving))
-        animation = animator.animate(repeated, keypoints, animator.detector(driving))
-        yield Rebuilt(FramePair(repeated, driving), animation)
+        animation = animator.animate(source, source_keypoints, animator.detector(driving))
+        yield Rebuilt(FramePair(source.expand(len(driving), -1, -1, -1), driving), animation)
 
 
 @torch.inference_mode()
@@ -74,11 +72,5 @@ def animate(
             keypoints = relative_keypoints(
                 source_keypoints, keypoints, initial, adapt_scale=adapt_scale
             )
-        repeated = source.expand(len(batch), -1, -1, -1)
-        animation = animator.animate(repeated, _repeat(source_keypoints, len(batch)), keypoints)
+        animation = animator.animate(source, source_keypoints, keypoints)
         yield (animation.prediction * 255).round().to(torch.uint8).cpu()
-
-
-def _repeat(keypoints: Keypoints, count: int) -> Keypoints:
-    value, jacobian = keypoints
-    return Keypoints(value.expand(count, -1, -1), jacobian.expand(count, -1, -1, -1))

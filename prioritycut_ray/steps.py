@@ -97,8 +97,8 @@ def build_perceptual(config: Config, device: torch.device | None = None) -> Perc
         for layer in features.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.to(torch.bfloat16)
-    pyramid = PerceptualPyramid(features, options.scales)
-    return pyramid.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pyramid = PerceptualPyramid(features, options.scales).to(device)
+    return pyramid.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def generator_step(

@@ -53,6 +53,9 @@ def train(
         report: called on every rank with metrics and, at checkpoints, the state.
     """
     config = agree_on_precision(config, worker)
+    if worker.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # Shapes never change.
+        torch.set_float32_matmul_precision("high")  # TF32, as convolutions have by default.
     state = new_state(config, worker.device)
     if checkpoint is not None:
         load_checkpoint(state, checkpoint)
@@ -144,7 +147,8 @@ def training_batches(
 def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:
     """uint8 frames → device → [0, 1], augmented alike."""
     source, driving = (
-        frames.to(device, non_blocking=True).float() / 255
+        frames.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last).float()
+        / 255
         for frames in (batch.source, batch.driving)
     )
     options = config.data.augment.model_dump()

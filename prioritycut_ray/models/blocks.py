@@ -35,29 +35,26 @@ _FOLD_FROM = 8192
 """Pixels of a batch from which folding a kernel costs less than it saves."""
 
 
-def conv_of_enlarged(
-    x: Float[Tensor, "B I H W"], weight: Float[Tensor, "O I 3 3"], bias: Tensor | None
-) -> Float[Tensor, "B O H2 W2"]:
-    """3x3 convolution of ``x`` enlarged by 2 (nearest neighbour), zero padded.
+def conv_of_enlarged(x: Float[Tensor, "B I H W"], conv: nn.Conv2d) -> Float[Tensor, "B O H2 W2"]:
+    """A padded 3x3 convolution of ``x`` enlarged by 2 (nearest neighbour).
 
     The two are one transposed 4x4 convolution with stride 2: 16 products a pixel of ``x``, not 36.
     """
     if _pixels(x) < _FOLD_FROM:
-        return F.conv2d(F.interpolate(x, scale_factor=2), weight, bias, padding=1)
-    folded = _box_filtered(weight.flip(2, 3)).transpose(0, 1)
-    return F.conv_transpose2d(x, folded, bias, stride=2, padding=1)
+        enlarged: Tensor = conv(F.interpolate(x, scale_factor=2))
+        return enlarged
+    folded = _box_filtered(conv.weight.flip(2, 3)).transpose(0, 1)
+    return F.conv_transpose2d(x, folded, conv.bias, stride=2, padding=1)
 
 
-def pooled_conv(
-    x: Float[Tensor, "B I H W"], weight: Float[Tensor, "O I 3 3"], bias: Tensor | None
-) -> Float[Tensor, "B O h w"]:
-    """3x3 convolution of ``x``, zero padded, then average pooling by 2.
+def pooled_conv(x: Float[Tensor, "B I H W"], conv: nn.Conv2d) -> Float[Tensor, "B O h w"]:
+    """A padded 3x3 convolution of ``x``, then average pooling by 2.
 
     The two are one 4x4 convolution with stride 2: 16 products a pooled pixel, not 36.
     """
     if _pixels(x) < 4 * _FOLD_FROM:
-        return F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)
-    return F.conv2d(x, _box_filtered(weight) / 4, bias, stride=2, padding=1)
+        return F.avg_pool2d(conv(x), 2)
+    return F.conv2d(x, _box_filtered(conv.weight) / 4, conv.bias, stride=2, padding=1)
 
 
 def _pixels(x: Tensor) -> int:
@@ -93,7 +90,7 @@ class UpBlock(SameBlock):
     """Nearest enlargement by 2 → :class:`SameBlock`."""
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H2 W2"]:
-        return F.relu(self.norm(conv_of_enlarged(x, self.conv.weight, self.conv.bias)))
+        return F.relu(self.norm(conv_of_enlarged(x, self.conv)))
 
 
 class ResBlock(nn.Module):

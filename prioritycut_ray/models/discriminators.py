@@ -122,22 +122,29 @@ class PatchDiscriminator(nn.Module):
         return DiscriminatorOutput(self.conv(features[-1]).float(), None, features)
 
 
+def _spectral_conv(in_features: int, out_features: int, kernel_size: int) -> nn.Conv2d:
+    """A convolution at constant resolution whose weight is divided by its spectral norm."""
+    conv = nn.Conv2d(in_features, out_features, kernel_size, padding=kernel_size // 2)
+    spectral_norm(conv)
+    return conv
+
+
 class ResidualDownBlock(nn.Module):
     """(ReLU → 3x3 convolution) twice → average pooling 2, plus a 1x1 pooled shortcut."""
 
     def __init__(self, in_features: int, out_features: int, *, preactivation: bool) -> None:
         super().__init__()
         self.preactivation = preactivation
-        self.conv1 = spectral_norm(nn.Conv2d(in_features, out_features, 3, padding=1))
-        self.conv2 = spectral_norm(nn.Conv2d(out_features, out_features, 3, padding=1))
-        self.shortcut = spectral_norm(nn.Conv2d(in_features, out_features, 1))
+        self.conv1 = _spectral_conv(in_features, out_features, 3)
+        self.conv2 = _spectral_conv(out_features, out_features, 3)
+        self.shortcut = _spectral_conv(in_features, out_features, 1)
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
         out = F.relu(x) if self.preactivation else x
         out = F.relu(self.conv1(out))
         # Pooling and a 1x1 convolution commute: pool first, it is four times cheaper.
         shortcut: Tensor = self.shortcut(F.avg_pool2d(x, 2))
-        return pooled_conv(out, self.conv2.weight, self.conv2.bias) + shortcut
+        return pooled_conv(out, self.conv2) + shortcut
 
 
 class ResidualUpBlock(nn.Module):
@@ -145,14 +152,15 @@ class ResidualUpBlock(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.conv1 = spectral_norm(nn.Conv2d(in_features, out_features, 3, padding=1))
-        self.conv2 = spectral_norm(nn.Conv2d(out_features, out_features, 3, padding=1))
-        self.shortcut = spectral_norm(nn.Conv2d(in_features, out_features, 1))
+        self.conv1 = _spectral_conv(in_features, out_features, 3)
+        self.conv2 = _spectral_conv(out_features, out_features, 3)
+        self.shortcut = _spectral_conv(in_features, out_features, 1)
 
     def forward(self, x: Float[Tensor, "B I h w"]) -> Float[Tensor, "B O H W"]:
-        out = conv_of_enlarged(F.relu(x), self.conv1.weight, self.conv1.bias)
+        out = conv_of_enlarged(F.relu(x), self.conv1)
         out = self.conv2(F.relu(out))
-        return out + F.interpolate(self.shortcut(x), scale_factor=2)
+        enlarged: Tensor = F.interpolate(self.shortcut(x), scale_factor=2)
+        return out + enlarged
 
 
 def unet_channels(size: int, base: int, max_features: int) -> list[int]:
@@ -192,7 +200,7 @@ class UNetDiscriminator(nn.Module):
         self.up_blocks = nn.ModuleList(
             ResidualUpBlock(i, o) for i, o in zip(up_inputs, up_outputs, strict=True)
         )
-        self.pixel_head = spectral_norm(nn.Conv2d(base_channels, 1, kernel_size=1))
+        self.pixel_head = _spectral_conv(base_channels, 1, 1)
 
     def encode(
         self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]

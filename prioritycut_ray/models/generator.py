@@ -5,7 +5,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prioritycut_ray.models.blocks import DownBlock, ResBlock, SameBlock, UpBlock, channels_last, warp
+from prioritycut_ray.models.blocks import (
+    DownBlock,
+    ResBlock,
+    SameBlock,
+    UpBlock,
+    channels_last,
+    warp,
+)
 from prioritycut_ray.models.dense_motion import DenseMotion
 
 

@@ -1,0 +1,179 @@
+"""What makes a step fast changes none of its results (docs/performance.md)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.models import blocks
+from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.models.blocks import conv_of_enlarged, coordinate_grid, pooled_conv
+from prioritycut_ray.models.keypoints import HEATMAP_VARIANCE, keypoint_heatmaps
+from prioritycut_ray.precision import autocast, has_bfloat16, resolve_precision
+from prioritycut_ray.state import TrainState, build_animator, build_discriminator, new_state
+from prioritycut_ray.steps import (
+    build_perceptual,
+    discriminator_step,
+    draw_randomness,
+    generator_step,
+    micro_batches,
+)
+from prioritycut_ray.trainer import agree_on_precision
+from prioritycut_ray.worker import Worker
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+
+
+def with_gradients(output: Tensor, *inputs: Tensor) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(output.shape, dtype=output.dtype, generator=generator)
+    return [output, *torch.autograd.grad((output * weights).sum(), inputs)]
+
+
+@pytest.fixture(params=["folded", "plain"])
+def fold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are folded at any size, or at none."""
+    monkeypatch.setattr(blocks, "_FOLD_FROM", 0 if request.param == "folded" else 2**60)
+
+
+@pytest.mark.usefixtures("fold")
+def test_folded_kernels_give_the_convolution_that_they_stand_for() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 5, 12, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+    conv = nn.Conv2d(5, 7, 3, padding=1).double()
+    inputs = (x, *conv.parameters())
+    for ours, plain in (
+        (conv_of_enlarged(x, conv), conv(F.interpolate(x, scale_factor=2))),
+        (pooled_conv(x, conv), F.avg_pool2d(conv(x), 2)),
+    ):
+        torch.testing.assert_close(with_gradients(ours, *inputs), with_gradients(plain, *inputs))
+
+
+def test_heatmaps_as_products_equal_the_two_dimensional_gaussian() -> None:
+    value = torch.rand(2, 3, 2, dtype=torch.float64) * 3 - 1.5
+    grid = coordinate_grid(9, 14, dtype=value.dtype, device=CPU)
+    squared = (grid - value[:, :, None, None]).square().sum(-1)
+    torch.testing.assert_close(
+        keypoint_heatmaps(value, 9, 14), torch.exp(-squared / (2 * HEATMAP_VARIANCE))
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["discriminator.kind=patch", "discriminator.patch_num_blocks=2"]]
+)
+def test_encoding_alone_gives_the_features_of_a_whole_judgement(words: list[str]) -> None:
+    mixing = ["priority_cut=null"] if words else []
+    discriminator = build_discriminator(load_config(str(TINY), [*words, *mixing])).eval()
+    images, keypoints = torch.rand(2, 3, 32, 32), torch.rand(2, 4, 2) * 2 - 1
+    with torch.no_grad():
+        whole, alone = discriminator(images, keypoints), discriminator.encode(images, keypoints)
+    assert all(torch.equal(a, b) for a, b in zip(whole.features, alone, strict=True))
+
+
+def test_one_source_for_many_driving_frames_equals_repeating_it() -> None:
+    animator = build_animator(load_config(str(TINY)).model).eval()
+    source, driving = torch.rand(1, 3, 32, 32), torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        repeated, _ = animator(FramePair(source.expand(3, -1, -1, -1), driving))
+        once = animator.animate(source, animator.detector(source), animator.detector(driving))
+    torch.testing.assert_close(once.prediction, repeated.prediction)
+    assert once.source_keypoints.value.shape == repeated.source_keypoints.value.shape
+
+
+def test_every_layer_computes_channels_last() -> None:
+    """A tensor or gradient in another layout costs up to 20 times the layer's own time."""
+    config = load_config(str(TINY), ["priority_cut.mix_prob=1"])
+    state = new_state(config, CPU)
+    wrong: list[str] = []
+
+    def check(name: str, tensors: tuple[Tensor | None, ...]) -> None:
+        for tensor in tensors:
+            if tensor is not None and tensor.ndim == 4 and not _channels_last(tensor):
+                wrong.append(name)
+
+    for network in (state.animator, state.discriminator):
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.register_forward_hook(
+                    lambda _, inputs, output, name=name: check(name, (*inputs, output))
+                )
+                layer.register_full_backward_pre_hook(
+                    lambda _, gradients, name=name: check(f"gradient of {name}", gradients)
+                )
+    train(config, steps=1, state=state)
+    assert wrong == []
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return tensor.stride(1) == 1 or tensor.shape[1] == 1
+
+
+def test_autocast_leaves_coordinates_in_float32() -> None:
+    config = load_config(str(TINY))
+    animator = build_animator(config.model)
+    pair = FramePair(*torch.rand(2, 2, 3, 32, 32))
+    with autocast("bfloat16", CPU):
+        animation, _ = animator(pair)
+        exact = animator.dense_motion(
+            pair.source, animation.source_keypoints, animation.driving_keypoints
+        )
+    formats = {
+        tensor.dtype
+        for tensor in (
+            animation.prediction,
+            *animation.source_keypoints,
+            *animation.driving_keypoints,
+            *exact,
+        )
+    }
+    assert formats == {torch.float32}
+
+
+def train(config: Config, *, steps: int, state: TrainState | None = None) -> list[dict[str, float]]:
+    """Losses of some steps on the same four smooth frames."""
+    state = state or new_state(config, CPU)
+    perceptual = build_perceptual(config)
+    state.animator.train()
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(8, 3, 4, 4, generator=generator)
+    source, driving = F.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1).chunk(2)
+    losses = []
+    for step in range(steps):
+        randomness = draw_randomness(config, step, Worker(0, 1, CPU))
+        parts = micro_batches(FramePair(source, driving), randomness, 1)
+        animations, of_generator = generator_step(
+            state,
+            state.animator,
+            perceptual,
+            parts,
+            config,
+        )
+        _, of_critic = discriminator_step(
+            state,
+            state.discriminator,
+            parts,
+            animations,
+            config,
+        )
+        losses.append({name: v.item() for name, v in (of_generator | of_critic).items()})
+    return losses
+
+
+def test_the_losses_of_bfloat16_are_those_of_float32_within_its_noise() -> None:
+    """Of the first step; benchmarks/step.py noise looks at 200."""
+    first = {
+        precision: train(load_config(str(TINY), [f"train.precision={precision}"]), steps=1)[0]
+        for precision in ("float32", "bfloat16")
+    }
+    for name, exact in first["float32"].items():
+        assert first["bfloat16"][name] == pytest.approx(exact, rel=0.05, abs=0.01), name
+
+
+def test_auto_is_what_the_hardware_has() -> None:
+    assert resolve_precision("float32", CPU) == "float32"
+    expected = "bfloat16" if has_bfloat16(CPU) else "float32"
+    assert resolve_precision("auto", CPU) == expected
+    config = load_config(str(TINY), ["train.precision=auto"])
+    assert agree_on_precision(config, Worker(0, 1, CPU)).train.precision == expected
