@@ -124,7 +124,7 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 def _channels_last(network: _Network) -> _Network:
     """In the layout that convolutions are fastest in, and all of a network must keep to."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(memory_format=torch.channels_last)
 
 
 def set_learning_rates(state: TrainState, config: Config) -> None:

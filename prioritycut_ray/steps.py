@@ -98,7 +98,7 @@ def build_perceptual(config: Config, device: torch.device | None = None) -> Perc
             if isinstance(layer, nn.Conv2d):
                 layer.to(torch.bfloat16)
     pyramid = PerceptualPyramid(features, options.scales).to(device)
-    return pyramid.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return pyramid.to(memory_format=torch.channels_last)
 
 
 def generator_step(

@@ -157,10 +157,9 @@ class ResidualUpBlock(nn.Module):
         self.shortcut = _spectral_conv(in_features, out_features, 1)
 
     def forward(self, x: Float[Tensor, "B I h w"]) -> Float[Tensor, "B O H W"]:
-        out = conv_of_enlarged(F.relu(x), self.conv1)
-        out = self.conv2(F.relu(out))
-        enlarged: Tensor = F.interpolate(self.shortcut(x), scale_factor=2)
-        return out + enlarged
+        out: Tensor = conv_of_enlarged(F.relu(x), self.conv1)
+        out = self.conv2(F.relu(out)) + F.interpolate(self.shortcut(x), scale_factor=2)
+        return out
 
 
 def unet_channels(size: int, base: int, max_features: int) -> list[int]:

@@ -1,0 +1,423 @@
+"""What a training step costs, by size, batch, precision and compilation; in Markdown.
+
+    python benchmarks/step.py                        # 128x128 and 256x256, batch 2
+    python benchmarks/step.py step --kind patch      # the discriminator of First Order Motion
+    python benchmarks/step.py noise                  # losses over 200 steps, float32 and bfloat16
+
+Each way does the same work on the same frames in turns with the others, so that other work on the
+machine hardly changes their ratios. Seconds are CPU seconds of one process on a CPU, and time by
+the clock on a GPU. The baseline "reference's way" is described in reference_way.py. The perceptual
+network is VGG-19 with random weights: they change no time.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+import typer
+from reference_way import reference_perceptual, reference_state, reference_step
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from prioritycut_ray.config import Config, load_config, parse_config
+from prioritycut_ray.data.stream import Batch
+from prioritycut_ray.inference import default_device
+from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.models.perceptual import PerceptualPyramid
+from prioritycut_ray.state import TrainState, new_state
+from prioritycut_ray.steps import (
+    MicroBatch,
+    build_perceptual,
+    discriminator_step,
+    draw_randomness,
+    generator_step,
+    micro_batches,
+)
+from prioritycut_ray.trainer import prepare
+from prioritycut_ray.worker import Worker
+
+REFERENCE = "reference's way"
+WAYS = (REFERENCE, "float32", "bfloat16")
+DEVICE = default_device()
+PHASES = (
+    "data",
+    "animator forward",
+    "VGG forward",
+    "generator backward",
+    "PriorityCut",
+    "discriminator forward",
+    "discriminator backward",
+    "optimiser",
+    "rest",
+)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Run(NamedTuple):
+    """One way of taking steps, ready to take them."""
+
+    config: Config
+    state: TrainState
+    perceptual: PerceptualPyramid
+    batch: MicroBatch
+    step: Callable[[], dict[str, float]]
+
+
+class Cost(NamedTuple):
+    """Of one way at one size."""
+
+    size: int
+    batch: int
+    way: str
+    seconds: float
+    flops: int
+    memory: int
+    phases: dict[str, float]
+    loss: float
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """What a training step costs."""
+    if context.invoked_subcommand is None:
+        step()
+
+
+@app.command()
+def step(
+    sizes: str = "128,256",
+    batches: str = "2",
+    ways: str = ",".join(WAYS),
+    kind: str = "unet",
+    turns: int = 2,
+    threads: int = 1,
+    compiled: Annotated[bool, typer.Option(help="Also with torch.compile.")] = False,
+    picture: Path = Path("step.png"),
+) -> None:
+    """Time whole training steps; a table, and a bar for each way by phase."""
+    torch.set_num_threads(threads)
+    names = [*ways.split(","), *(["bfloat16 compiled"] if compiled else [])]
+    ceilings = {
+        name: _ceilings(torch.bfloat16 if "bf" in name else torch.float32) for name in names
+    }
+    costs: list[Cost] = []
+    for size in map(int, sizes.split(",")):
+        for batch in map(int, batches.split(",")):
+            costs += _costs(names, size, batch, kind, turns)
+    _print_table(costs, ceilings, kind, threads, turns)
+    _draw(costs, picture)
+    print(f"\nTime by phase: {picture}")
+
+
+@app.command()
+def noise(steps: int = 200, seed: int = 0) -> None:
+    """Mean losses of the last quarter of a training, by precision; another seed for comparison."""
+    torch.set_num_threads(1)
+    rows = {
+        "float32": _train("float32", steps, seed),
+        "bfloat16": _train("bfloat16", steps, seed),
+        "float32, another seed": _train("float32", steps, seed + 1),
+    }
+    names = list(rows["float32"])
+    print(f"{steps} steps of the quickstart's networks on random smooth frames, batch 8.\n")
+    print(f"| | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
+    for way, means in rows.items():
+        print(f"| {way} | {' | '.join(f'{means[name]:.3f}' for name in names)} |")
+
+
+@app.command(hidden=True)
+def memory(way: str, size: int, batch: int, kind: str) -> None:
+    """Peak memory of one way, in a process of its own."""
+    torch.set_num_threads(1)
+    _run(way, size, batch, kind).step()
+    # Not getrusage: its figure begins with that of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+
+
+def _config(way: str, size: int, batch: int, kind: str) -> Config:
+    hourglass = {"num_blocks": min(5, size.bit_length() - 4)}
+    tree = {
+        "data": {"size": size},
+        "model": {"detector": hourglass, "dense_motion": hourglass},
+        "discriminator": {"kind": kind},
+        "priority_cut": {"mix_prob": 1} if kind == "unet" else None,
+        "loss": {"perceptual": {"weights": "random", "scales": _scales(size)}},
+        "train": {
+            "batch_size": batch,
+            "precision": "bfloat16" if way.startswith("bfloat16") else "float32",
+        },
+    }
+    return parse_config(tree, "step")
+
+
+def _scales(size: int) -> list[float]:
+    return [scale for scale in (1.0, 0.5, 0.25, 0.125) if size * scale >= 16]
+
+
+def _frames(config: Config) -> Batch:
+    shape = (config.train.batch_size, 3, config.data.size, config.data.size)
+    generator = torch.Generator().manual_seed(0)
+    source, driving = (
+        torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(2)
+    )
+    return Batch(source, driving, torch.arange(config.train.batch_size))
+
+
+def _run(way: str, size: int, batch: int, kind: str) -> Run:
+    """Networks, frames and a function that takes one step in a way."""
+    config = _config(way, size, batch, kind)
+    frames, worker = _frames(config), Worker(0, 1, DEVICE)
+    build, perceptual_of = (
+        (reference_state, reference_perceptual)
+        if way == REFERENCE
+        else (new_state, build_perceptual)
+    )
+    state, perceptual = build(config, DEVICE), perceptual_of(config, DEVICE)
+    state.animator.train()
+    state.discriminator.train()
+    if way.endswith("compiled"):
+        for network in (state.animator, state.discriminator, perceptual):
+            network.compile()
+    pair = FramePair(*(frame.contiguous() for frame in prepare(frames, config, DEVICE)))
+    (part,) = micro_batches(pair, draw_randomness(config, 0, worker), 1)
+
+    def reference() -> dict[str, float]:
+        prepare(frames, config, DEVICE)
+        return reference_step(state, perceptual, part, config)
+
+    def ours() -> dict[str, float]:
+        pair = prepare(frames, config, DEVICE)
+        parts = micro_batches(pair, draw_randomness(config, 0, worker), 1)
+        _mark(state, "data")
+        animations, losses = generator_step(state, state.animator, perceptual, parts, config)
+        _, critic = discriminator_step(state, state.discriminator, parts, animations, config)
+        state.ema.update_parameters(state.animator)
+        _mark(state, "optimiser")
+        return losses | critic
+
+    return Run(config, state, perceptual, part, reference if way == REFERENCE else ours)
+
+
+def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> list[Cost]:
+    """Of all ways at one size: timed in turns, after one that warms up."""
+    runs = {name: _run(name, size, batch, kind) for name in names}
+    first = {name: run.step() for name, run in runs.items()}
+    seconds = defaultdict(list)
+    for _ in range(turns):
+        for name, run in runs.items():
+            before = _now()
+            run.step()
+            seconds[name].append(_now() - before)
+    costs = []
+    for name, run in runs.items():
+        phases = {} if name == REFERENCE or name.endswith("compiled") else _phases(run)
+        total = sum(float(v) for key, v in first[name].items() if not key.endswith("total"))
+        flops = 0 if name.endswith("compiled") else _flops(run)
+        median = statistics.median(seconds[name])
+        peak = 0 if name.endswith("compiled") else _peak_memory(name, size, batch, kind)
+        costs.append(Cost(size, batch, name, median, flops, peak, phases, total))
+    return costs
+
+
+def _now() -> float:
+    """Seconds of this process on a CPU; by the clock on a GPU, when it has finished."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def _flops(run: Run) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run.step()
+    return counter.get_total_flops()
+
+
+def _peak_memory(way: str, size: int, batch: int, kind: str) -> int:
+    """Bytes that a step needs at its peak."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        _run(way, size, batch, kind).step()
+        return torch.cuda.max_memory_allocated()
+    command = [sys.executable, __file__, "memory", way, str(size), str(batch), kind]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return int(output)
+
+
+def _ceilings(dtype: torch.dtype) -> tuple[float, float]:
+    """FLOP/s of a large matrix product and of a 3x3 convolution, forward, on this machine."""
+    matrix = torch.randn(2048, 2048, device=DEVICE).to(dtype)
+    images = torch.randn(2, 256, 64, 64, device=DEVICE).to(dtype, memory_format=torch.channels_last)
+    kernel = torch.randn(256, 256, 3, 3, device=DEVICE).to(dtype, memory_format=torch.channels_last)
+    pixels = images.shape[0] * images.shape[2] * images.shape[3]
+    return (
+        2 * 2048**3 / _fastest(lambda: matrix @ matrix),
+        2 * 9 * 256 * 256 * pixels / _fastest(lambda: F.conv2d(images, kernel, padding=1)),
+    )
+
+
+def _fastest(call: Callable[[], Tensor], repeats: int = 10) -> float:
+    times = []
+    for _ in range(repeats):
+        before = _now()
+        call()
+        times.append(_now() - before)
+    return min(times)
+
+
+# Time by phase: what has passed since the last mark is the phase's.
+
+_marks: dict[int, list[tuple[str, float]]] = {}
+
+
+def _mark(state: TrainState, phase: str) -> None:
+    if id(state) in _marks:
+        _marks[id(state)].append((phase, _now()))
+
+
+def _phases(run: Run) -> dict[str, float]:
+    """Seconds of a step by phase; hooks say where one ends."""
+    state, hooks = run.state, []
+    of_generator = True
+
+    def marking(phase: str) -> Callable[..., None]:
+        return lambda *_: _mark(state, phase)
+
+    def before_discriminator(*_: object) -> None:
+        # In the generator's step: the features of the real frame. Afterwards: mask and mix.
+        _mark(state, "discriminator forward" if of_generator else "PriorityCut")
+
+    def before_update(name: str) -> Callable[..., None]:
+        return lambda *_: _mark(state, f"{name} backward")
+
+    def after_update(*_: object) -> None:
+        nonlocal of_generator
+        of_generator = not of_generator
+        _mark(state, "optimiser")
+
+    def watch(module: nn.Module, phase: str, before: Callable[..., None]) -> None:
+        hooks.append(module.register_forward_pre_hook(before))
+        hooks.append(module.register_forward_hook(marking(phase)))
+
+    watch(state.animator, "animator forward", marking("rest"))
+    watch(run.perceptual, "VGG forward", marking("rest"))
+    watch(state.discriminator, "discriminator forward", before_discriminator)
+    for name, optimizer in (
+        ("generator", state.animator_optimizer),
+        ("discriminator", state.discriminator_optimizer),
+    ):
+        hooks.append(optimizer.register_step_pre_hook(before_update(name)))
+        hooks.append(optimizer.register_step_post_hook(after_update))
+    _marks[id(state)] = [("start", _now())]
+    run.step()
+    marks = _marks.pop(id(state))
+    for hook in hooks:
+        hook.remove()
+    phases: dict[str, float] = defaultdict(float)
+    for (_, before), (phase, after) in pairwise(marks):
+        phases[phase] += after - before
+    return phases
+
+
+def _print_table(
+    costs: list[Cost],
+    ceilings: dict[str, tuple[float, float]],
+    kind: str,
+    threads: int,
+    turns: int,
+) -> None:
+    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {threads} thread(s)"
+    print(f"Median of {turns} steps in turns, {kind} discriminator, {device}.\n")
+    print("| size | batch | way | s/step | pairs/s | speed-up | TFLOP/step | GFLOP/s", end="")
+    print(" | of GEMM (%) | of 3x3 conv (%) | peak memory (GB) | first loss |")
+    print("|---" * 12 + "|")
+    base: dict[tuple[int, int], float] = {}
+    for cost in costs:
+        baseline = base.setdefault((cost.size, cost.batch), cost.seconds)
+        speed = cost.flops / cost.seconds
+        shares = [100 * speed / ceiling for ceiling in ceilings[cost.way]]
+        cells = [
+            f"{cost.seconds:.2f}",
+            f"{cost.batch / cost.seconds:.2f}",
+            f"{baseline / cost.seconds:.2f}",
+            f"{cost.flops / 1e12:.2f}",
+            f"{speed / 1e9:.0f}",
+            *(f"{share:.0f}" for share in shares),
+            f"{cost.memory / 1e9:.1f}",
+            f"{cost.loss:.3f}",
+        ]
+        print(f"| {cost.size} | {cost.batch} | {cost.way} | {' | '.join(cells)} |")
+    print("\nCeilings (GFLOP/s; GEMM, 3x3 convolution):", end=" ")
+    print("; ".join(f"{way} {a / 1e9:.0f}, {b / 1e9:.0f}" for way, (a, b) in ceilings.items()))
+    for cost in costs:
+        if cost.phases:
+            total = sum(cost.phases.values())
+            parts = ", ".join(
+                f"{name} {100 * cost.phases[name] / total:.1f}"
+                for name in PHASES
+                if name in cost.phases
+            )
+            print(f"\n{cost.size} x {cost.batch} {cost.way}, % of a step: {parts}")
+
+
+def _draw(costs: list[Cost], picture: Path) -> None:
+    """A stacked bar for each way whose phases are known, a plain one for the others."""
+    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.5 * len(costs)), layout="constrained")
+    labels = [f"{cost.size} x {cost.batch}, {cost.way}" for cost in costs]
+    left = [0.0] * len(costs)
+    colours = plt.get_cmap("tab10").colors
+    for phase, colour in zip((*PHASES, "whole step"), (*colours[:9], "lightgray"), strict=True):
+        whole = phase == "whole step"
+        widths = [
+            (cost.seconds if whole and not cost.phases else cost.phases.get(phase, 0.0))
+            for cost in costs
+        ]
+        axes.barh(labels, widths, left=left, label=phase, color=colour)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds a step (CPU: of one process)")
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(picture, dpi=120)
+
+
+def _train(precision: str, steps: int, seed: int) -> dict[str, float]:
+    """Mean losses of the last quarter of some steps on new random smooth frames each."""
+    words = [f"train.precision={precision}", f"train.seed={seed}", "priority_cut.warmup_samples=0"]
+    config = load_config("quickstart", words)
+    state, perceptual = new_state(config, DEVICE), build_perceptual(config, DEVICE)
+    state.animator.train()
+    state.discriminator.train()
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for index in range(steps):
+        generator = torch.Generator().manual_seed(index)
+        coarse = torch.rand(8, 3, 8, 8, generator=generator)
+        moved = coarse.roll((index % 3 - 1, index % 2), dims=(2, 3))
+        source, driving = (
+            F.interpolate(x, size=config.data.size, mode="bicubic").clamp(0, 1).to(DEVICE)
+            for x in (coarse, moved)
+        )
+        randomness = draw_randomness(config, index, Worker(0, 1, DEVICE))
+        parts = micro_batches(FramePair(source, driving), randomness, 1)
+        animations, losses = generator_step(state, state.animator, perceptual, parts, config)
+        _, critic = discriminator_step(state, state.discriminator, parts, animations, config)
+        if index >= 3 * steps // 4:
+            for name, value in (losses | critic).items():
+                sums[name] += value.item()
+                counts[name] += 1
+    return {name: sums[name] / counts[name] for name in sums if name.startswith("generator")}
+
+
+if __name__ == "__main__":
+    app()
