@@ -174,6 +174,8 @@ class TrainConfig(Section):
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the networks; auto = bfloat16 where every worker's hardware multiplies in it."""
+    activation_checkpointing: bool = False
+    """Recompute activations of the perceptual network, for large frames: less memory, more time."""
     seed: int = 0
     log_every: Count = 50
     """Steps between scalars."""

@@ -97,7 +97,9 @@ def build_perceptual(config: Config, device: torch.device | None = None) -> Perc
         for layer in features.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.to(torch.bfloat16)
-    pyramid = PerceptualPyramid(features, options.scales).to(device)
+    pyramid = PerceptualPyramid(
+        features, options.scales, recompute=config.train.activation_checkpointing
+    ).to(device)
     return pyramid.to(memory_format=torch.channels_last)
 
 

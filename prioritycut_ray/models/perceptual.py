@@ -13,6 +13,7 @@ import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from prioritycut_ray.errors import UserError
@@ -79,16 +80,25 @@ class PerceptualPyramid(nn.Module):
     Args:
         features: the frozen extractor.
         scales: of the anti-aliased image pyramid, each 1 over a whole number.
+        recompute: keep no activations but the levels; compute the others again for gradients.
     """
 
-    def __init__(self, features: PerceptualFeatures, scales: Sequence[float]) -> None:
+    def __init__(
+        self, features: PerceptualFeatures, scales: Sequence[float], *, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.features = features
+        self.recompute = recompute
         self.downs = nn.ModuleList(AntiAliasDownsample(scale) for scale in scales)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """All levels of all scales, for images in [0, 1]."""
-        return [level for down in self.downs for level in self.features(down(image))]
+        return [level for down in self.downs for level in self._levels(down(image))]
+
+    def _levels(self, image: Tensor) -> list[Tensor]:
+        if not (self.recompute and image.requires_grad):
+            return self.features(image)  # type: ignore[no-any-return]
+        return checkpoint(self.features, image, use_reentrant=False)
 
 
 def perceptual_features(

@@ -177,3 +177,8 @@ def test_auto_is_what_the_hardware_has() -> None:
     assert resolve_precision("auto", CPU) == expected
     config = load_config(str(TINY), ["train.precision=auto"])
     assert agree_on_precision(config, Worker(0, 1, CPU)).train.precision == expected
+
+
+def test_activation_checkpointing_changes_no_loss() -> None:
+    words = ["train.activation_checkpointing=true"]
+    assert train(load_config(str(TINY), words), steps=2) == train(load_config(str(TINY)), steps=2)

@@ -1,0 +1,146 @@
+"""What Ray Train costs: time to the first step, and time of a step; in Markdown.
+
+    python benchmarks/ray_tax.py
+
+The quickstart's networks on a few synthetic puppets, one worker with one thread, in turns: under
+Ray Train, and the bare trainer in this process.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # As Ray sets it for a worker with one CPU.
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ray
+import torch
+import typer
+
+from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.data.packing import pack_videos
+from prioritycut_ray.data.puppets import render_clip
+from prioritycut_ray.data.shards import read_index
+from prioritycut_ray.data.video import write_video
+from prioritycut_ray.launch import launch
+from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.state import TrainState
+from prioritycut_ray.trainer import train
+from prioritycut_ray.worker import Worker
+
+LOG_EVERY = 10
+
+
+class Times(NamedTuple):
+    """Seconds of one training."""
+
+    until_first_step: float
+    step: float
+
+
+def main(steps: int = 60, turns: int = 2) -> None:
+    """Train both ways in turns, and list what comes before the first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        _pack(Path(folder))
+        ray.shutdown()
+        times: dict[str, list[Times]] = {"bare": [], "Ray Train": []}
+        starts = []
+        for turn in range(turns):
+            words = [f"storage={folder}/runs", f"data.url={folder}/data", f"name=turn{turn}"]
+            words += [f"train.log_every={LOG_EVERY}", "train.workers=1"]
+            words += [f"train.samples={8 * steps}", "train.image_every=100000"]
+            words += ["train.checkpoint_every=100000"]
+            config = load_config("quickstart", words)
+            times["bare"].append(_bare(config, Path(folder, f"bare{turn}")))
+            before = time.perf_counter()
+            start_ray()
+            starts.append(time.perf_counter() - before)
+            times["Ray Train"].append(_under_ray(config))
+            ray.shutdown()
+        step = {way: min(t.step for t in runs) for way, runs in times.items()}
+        first = {way: min(t.until_first_step for t in runs) for way, runs in times.items()}
+    print(f"Best of {turns} runs of {steps} steps, quickstart, one worker, one thread.\n")
+    print("| | s/step | tax (%) |\n|---|---|---|")
+    for way, seconds in step.items():
+        print(f"| {way} | {seconds:.3f} | {100 * (seconds / step['bare'] - 1):.1f} |")
+    print("\n| from the command to the first step | s |\n|---|---|")
+    parts = {
+        "imports of the command": _import_seconds(),
+        "starting Ray on this machine": min(starts),
+        "networks, perceptual weights (also without Ray)": first["bare"],
+        "Ray Train: controller, worker, its imports": first["Ray Train"] - first["bare"],
+    }
+    for name, seconds in parts.items():
+        print(f"| {name} | {seconds:.1f} |")
+    print(f"| together | {sum(parts.values()):.1f} |")
+
+
+def _pack(folder: Path) -> None:
+    (folder / "videos").mkdir()
+    for seed in range(6):
+        write_video(
+            folder / "videos" / f"puppet_{seed}.mp4",
+            render_clip(seed, size=64, frames=16).frames,
+            16,
+        )
+    start_ray()
+    pack_videos([str(folder / "videos")], str(folder / "data"), size=64)
+
+
+def _bare(config: Config, folder: Path) -> Times:
+    torch.set_num_threads(1)
+    recorder = _Recorder()
+
+    def report(metrics: Mapping[str, float], _: TrainState | None) -> None:
+        recorder(metrics)
+
+    train(
+        config,
+        read_index(config.data.url),
+        worker=Worker(0, 1, torch.device("cpu")),
+        tensorboard=folder,
+        checkpoint=None,
+        report=report,
+    )
+    return recorder.times()
+
+
+def _under_ray(config: Config) -> Times:
+    recorder = _Recorder()
+    launch(config, recorder, lambda warning: print(f"warning: {warning}"))
+    return recorder.times()
+
+
+class _Recorder:
+    """Receives the reports of a training."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._arrivals: list[float] = []
+        self._seconds: list[float] = []
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        self._arrivals.append(time.perf_counter() - self._start)
+        self._seconds.append(8 / metrics["speed/samples_per_second"])
+
+    def times(self) -> Times:
+        """The first report covers the warm-up and is left out of the median."""
+        begun = self._arrivals[0] - LOG_EVERY * self._seconds[0]
+        return Times(begun, statistics.median(self._seconds[1:]))
+
+
+def _import_seconds() -> float:
+    before = time.perf_counter()
+    command = "import prioritycut_ray.cli, prioritycut_ray.commands.train"
+    subprocess.run([sys.executable, "-c", command], check=True)
+    return time.perf_counter() - before
+
+
+if __name__ == "__main__":
+    typer.run(main)
