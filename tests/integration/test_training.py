@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prioritycut_ray import launch as launch_module
-from prioritycut_ray.checkpoint import find_checkpoint, read_config, verify_checkpoint
+from prioritycut_ray.checkpoint import find_checkpoint, read_config
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.video import frames_upright
 from prioritycut_ray.errors import UserError
@@ -39,7 +39,7 @@ class Trained:
         self.config = configured(shards, storage)
         self.reports: list[dict[str, float]] = []
         self.warnings: list[str] = []
-        self.run = launch(self.config, self.keep, self.warnings.append)
+        self.run = Path(launch(self.config, self.keep, self.warnings.append))
 
     def keep(self, metrics: Mapping[str, float]) -> None:
         self.reports.append(dict(metrics))
@@ -65,7 +65,7 @@ def test_checkpoints_are_whole_and_hold_the_resolved_config(trained: Trained) ->
     names = sorted(path.name for path in trained.run.glob("step_*"))
     assert names == ["step_0000004", "step_0000008"]
     for name in names:
-        verify_checkpoint(trained.run / name)
+        verify(trained.run / name)
     assert read_config(find_checkpoint(trained.run)) == trained.config
 
 

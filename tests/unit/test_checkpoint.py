@@ -13,10 +13,10 @@ from prioritycut_ray.checkpoint import (
     load_checkpoint,
     read_config,
     save_checkpoint,
-    verify_checkpoint,
 )
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.run_storage import verify
 from prioritycut_ray.state import TrainState, new_state
 from tests.conftest import TINY
 
@@ -97,7 +97,7 @@ def test_any_damage_is_noticed_and_named(
     else:
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=name):
-        verify_checkpoint(tmp_path)
+        verify(tmp_path)
     with pytest.raises(UserError):
         load_checkpoint(new_state(tiny, CPU), tmp_path)
 
@@ -153,4 +153,4 @@ def test_a_pickle_that_would_run_code_is_not_run(tiny: Config, tmp_path: Path) -
 def test_a_copy_of_a_checkpoint_is_a_checkpoint(tiny: Config, tmp_path: Path) -> None:
     save_checkpoint(new_state(tiny, CPU), tiny, tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    verify_checkpoint(tmp_path / "b")
+    verify(tmp_path / "b")
