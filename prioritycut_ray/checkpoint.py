@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Adam
 
 from prioritycut_ray.config import Config, dump_config, parse_config
 from prioritycut_ray.errors import UserError
@@ -99,7 +100,8 @@ def write_snapshot(snapshot: Snapshot, directory: Path) -> None:
         OSError: the file system refused, for instance when it is full.
     """
     for name, tensors in snapshot.weights.items():
-        save_file(tensors, directory / f"{name}.safetensors")
+        plain = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(plain, directory / f"{name}.safetensors")
     torch.save(snapshot.optimizers, directory / "optimizers.pt")
     (directory / "config.yaml").write_text(dump_config(snapshot.config))
     (directory / "progress.json").write_text(snapshot.progress.model_dump_json(indent=1))
@@ -127,8 +129,8 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
     _load_module(state.ema.module, directory / "animator_ema.safetensors")
     _load_module(state.discriminator, directory / "discriminator.safetensors")
     optimizers = read_tensors(directory / "optimizers.pt")
-    state.animator_optimizer.load_state_dict(optimizers["animator"])
-    state.discriminator_optimizer.load_state_dict(optimizers["discriminator"])
+    _load_optimizer(state.animator_optimizer, optimizers["animator"])
+    _load_optimizer(state.discriminator_optimizer, optimizers["discriminator"])
     progress = read_progress(directory)
     state.step, state.samples = progress.step, progress.samples
     state.skipped, state.skipped_in_a_row = progress.skipped, dict(progress.skipped_in_a_row)
@@ -172,10 +174,11 @@ def read_progress(directory: Path) -> Progress:
     try:
         return Progress.model_validate_json(path.read_bytes())
     except ValidationError as error:
+        problem = error.errors()[0]
         raise UserError(
             f"{path}: written by another version of this project "
-            f"({error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}); train with that version, "
-            "or start afresh under another name=..."
+            f"({problem['loc'][0]}: {problem['msg']}); train with that version, or start afresh "
+            "under another name=..."
         ) from error
 
 
@@ -220,7 +223,7 @@ def find_checkpoint(run: str | Path) -> Path:
         directory = local_copy(storage.url)
         verify(directory)
         return directory
-    if not storage.names():
+    if not storage.exists(""):
         raise UserError(f"{run}: no such run folder; `prioritycut train` makes one below runs/")
     found = storage.newest_good(_scratch(storage.url))
     if found is None:
@@ -250,12 +253,20 @@ def has_checkpoint(run: str | Path) -> bool:
 def _copied(tree: Any) -> Any:
     """Dictionaries, lists and tuples with every tensor copied to the CPU."""
     if isinstance(tree, Tensor):
-        return tree.detach().to("cpu", copy=True).contiguous()
+        return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
         return {key: _copied(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return type(tree)(_copied(value) for value in tree)
     return tree
+
+
+def _load_optimizer(optimizer: Adam, stored: dict[str, Any]) -> None:
+    """With moments in the memory layout of their parameters: the fused kernels rely on it."""
+    optimizer.load_state_dict(stored)
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = torch.empty_like(parameter).copy_(moments[name])
 
 
 def _load_module(module: nn.Module, path: Path) -> None:

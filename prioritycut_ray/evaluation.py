@@ -262,7 +262,8 @@ def evaluate_runs(
     """Rebuild every clip of a split from its first frame by every run, and score it.
 
     Args:
-        runs: runs or checkpoints of runs, absolute paths or fsspec URLs; differences are taken to the first.
+        runs: runs or checkpoints of runs, absolute paths or fsspec URLs; differences are taken to
+            the first.
         data: folder of shards, an absolute path or an fsspec URL.
         split: of the data set.
         measures: what is measured.

@@ -273,7 +273,7 @@ def _train_on_worker(arguments: dict[str, Any]) -> None:
                     )
                 except Preempted:
                     if writer:
-                        writer.wait()
+                        writer.flush()
                     barrier()  # Ray ends all ranks when one has ended
                     raise
                 except Exception as error:

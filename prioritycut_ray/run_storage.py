@@ -114,7 +114,11 @@ class RunStorage:
         flush(path.parent)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file that must not be there yet; of several who try at once, one succeeds."""
+        """Write a file that must not be there yet.
+
+        Returns:
+            Whether it was written: of several who try at once, at most one succeeds.
+        """
         if self.local is None:
             try:
                 self.fs.pipe_file(self.path(name), content, mode="create")
@@ -130,10 +134,10 @@ class RunStorage:
         flush(partial)
         try:
             os.link(partial, path)  # whole at once, where open() would show an empty file first
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # another one's, or cleaned away by another
             return False
         finally:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
         flush(path.parent)
         return True
 
@@ -186,8 +190,8 @@ class RunStorage:
         if not steps:
             return None
         raise UserError(
-            f"{self.url}: no usable checkpoint among the {len(steps)} here{damage}; give the folder "
-            "of a run that has written at least one, see train.checkpoint_every"
+            f"{self.url}: no usable checkpoint among the {len(steps)} here{damage}; give the "
+            "folder of a run that has written at least one, see train.checkpoint_every"
         )
 
     def fetch(self, step: int, scratch: Path) -> Path:
@@ -344,9 +348,9 @@ def _attempt_name(number: int) -> str:
 def _superseded(storage: RunStorage, mine: int | None, other: Attempt) -> Superseded:
     who = "this attempt" if mine is None else f"attempt {mine}"
     return Superseded(
-        f"{storage.url}: {who} was superseded by attempt {other.number} (host {other.host}, process "
-        f"{other.pid}, since {other.started}) and stops, so that the two do not mix; let the newer "
-        "one go on, or stop it before you start the run again"
+        f"{storage.url}: {who} was superseded by attempt {other.number} (host {other.host}, "
+        f"process {other.pid}, since {other.started}) and stops, so that the two do not mix; let "
+        "the newer one go on, or stop it before you start the run again"
     )
 
 
@@ -362,6 +366,10 @@ def clean(lease: Lease) -> None:
         unfinished = storage.local is None and not storage.exists(f"{name}/{MANIFEST}")
         if name.startswith(".step_") or (_STEP_NAME.fullmatch(name) and unfinished):
             storage.remove(name)
+    for folder in ("attempts", "metrics"):
+        for name in storage.names(folder):
+            if name.startswith("."):
+                storage.remove(f"{folder}/{name}")
 
 
 def write_checkpoint(lease: Lease, step: int, write: Callable[[Path], None]) -> None:
@@ -473,7 +481,7 @@ def expendable(scores: Mapping[int, float | None], retention: Retention) -> list
         retention: which are kept.
     """
     steps = sorted(scores)
-    kept = set(steps[-retention.newest :])
+    kept = {0, *steps[-retention.newest :]}  # 0: weights that were imported, not trained here
     if retention.every:
         kept |= {step for step in steps if step % retention.every == 0}
     scored = sorted(

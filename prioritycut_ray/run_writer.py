@@ -2,6 +2,7 @@
 
 import errno
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -92,6 +93,14 @@ class RunWriter:
         if self._saving is not None:
             self._saving.result()
 
+    def flush(self) -> None:
+        """Wait for everything that is being written.
+
+        Raises:
+            Exception: of an earlier job.
+        """
+        self.submit(lambda: None).result()
+
     def save(self, step: int, scalars: Mapping[str, float], write: Write) -> Future[None]:
         """Write a checkpoint in the background and remove those that are no longer kept.
 
@@ -128,7 +137,11 @@ class RunWriter:
         except Exception:
             return error
         if is_disk_full(error):
-            return DiskFull(f"{self.storage.url}: no space left; the checkpoints there are intact")
+            # An object store has no end: there it is the disk where files are made for it.
+            place = self.storage.url if self.storage.local else tempfile.gettempdir()
+            return DiskFull(
+                f"{place}: no space left; the checkpoints in {self.storage.url} are intact"
+            )
         return error
 
     def _save(self, step: int, scalars: dict[str, float], write: Write) -> None:

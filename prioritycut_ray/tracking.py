@@ -28,8 +28,8 @@ class Tracker:
 
     Args:
         run: the hand in the run's folder.
-        start: step that this attempt starts from; TensorBoard drops what an earlier attempt wrote
-            of later steps.
+        start: step that this attempt starts from, 0 if afresh; TensorBoard drops what an earlier
+            attempt wrote of later steps.
     """
 
     def __init__(self, run: RunWriter, *, start: int) -> None:
@@ -40,7 +40,7 @@ class Tracker:
             self._scratch = tempfile.TemporaryDirectory(prefix="prioritycut-")
             folder = Path(self._scratch.name)
         self._folder = folder / "tensorboard"
-        self._writer = SummaryWriter(str(self._folder), purge_step=start + 1 if start else None)
+        self._writer = SummaryWriter(str(self._folder), purge_step=start + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of a step under their names."""

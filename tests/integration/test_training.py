@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from prioritycut_ray.data.video import frames_upright
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.launch import launch
 from prioritycut_ray.quickstart import run_quickstart
+from prioritycut_ray.run_storage import verify
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
@@ -45,6 +46,11 @@ class Trained:
         self.reports.append(dict(metrics))
 
 
+def without_waiting(warnings: Sequence[str]) -> list[str]:
+    """Without what a busy machine adds."""
+    return [line for line in warnings if not line.startswith("waiting for workers")]
+
+
 @pytest.fixture(scope="module")
 def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(shards, tmp_path_factory.mktemp("runs"))
@@ -58,7 +64,7 @@ def test_progress_reaches_the_driver(trained: Trained) -> None:
     assert last["discriminator/total"] > 0
     assert last["speed/samples_per_second"] > 0
     assert 0 <= last["speed/share_waiting_for_data"] <= 1
-    assert trained.warnings == []
+    assert without_waiting(trained.warnings) == []
 
 
 def test_checkpoints_are_whole_and_hold_the_resolved_config(trained: Trained) -> None:
@@ -144,8 +150,8 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
     warnings: list[str] = []
     config = configured(shards, tmp_path, "train.log_every=1", "train.max_failures=1")
     launch(config, kill_rank_1, warnings.append)
-    assert len(warnings) == 1
-    assert f"worker killed: process {killed[0]} got signal 9 (SIGKILL) (rank 1, " in warnings[0]
+    (warning,) = without_waiting(warnings)
+    assert f"worker killed: process {killed[0]} got signal 9 (SIGKILL) (rank 1, " in warning
     assert_same_weights(trained.run, tmp_path / "tiny")
 
 
