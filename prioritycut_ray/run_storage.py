@@ -22,6 +22,7 @@ import re
 import shutil
 import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -107,7 +108,7 @@ class RunStorage:
             return
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         partial.write_bytes(content)
         flush(partial)
         os.replace(partial, path)
@@ -129,7 +130,7 @@ class RunStorage:
             return True
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         partial.write_bytes(content)
         flush(partial)
         try:
@@ -410,6 +411,7 @@ def _staging(lease: Lease, step: int) -> Iterator[Path]:
 
 def _commit(lease: Lease, step: int, directory: Path) -> None:
     storage, name = lease.storage, STEP_FORMAT.format(step)
+    lease.check()
     if step in storage.steps():
         with tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch:
             try:

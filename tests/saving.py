@@ -1,11 +1,12 @@
 """Attempts that save one checkpoint after another, as processes of their own: tests kill them.
 
 ``python -m tests.saving URL`` takes a run over and saves until it is killed or loses the run; it
-prints every step that is committed. ``python -m tests.saving URL every-line`` saves in forked
-processes that are killed at the first, the second, ... line that writing executes.
+prints every step that is committed. ``python -m tests.saving FOLDER STRIDE`` saves in forked
+processes that are killed at every line that writing executes, or at every STRIDE-th.
 """
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -72,42 +73,47 @@ class Killer:
         return self
 
 
-def killed_at_every_line(url: str) -> int:
-    """Fork savers and kill each one line later than the one before; gives the number of lines.
+def killed_at_every_line(folder: Path, stride: int) -> int:
+    """Fork savers and kill each a few lines later than the one before; gives the number of lines.
 
-    After each, everything that can be seen is whole, and nothing that was committed is lost.
+    After each, everything that can be seen is whole, and nothing that was committed is lost; every
+    tenth time another attempt goes on and leaves nothing behind.
     """
-    save_steps(url, steps=2)
-    storage, folder = RunStorage(url), Path(url)
-    for line in count(1):
-        before = max(storage.steps())
-        child = os.fork()
-        if child == 0:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            killer = Killer(line)
-            threading.settrace(killer)
-            sys.settrace(killer)
-            save_steps(url, steps=1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        found = storage.newest_good(folder)
-        assert found is not None
-        assert found[0] in (before, before + 1), f"line {line}: {found[0]} after {before}"
+    first, run = folder / "first", folder / "run"
+    save_steps(str(first), steps=2)
+    for line in count(1, stride):
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(first, run)
+        status = _save_and_die(run, line)
+        storage = RunStorage(run)
+        assert storage.steps() in ([1, 2], [1, 2, 3], [2, 3]), f"line {line}: {storage.steps()}"
         for step in storage.steps():
             storage.fetch(step, folder)  # raises if it is damaged
-        if os.waitstatus_to_exitcode(status) == 0:
+        if status == 0:
             return line
-        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        assert status == -signal.SIGKILL
+        if line // stride % 10 == 0:
+            save_steps(str(run), steps=1)
+            assert [path.name for path in run.rglob(".*")] == []
     raise AssertionError
 
 
+def _save_and_die(run: Path, line: int) -> int:
+    """Save a step in a forked process that is killed at a line; its exit code."""
+    child = os.fork()
+    if child == 0:
+        killer = Killer(line)
+        threading.settrace(killer)
+        sys.settrace(killer)
+        save_steps(str(run), steps=1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def main() -> None:
-    if sys.argv[2:] == ["every-line"]:
-        lines = killed_at_every_line(sys.argv[1])
-        save_steps(sys.argv[1], steps=1)
-        left = [path.name for path in Path(sys.argv[1]).rglob(".*")]
-        assert left == [], left
-        sys.stdout.write(f"{lines}\n")
+    if len(sys.argv) == 3:
+        folder, stride = sys.argv[1:]
+        sys.stdout.write(f"{killed_at_every_line(Path(folder), int(stride))}\n")
         return
     try:
         save_steps(sys.argv[1])

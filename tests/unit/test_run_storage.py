@@ -199,9 +199,10 @@ def test_of_two_processes_the_older_one_ends(url: str, tmp_path: Path) -> None:
         assert len(saving.authors(storage.fetch(step, tmp_path))) == 1, "never two hands in one"
 
 
-def test_killed_at_every_line_of_writing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_killed_at_every_line_of_writing(stride: int, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.saving", str(tmp_path / "mine"), "every-line"],
+        [sys.executable, "-m", "tests.saving", str(tmp_path), str(stride)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -215,7 +216,7 @@ def test_killed_at_every_line_of_writing(tmp_path: Path) -> None:
 
 def test_killed_while_uploading(bucket: str, tmp_path: Path) -> None:
     url, last = f"{bucket}/mine", 0
-    for kill in range(3):
+    for kill in range(2):
         with saver(url) as process:
             for _ in range(kill + 1):
                 last = await_step(process)
