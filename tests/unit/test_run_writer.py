@@ -29,10 +29,10 @@ def new_bucket(request: pytest.FixtureRequest) -> str:
     return f"{request.getfixturevalue('bucket')}/runs/mine"
 
 
-def writer_of(url: str, *, start: int = 0, retention: Retention = Retention(3, 0, 0)) -> RunWriter:
+def writer_of(url: str, *, start: int = 0, best: int = 0, every: int = 0) -> RunWriter:
     """Of a new attempt."""
     lease = claim(RunStorage(url), "test", first=True)
-    return RunWriter(lease, start=start, retention=retention, metric="loss")
+    return RunWriter(lease, start=start, retention=Retention(2, best, every), metric="loss")
 
 
 fill = partial(saving.fill, attempt=1)
@@ -70,13 +70,12 @@ def test_a_row_that_a_kill_has_cut_off_is_dropped(tmp_path: Path) -> None:
 
 
 def test_the_best_of_all_attempts_are_kept(url: str) -> None:
-    retention = Retention(newest=1, best=1, every=4)
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: float("nan"), 6: 1.5, 7: 4.0}
     for steps in ((1, 2, 3), (4, 5, 6, 7)):
-        with writer_of(url, start=steps[0] - 1, retention=retention) as writer:
+        with writer_of(url, start=steps[0] - 1, best=1, every=4) as writer:
             for step in steps:
                 writer.save(step, {"loss": losses[step]}, fill)
-    assert RunStorage(url).steps() == [2, 4, 7]
+    assert RunStorage(url).steps() == [2, 4, 6, 7]
 
 
 def test_one_checkpoint_is_written_at_a_time(tmp_path: Path) -> None:
@@ -104,29 +103,30 @@ def test_an_error_of_the_background_is_raised_by_the_next_call(tmp_path: Path) -
     def broken(directory: Path) -> None:
         raise RuntimeError("broken")
 
-    with pytest.raises(RuntimeError, match="broken"), writer_of(str(tmp_path)) as writer:
-        writer.save(1, {}, broken)
-    with writer_of(str(tmp_path)) as writer:
-        writer.save(1, {}, broken)
-        with pytest.raises(RuntimeError, match="broken"):
-            writer.wait()
-        with pytest.raises(RuntimeError, match="broken"):
-            writer.log({"step": 1})
-        writer.storage.write("told", b"")
-        pytest.raises(RuntimeError, writer.flush)
-        raised = pytest.raises(RuntimeError, writer.__exit__, None, None, None)
-        assert raised.match("broken")
-        writer._error = None
+    writer = writer_of(str(tmp_path))
+    writer.save(1, {}, broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        writer.wait()
+    with pytest.raises(RuntimeError, match="broken"):
+        writer.log({"step": 1})
+    with pytest.raises(RuntimeError, match="broken"):
+        writer.save(2, {}, fill)
+    with pytest.raises(RuntimeError, match="broken"), writer:
+        pass
+    assert RunStorage(tmp_path).steps() == []
 
 
 def test_an_attempt_that_has_lost_the_run_writes_nothing(url: str) -> None:
-    with pytest.raises(Superseded), writer_of(url) as old:
-        old.save(1, {}, fill)
-        old.wait()
-        with writer_of(url, start=1):
-            pass
+    old = writer_of(url)
+    old.save(1, {}, fill)
+    old.wait()
+    with writer_of(url, start=1):
+        pass
+    lost = old.save(2, {}, fill)
+    with pytest.raises(Superseded):
+        lost.result()
+    with pytest.raises(Superseded), old:
         old.log({"step": 2})
-        old.save(2, {}, fill)
     assert RunStorage(url).steps() == [1]
     assert rows(url) == []
 
@@ -150,12 +150,11 @@ def test_a_full_disk_is_named_and_spares_what_is_there(small_disk: Path, tmp_pat
         fill(directory)
         (directory / "large.bin").write_bytes(bytes(2_000_000))
 
-    with (
-        pytest.raises(DiskFull, match=rf"{run}: no space left") as caught,
-        writer_of(str(run)) as w,
-    ):
-        w.save(1, {}, fill)
-        w.save(2, {}, too_much)
+    writer = writer_of(str(run))
+    writer.save(1, {}, fill)
+    writer.save(2, {}, too_much)
+    with pytest.raises(DiskFull, match=f"{run}: no space left") as caught, writer:
+        pass
     assert caught.value.exit_code == 73
     found = RunStorage(run).newest_good(tmp_path)
     assert found is not None
