@@ -97,9 +97,9 @@ def test_killed_while_saving_and_started_again(
 
 def test_of_two_drivers_the_older_one_ends(shards: Path, tmp_path: Path) -> None:
     storage, words = str(tmp_path / "runs"), ("train.samples=40000", "train.checkpoint_every=1")
-    older, newer = tmp_path / "older.txt", tmp_path / "newer.txt"
+    run, older, newer = f"{storage}/tiny", tmp_path / "older.txt", tmp_path / "newer.txt"
     with training(shards, storage, older, *words) as first:
-        await_step(2, f"{storage}/tiny", first, older)
+        await_step(2, run, first, older)
         with training(shards, storage, newer, *words) as second:
             assert first.wait(PATIENCE_S) == 77, older.read_text()
             last = older.read_text().splitlines()[-1]
