@@ -23,7 +23,7 @@ from prioritycut_ray.checkpoint import find_checkpoint, read_config
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.video import frames_upright
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.launch import launch
+from prioritycut_ray.launch import check_resumable, launch
 from prioritycut_ray.quickstart import run_quickstart
 from prioritycut_ray.run_storage import verify
 from tests.conftest import TINY
@@ -223,6 +223,11 @@ def test_another_configuration_does_not_resume(shards: Path, trained: Trained) -
     config = configured(shards, trained.run.parent, "optim.lr=1e-5")
     with pytest.raises(UserError, match=r"optim\.lr.*name="):
         launch(config, lambda metrics: None, print)
+
+
+def test_other_data_does_not_resume(trained: Trained) -> None:
+    with pytest.raises(UserError, match=r"trained on other clips.*data\.url=.*another name="):
+        check_resumable(trained.config, "0" * 64)
 
 
 def test_more_workers_than_cpus_is_an_error_not_a_wait(shards: Path, tmp_path: Path) -> None:
