@@ -39,7 +39,8 @@ class ClipCache(NamedTuple):
         try:
             # Private: what others put into it would be believed.
             Path(self.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-            _opened(self.folder, self.limit, os.getpid())
+            # Closed again: loader workers are forked, and SQLite must not be carried along.
+            _open(self.folder, self.limit).close()
         except _FAILURES as error:
             raise UserError(
                 f"data.cache_dir={self.folder}: cannot be used ({error}); choose a folder on a "
@@ -64,7 +65,11 @@ class ClipCache(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _opened(folder: str, limit: int, pid: int) -> diskcache.Cache:
-    """Open the cache for this process: SQLite must not be carried over a fork."""
+    """Keep the cache open in this process, and in none that is forked from it."""
+    return _open(folder, limit)
+
+
+def _open(folder: str, limit: int) -> diskcache.Cache:
     # The order of the stream is random, so the oldest clip is as good to evict as any, and
     # reading need not write down when it read.
     return diskcache.Cache(

@@ -12,11 +12,12 @@ import os
 import queue
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from logging.handlers import QueueHandler
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -33,27 +34,23 @@ CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.
 IDLE = -1
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 
-class Read(Protocol[T_co]):
-    """Reads a batch: sample numbers, clips to avoid (position → reason), where to note a clip."""
-
-    def __call__(
-        self,
-        numbers: Sequence[int],
-        avoid: Mapping[int, str] | None = None,
-        on_clip: Callable[[int], None] | None = None,
-    ) -> T_co: ...
+Read = Callable[[Sequence[int], Mapping[int, str], Callable[[int], None]], T]
+"""Reads a batch: sample numbers, clips to avoid (position → reason), where to note a clip before
+it is opened."""
 
 
-def load(read: Read[T], shares: Sequence[Sequence[int]], workers: int) -> Iterator[T]:
+def load(
+    read: Read[T], shares: Sequence[Sequence[int]], workers: int, name_of: Callable[[int], str]
+) -> Iterator[T]:
     """Read batches in order.
 
     Args:
         read: reads one batch; runs in the workers. Errors for users are passed on as they are.
         shares: the sample numbers of each batch.
         workers: number of processes, forked; 0 reads in this one, where nothing survives a crash.
+        name_of: names a clip by its position, for messages.
 
     Yields:
         What ``read`` gives for each batch, its tensors in pinned memory if there is a GPU.
@@ -62,10 +59,10 @@ def load(read: Read[T], shares: Sequence[Sequence[int]], workers: int) -> Iterat
         UserError: that of ``read``, or if workers die again and again.
     """
     if workers == 0:
-        yield from map(read, shares)
+        yield from (read(share, {}, _ignore) for share in shares)
         return
     avoid: dict[int, str] = {}
-    suspects: set[int] = set()
+    crashes: Counter[int] = Counter()
     deaths, done = 0, 0
     while done < len(shares):
         team = _Team(_Work(read, shares, dict(avoid), workers), range(done, len(shares)), workers)
@@ -74,15 +71,22 @@ def load(read: Read[T], shares: Sequence[Sequence[int]], workers: int) -> Iterat
                 logging.getLogger(record.name).handle(record)
             if answer.error is not None:
                 raise answer.error
-            suspects, deaths, done = set(), 0, done + 1
+            crashes.clear()
+            deaths, done = 0, done + 1
             yield answer.result
         if done < len(shares):
             died = team.deaths()
-            blamed = {d.clip: f"its decoder dies ({d.how})" for d in died if d.clip in suspects}
-            suspects = {death.clip for death in died if death.is_crash and death.clip != IDLE}
+            del team  # Before the next one starts: its workers hold memory.
+            crashes.update(death.clip for death in died if death.is_crash and death.clip != IDLE)
+            # Once may be bad luck, and then it must not change what is read.
+            blamed = {d.clip: f"its decoder dies ({d.how})" for d in died if crashes[d.clip] > 1}
             avoid |= blamed
             deaths = 0 if blamed else deaths + 1
-            _tell_or_give_up(died, deaths)
+            _tell_or_give_up(died, deaths, name_of)
+
+
+def _ignore(clip: int) -> None:
+    pass
 
 
 class _Death(NamedTuple):
@@ -97,8 +101,11 @@ class _Answer(NamedTuple):
     records: list[logging.LogRecord]
 
 
-def _tell_or_give_up(died: Sequence[_Death], deaths: int) -> None:
-    how = ", ".join(death.how for death in died)
+def _tell_or_give_up(died: Sequence[_Death], deaths: int, name_of: Callable[[int], str]) -> None:
+    how = ", ".join(
+        death.how if death.clip == IDLE else f"{death.how} at clip {name_of(death.clip)}"
+        for death in died
+    )
     if deaths > MOST_DEATHS:
         raise UserError(
             f"loader workers died {deaths} times in a row ({how}); if it was for want of memory, "

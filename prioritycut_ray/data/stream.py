@@ -29,8 +29,8 @@ from prioritycut_ray.data.shards import (
     is_whole,
     read_clip,
 )
-from prioritycut_ray.data.video import VideoError, check_decoder, read_frames
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.data.video import DEFAULT_DECODER, VideoError, check_decoder, read_frames
+from prioritycut_ray.errors import DataError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ MOST_SUBSTITUTES = 8
 
 
 class Batch(NamedTuple):
-    """One rank's part of a global batch.
+    """One rank's part of a global batch; its frames lie channels last, as decoded.
 
     Attributes:
         source: RGB in 0..255.
@@ -89,7 +89,7 @@ class FramePairs:
         seed: int,
         num_repeats: int = 1,
         pairs_per_visit: int = 1,
-        decoder: str = "decord",
+        decoder: str = DEFAULT_DECODER,
         cache: ClipCache | None = None,
     ) -> None:
         """Describe the stream; no shard is opened yet.
@@ -159,7 +159,7 @@ class FramePairs:
             UserError: if the storage fails.
         """
         draws = [self.draw(number) for number in numbers]
-        pictures = torch.empty((2, len(draws), 3, self.size, self.size), dtype=torch.uint8)
+        pictures = torch.empty((2, len(draws), self.size, self.size, 3), dtype=torch.uint8)
         damage: list[Damage] = []
         done = 0
         # Neighbours of one visit name the same clips, and are read together.
@@ -167,11 +167,12 @@ class FramePairs:
             visit = list(group)
             frames, missed = self._read_visit(visit, avoid or {}, on_clip or _ignore)
             shown = torch.from_numpy(frames).view(len(visit), 2, self.size, self.size, 3)
-            pictures[:, done : done + len(visit)] = shown.permute(1, 0, 4, 2, 3)
+            pictures[:, done : done + len(visit)] = shown.transpose(0, 1)
             damage += missed * len(visit)
             done += len(visit)
         seeds = torch.tensor([draw.augment_seed for draw in draws], dtype=torch.int64)
-        return Batch(pictures[0], pictures[1], seeds), damage
+        source, driving = pictures.permute(0, 1, 4, 2, 3)
+        return Batch(source, driving, seeds), damage
 
     def _read_visit(
         self, visit: Sequence[Draw], avoid: Mapping[int, str], on_clip: Callable[[int], None]
@@ -189,7 +190,7 @@ class FramePairs:
                 return read_frames(self._fetch(clip), indices, self.size, self.decoder), damage
             except (ShardError, VideoError) as error:
                 damage.append(Damage(clip.key, str(error)))
-        raise UserError(
+        raise DataError(
             f"{self.url}: {len(damage)} clips in a row cannot be read (the last: "
             f"{damage[-1].clip!r}: {damage[-1].reason}); restore the data set or pack it anew"
         )
@@ -254,7 +255,8 @@ def batches(
         )
     share = global_batch // world_size
     firsts = range(start + rank * share, stop - global_batch + 1 + rank * share, global_batch)
-    return _told(pairs, load(pairs.read, _Shares(firsts, share), loader_workers))
+    name_of = lambda position: pairs.clips[position].key  # noqa: E731
+    return _told(pairs, load(pairs.read, _Shares(firsts, share), loader_workers, name_of))
 
 
 def _told(pairs: FramePairs, loaded: Iterator[tuple[Batch, list[Damage]]]) -> Iterator[Batch]:

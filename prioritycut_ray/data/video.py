@@ -8,6 +8,7 @@ it finds single frames exactly.
 Frames are RGB ``uint8 [H, W, 3]`` in 0..255, upright, with square pixels.
 """
 
+import importlib.util
 import io
 import itertools
 import os
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +48,8 @@ LARGEST_SIDE = 16384
 INDEXED_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 SIZE_STEP = 32
 FALLBACK_FPS = 25.0
+# decord has no build for ARM, where all else works.
+DEFAULT_DECODER = "decord" if importlib.util.find_spec("decord") else "pyav"
 # Files that hold frames themselves: a playlist dressed up as a video must open and fetch nothing.
 _FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,"
@@ -211,7 +215,9 @@ def copy_stream(source: Source, size: int) -> Copied:
     return Copied(encoded.getvalue(), frames, int(np.diff([*keys, frames]).max(initial=0)))
 
 
-def read_frames(data: bytes, indices: Sequence[int], size: int, decoder: str = "decord") -> Frame:
+def read_frames(
+    data: bytes, indices: Sequence[int], size: int, decoder: str = DEFAULT_DECODER
+) -> Frame:
     """Decode chosen frames of a clip that this project wrote, exactly.
 
     Args:
@@ -263,7 +269,13 @@ def check_decoder(decoder: str) -> None:
         ) from None
 
 
-def read_all(data: bytes, size: int, decoder: str = "decord") -> Frame:
+def decoder_version() -> str:
+    """Name the decoder that is used unless another is asked for, and its version."""
+    packages = {"decord": "decord", "pyav": "av"}
+    return f"{DEFAULT_DECODER} {version(packages[DEFAULT_DECODER])}"
+
+
+def read_all(data: bytes, size: int, decoder: str = DEFAULT_DECODER) -> Frame:
     """Decode a whole clip that this project wrote.
 
     Args:
@@ -543,7 +555,7 @@ def _write_atomically(path: Path, data: memoryview) -> None:
 
 def _by_decord(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
     """Decode chosen frames, or all: ``uint8 [N, size, size, 3]``."""
-    import decord  # Here, for it has no build for ARM, where all else works.
+    import decord
 
     _check_mp4(data)
     try:
