@@ -9,7 +9,8 @@ from tenacity import (
     Retrying,
     retry_if_exception,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from prioritycut_ray.errors import UserError
@@ -56,7 +57,7 @@ def read_bytes(
     retrying = Retrying(
         retry=retry_if_exception(_may_pass),
         stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential_jitter(initial=FIRST_WAIT, max=LONGEST_WAIT, jitter=2 * FIRST_WAIT),
+        wait=wait_exponential(FIRST_WAIT, LONGEST_WAIT) + wait_random(0, 2 * FIRST_WAIT),
         before_sleep=lambda state: _tell(name, state),
         reraise=True,
     )

@@ -286,7 +286,7 @@ class _Shares(Sequence[Sequence[int]]):
     def __init__(self, firsts: range, share: int) -> None:
         self._firsts, self._share = firsts, share
 
-    def __getitem__(self, place: int | slice) -> Sequence[int]:  # type: ignore[override]
+    def __getitem__(self, place: int) -> range:  # type: ignore[override]
         first = self._firsts[place]
         return range(first, first + self._share)
 

@@ -20,8 +20,9 @@ def clip(number: int) -> tuple[str, bytes]:
     return hashlib.sha256(data).hexdigest(), data
 
 
-def bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def bytes_of_clips(folder: Path) -> int:
+    """Without the books, which take some megabytes at most."""
+    return sum(path.stat().st_size for path in folder.rglob("*.val"))
 
 
 def test_what_is_put_is_got(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_oldest_give_way(tmp_path: Path) -> None:
     cache.check()
     for number in range(200):
         cache.put(*clip(number))
-        assert bytes_below(tmp_path) < limit + 10 * CLIP
+        assert bytes_of_clips(tmp_path) <= limit + CLIP
     assert cache.get(clip(199)[0]) == clip(199)[1]
     assert cache.get(clip(0)[0]) is None
 
@@ -68,7 +69,7 @@ def test_several_processes_share_it_and_one_may_be_killed(tmp_path: Path) -> Non
         process.join(100)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     hammer(cache, 5, 20)
-    assert bytes_below(tmp_path) < 40 * CLIP
+    assert bytes_of_clips(tmp_path) <= 17 * CLIP  # The killed one may leave a file behind.
 
 
 def test_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_what_does_not_pass_ends_in_one_line(server: Server) -> None:
 @pytest.mark.parametrize("status", [401, 403])
 def test_denied_access_is_not_tried_again(server: Server, status: int) -> None:
     server.failures, server.status, server.asked = 10**6, status, 0
-    with pytest.raises(UserError, match="access denied .* credentials"):
+    with pytest.raises(UserError, match=r"access denied .* credentials"):
         read_index(server.url)
     assert server.asked == 1
 

@@ -2,7 +2,6 @@
 
 import collections
 import gc
-import io
 import itertools
 import logging
 import os
@@ -14,43 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from prioritycut_ray.data.shards import Clip, Member, ShardWriter, read_index
+from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.data.stream import Batch, FramePairs, batches, two_frames
-from prioritycut_ray.data.video import write_video
 from prioritycut_ray.errors import DataError, UserError
-
-CLIPS, SIZE = 7, 32
-
-
-def clip_frames(number: int) -> list[np.ndarray]:
-    """Frames that tell their clip by the red level and their own number by the blue one."""
-    frame = np.zeros((SIZE, SIZE, 3), np.uint8)
-    frame[..., 0] = 30 + 15 * number
-    return [frame + np.uint8([0, 0, 25 * index]) for index in range(4 + number % 3)]
-
-
-def write_set(
-    url: str, clips: int = CLIPS, shard_bytes: int = 20_000, reverse: bool = False
-) -> str:
-    order = list(range(clips))[:: -1 if reverse else 1]
-    with ShardWriter(url, shard_bytes) as writer:
-        for number in order:
-            encoded = io.BytesIO()
-            write_video(encoded, clip_frames(number), 25.0, crf=1)
-            member = Member(
-                key=f"clip{number}",
-                data=encoded.getvalue(),
-                frames=len(clip_frames(number)),
-                fps=25.0,
-                width=SIZE,
-                height=SIZE,
-                identity=f"clip{number}",
-                original="",
-                variable_rate=False,
-            )
-            writer.add(member)
-        writer.finish({f"clip{number}": "train" for number in order})
-    return url
+from tests.clip_sets import CLIPS, SIZE, clip_frames, damage, write_set
 
 
 def pairs(url: str, seed: int = 1, num_repeats: int = 3, pairs_per_visit: int = 1) -> FramePairs:
@@ -68,13 +34,6 @@ def pairs(url: str, seed: int = 1, num_repeats: int = 3, pairs_per_visit: int = 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_set(str(tmp_path_factory.mktemp("stream") / "set"))
-
-
-def damage(url: str, clip: Clip) -> None:
-    path = Path(url, clip.shard)
-    data = bytearray(path.read_bytes())
-    data[clip.offset + clip.size // 2] ^= 255
-    path.write_bytes(data)
 
 
 def joined(parts: list[Batch]) -> Batch:
