@@ -17,6 +17,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -61,18 +62,18 @@ def main(
         chosen = parts or PARTS
         url = data or ""
         if not data and {"speed", "start"} & set(chosen):
-            url = pack_puppets(f"{folder}/puppets", clips, frames, size)
+            url = _pack_puppets(f"{folder}/puppets", clips, frames, size)
         if "speed" in chosen:
-            print_speed(url, size, samples, turns, Path(folder))
+            _print_speed(url, size, samples, turns, Path(folder))
         if "start" in chosen:
-            print_start(url, size, turns)
+            _print_start(url, size, turns)
         if "memory" in chosen:
-            print_memory(pack_puppets(f"{folder}/small", 8, 32, 64))
+            _print_memory(_pack_puppets(f"{folder}/small", 8, 32, 64))
         if "encoding" in chosen:
-            print_encoding(turns)
+            _print_encoding(turns)
 
 
-def pack_puppets(url: str, clips: int, frames: int, size: int) -> str:
+def _pack_puppets(url: str, clips: int, frames: int, size: int) -> str:
     """Write a data set of synthetic puppets, encoded as `prioritycut shard` does."""
     with ShardWriter(url, shard_bytes=2**21) as writer:
         for seed in range(clips):
@@ -89,44 +90,45 @@ def pack_puppets(url: str, clips: int, frames: int, size: int) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-class Item(NamedTuple):
+class _Item(NamedTuple):
     """A sample of the stream: which frames of which clip."""
 
     clip: Clip
     indices: tuple[int, int]
 
 
-def print_speed(url: str, size: int, samples: int, turns: int, folder: Path) -> None:
+def _print_speed(url: str, size: int, samples: int, turns: int, folder: Path) -> None:
     """Samples a second of one process, in every way."""
-    pairs = pairs_of(url, size)
-    wanted = [item_of(pairs, number) for number in range(samples)]
+    pairs = _pairs_of(url, size)
+    wanted = [_item_of(pairs, number) for number in range(samples)]
     stored = {clip.key: read_clip(url, clip) for clip in pairs.clips}
     used = {item.clip.key: item.clip for item in wanted}
-    png = write_png(folder / "png", {key: stored[key] for key in used}, size)
-    visits = pairs_of(url, size, pairs_per_visit=4)
+    png = _write_png(folder / "png", {key: stored[key] for key in used}, size)
+    by_pyav = _pairs_of(url, size, decoder="pyav")
+    visits = _pairs_of(url, size, pairs_per_visit=4)
     of_visits = [
-        [item_of(visits, number) for number in range(first, first + 4)]
+        [_item_of(visits, number) for number in range(first, first + 4)]
         for first in range(0, samples, 4)
     ]
 
     ways: dict[str, Callable[[], None]] = {
         "bare decord, bytes in memory": lambda: [
-            by_decord(stored[item.clip.key], item.indices, size) for item in wanted
+            _by_decord(stored[item.clip.key], item.indices, size) for item in wanted
         ],
-        "stream": lambda: drain(batches_of(pairs, samples, 0)),
-        "stream, 2 loader workers": lambda: drain(batches_of(pairs, samples, 2)),
-        "stream, pyav": lambda: drain(batches_of(pairs_of(url, size, decoder="pyav"), samples, 0)),
-        "stock webdataset + decord": lambda: by_webdataset(url, pairs.clips, samples, size),
+        "stream": lambda: _drain(_batches_of(pairs, samples, 0)),
+        "stream, 2 loader workers": lambda: _drain(_batches_of(pairs, samples, 2)),
+        "stream, pyav": lambda: _drain(_batches_of(by_pyav, samples, 0)),
+        "stock webdataset + decord": lambda: _by_webdataset(url, pairs.clips, samples, size),
         "PNG frames on local disk (Pillow)": lambda: [
-            by_png(png / item.clip.key, item.indices) for item in wanted
+            _by_png(png / item.clip.key, item.indices) for item in wanted
         ],
         "bare decord, 4 pairs a visit": lambda: [
-            by_decord(stored[visit[0].clip.key], [i for item in visit for i in item.indices], size)
+            _by_decord(stored[visit[0].clip.key], [i for item in visit for i in item.indices], size)
             for visit in of_visits
         ],
-        "stream, 4 pairs a visit": lambda: drain(batches_of(visits, samples, 0)),
+        "stream, 4 pairs a visit": lambda: _drain(_batches_of(visits, samples, 0)),
     }
-    seconds = in_turns(ways, turns)
+    seconds = _in_turns(ways, turns)
     base = {
         name: "bare decord, 4 pairs a visit" if "4 pairs" in name else next(iter(ways))
         for name in ways
@@ -139,14 +141,14 @@ def print_speed(url: str, size: int, samples: int, turns: int, folder: Path) -> 
             f"| {name} | {samples / spent:.0f} | {seconds[base[name]] / spent:.2f} "
             f"| {of_png / spent:.2f} |"
         )
-    print_bytes(stored, list(used.values()), png)
-    hashing = in_turns(
+    _print_bytes(stored, list(used.values()), png)
+    hashing = _in_turns(
         {"": lambda: [hashlib.sha256(stored[i.clip.key]).hexdigest() for i in wanted]}, turns
     )[""]
     print(f"Checksums: {100 * hashing / seconds['stream']:.2f} % of the stream's CPU seconds.")
 
 
-def print_bytes(stored: dict[str, bytes], clips: Sequence[Clip], png: Path) -> None:
+def _print_bytes(stored: dict[str, bytes], clips: Sequence[Clip], png: Path) -> None:
     frames = sum(clip.frames for clip in clips)
     video = sum(len(stored[clip.key]) for clip in clips) / frames
     images = sum(path.stat().st_size for path in png.glob("*/*.png")) / frames
@@ -156,19 +158,19 @@ def print_bytes(stored: dict[str, bytes], clips: Sequence[Clip], png: Path) -> N
     )
 
 
-def pairs_of(url: str, size: int, num_repeats: int = 75, **options: object) -> FramePairs:
+def _pairs_of(url: str, size: int, num_repeats: int = 75, **options: object) -> FramePairs:
     return FramePairs(
         url, read_index(url), "train", size=size, seed=0, num_repeats=num_repeats, **options
     )
 
 
-def item_of(pairs: FramePairs, number: int) -> Item:
+def _item_of(pairs: FramePairs, number: int) -> _Item:
     draw = pairs.draw(number)
     clip = pairs.clips[draw.clips[0]]
-    return Item(clip, two_frames(draw.places, clip.frames))
+    return _Item(clip, two_frames(draw.places, clip.frames))
 
 
-def batches_of(pairs: FramePairs, samples: int, workers: int, start: int = 0) -> Iterator[Batch]:
+def _batches_of(pairs: FramePairs, samples: int, workers: int, start: int = 0) -> Iterator[Batch]:
     return batches(
         pairs,
         start=start,
@@ -180,21 +182,21 @@ def batches_of(pairs: FramePairs, samples: int, workers: int, start: int = 0) ->
     )
 
 
-def drain(given: Iterator[object]) -> None:
+def _drain(given: Iterator[object]) -> None:
     for _ in given:
         pass
 
 
-def by_decord(data: bytes, indices: Sequence[int], size: int) -> Frame:
+def _by_decord(data: bytes, indices: Sequence[int], size: int) -> Frame:
     reader = decord.VideoReader(io.BytesIO(data), decord.cpu(0), size, size, num_threads=1)
     return reader.get_batch(indices).asnumpy()
 
 
-def by_png(folder: Path, indices: Sequence[int]) -> Frame:
+def _by_png(folder: Path, indices: Sequence[int]) -> Frame:
     return np.stack([np.asarray(Image.open(folder / f"{index:07d}.png")) for index in indices])
 
 
-def write_png(folder: Path, stored: dict[str, bytes], size: int) -> Path:
+def _write_png(folder: Path, stored: dict[str, bytes], size: int) -> Path:
     """Every frame of the clips as a file, as the reference's data sets are laid out."""
     for key, data in stored.items():
         (folder / key).mkdir(parents=True)
@@ -203,33 +205,33 @@ def write_png(folder: Path, stored: dict[str, bytes], size: int) -> Path:
     return folder
 
 
-def by_webdataset(url: str, clips: Sequence[Clip], samples: int, size: int) -> None:
+def _by_webdataset(url: str, clips: Sequence[Clip], samples: int, size: int) -> None:
     frames = {clip.key: clip.frames for clip in clips}
     rng = np.random.default_rng(0)
-    for sample in itertools.islice(itertools.cycle(shards_of(url, clips)), samples):
-        by_decord(sample["mp4"], rng.integers(frames[sample["__key__"]], size=2).tolist(), size)
+    for sample in itertools.islice(itertools.cycle(_shards_of(url, clips)), samples):
+        _by_decord(sample["mp4"], rng.integers(frames[sample["__key__"]], size=2).tolist(), size)
 
 
-def shards_of(url: str, clips: Sequence[Clip]) -> webdataset.WebDataset:
+def _shards_of(url: str, clips: Sequence[Clip]) -> webdataset.WebDataset:
     names = sorted({f"{url}/{clip.shard}" for clip in clips})
     known = {clip.key for clip in clips}
     whole = webdataset.WebDataset(names, shardshuffle=False)
     return whole.select(lambda sample: sample["__key__"] in known)
 
 
-def in_turns(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
+def _in_turns(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
     """CPU seconds of the best turn of each, children included; the first turn warms up."""
     best = dict.fromkeys(ways, float("inf"))
     for turn in range(turns + 1):
         for name, way in ways.items():
-            before = cpu_seconds()
+            before = _cpu_seconds()
             way()
             if turn > 0:
-                best[name] = min(best[name], cpu_seconds() - before)
+                best[name] = min(best[name], _cpu_seconds() - before)
     return best
 
 
-def cpu_seconds() -> float:
+def _cpu_seconds() -> float:
     spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
@@ -239,7 +241,7 @@ def cpu_seconds() -> float:
 # ---------------------------------------------------------------------------------------------
 
 
-def print_start(url: str, size: int, turns: int) -> None:
+def _print_start(url: str, size: int, turns: int) -> None:
     """From nothing to the first batch, at several places of an epoch of 100,000 samples."""
     clips = clips_of(read_index(url), "train")
     repeats = -(-100_000 // len(clips))
@@ -247,16 +249,16 @@ def print_start(url: str, size: int, turns: int) -> None:
     places = {"start": 0, "10 %": epoch // 10, "90 %": epoch * 9 // 10}
 
     def first_batch(place: int, workers: int) -> None:
-        given = batches_of(pairs_of(url, size, repeats), 10**6, workers, start=place)
+        given = _batches_of(_pairs_of(url, size, repeats), 10**6, workers, start=place)
         next(given)
         del given
 
     def webdataset_to(place: int) -> None:
         """What a loader without a state must do: read until it is there again."""
-        samples = iter(itertools.cycle(shards_of(url, clips)))
+        samples = iter(itertools.cycle(_shards_of(url, clips)))
         first = next(itertools.islice(samples, place // BATCH * BATCH, None))
         for sample in itertools.chain([first], itertools.islice(samples, BATCH - 1)):
-            by_decord(sample["mp4"], [0, 1], size)
+            _by_decord(sample["mp4"], [0, 1], size)
 
     ways: dict[str, Callable[[], None]] = {}
     for label, place in places.items():
@@ -271,7 +273,7 @@ def print_start(url: str, size: int, turns: int) -> None:
         ways[name]()
         clock[name] = min(clock[name], time.perf_counter() - before)
 
-    seconds = in_turns({name: lambda name=name: timed(name) for name in ways}, turns)
+    seconds = _in_turns({name: lambda name=name: timed(name) for name in ways}, turns)
     print(f"\nFirst batch of {BATCH}, index read anew; an epoch has {epoch:,} samples.\n")
     print("| way | CPU seconds | seconds by the clock |\n|---|---|---|")
     for name in ways:
@@ -283,14 +285,14 @@ def print_start(url: str, size: int, turns: int) -> None:
             print(f"| {name} | {seconds[name]:.3f} | {clock[name]:.3f} |")
 
 
-def print_memory(url: str, samples: int = 20_000) -> None:
+def _print_memory(url: str, samples: int = 20_000) -> None:
     """Resident memory while samples are drawn and decoded in this process."""
     print(f"\nResident MB over {samples:,} samples of 64x64, decoded in this process.\n")
     print("| samples | MB |\n|---|---|")
     step = samples // 10 // BATCH
-    given = batches_of(pairs_of(url, 64), samples, 0)
+    given = _batches_of(_pairs_of(url, 64), samples, 0)
     for count in range(0, samples, step * BATCH):
-        drain(itertools.islice(given, step))
+        _drain(itertools.islice(given, step))
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         print(f"| {count + step * BATCH:,} | {pages * RSS_UNIT:.1f} |")
 
@@ -300,7 +302,7 @@ def print_memory(url: str, samples: int = 20_000) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def print_encoding(turns: int, frames: int = 96, samples: int = 24) -> None:
+def _print_encoding(turns: int, frames: int = 96, samples: int = 24) -> None:
     """Bytes and speed by the distance of key frames and the size."""
     print(f"\n{frames} frames a clip, CRF 18; decoding of two random frames, opening included.\n")
     print("| size | GOP | bytes a frame | PSNR dB | pairs per CPU second: decord | pyav |")
@@ -310,14 +312,9 @@ def print_encoding(turns: int, frames: int = 96, samples: int = 24) -> None:
     for size in (64, 128, 256, 512):
         originals = [render_clip(seed, size=size, frames=frames).frames for seed in range(2)]
         for gop in (1, 4, 8, 12, 25):
-            clips = [encoded(original, gop) for original in originals]
-            ways = {
-                name: lambda decode=decode: [
-                    decode(clips[place % 2], indices, size) for place, indices in enumerate(wanted)
-                ]
-                for name, decode in DECODERS.items()
-            }
-            seconds = in_turns(ways, turns)
+            clips = [_encoded(original, gop) for original in originals]
+            ways = {name: partial(_decode_all, name, clips, wanted, size) for name in DECODERS}
+            seconds = _in_turns(ways, turns)
             error = np.mean(
                 [
                     (original[0].astype(float) - read_all(clip, size)[0]) ** 2
@@ -332,7 +329,14 @@ def print_encoding(turns: int, frames: int = 96, samples: int = 24) -> None:
             )
 
 
-def encoded(frames: Sequence[Frame], gop: int) -> bytes:
+def _decode_all(
+    decoder: str, clips: Sequence[bytes], wanted: Sequence[Sequence[int]], size: int
+) -> None:
+    for clip, indices in zip(itertools.cycle(clips), wanted, strict=False):
+        DECODERS[decoder](clip, indices, size)
+
+
+def _encoded(frames: Sequence[Frame], gop: int) -> bytes:
     target = io.BytesIO()
     write_video(target, frames, 25.0, gop=gop)
     return target.getvalue()
