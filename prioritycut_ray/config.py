@@ -157,6 +157,14 @@ class DataConfig(Section):
     """Side of the square frames in pixels; the decoder takes multiples of 32."""
     num_repeats: Count = 75
     """Visits of every clip an epoch."""
+    pairs_per_visit: Count = 1
+    """Frame pairs, one after the other, from a clip that is opened: more are cheaper and alike."""
+    decoder: Literal["decord", "pyav"] = "decord"
+    """Library that reads frames of the shards; pyav where there is no decord (ARM)."""
+    cache_dir: str | None = None
+    """Folder on a local disk that keeps clips of a remote ``url``; null fetches them each time."""
+    cache_gb: Annotated[float, Field(gt=0)] = 20.0
+    """Gigabytes (10^9 bytes) that the cache may take; the oldest clips give way."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
     """Decoding processes beside each training worker; 0 decodes in the worker itself."""
     augment: AugmentConfig = AugmentConfig()

@@ -185,6 +185,9 @@ _NETWORKS = ("model.", "discriminator.", "data.size")
 """Keys that determine the shapes of the weights."""
 _MAY_CHANGE = (
     "data.loader_workers",
+    "data.decoder",
+    "data.cache_dir",
+    "data.cache_gb",
     "train.samples",
     "train.workers",
     "train.cpus_per_worker",
