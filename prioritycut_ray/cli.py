@@ -43,7 +43,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the config as `dotted.key=value`.", metavar="KEY=VALUE"),
 ]
-Run = Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")]
+Run = Annotated[
+    str, typer.Argument(help="A run or one of its checkpoints: a folder, or an fsspec URL.")
+]
 
 
 @app.command(epilog="Example: `prioritycut quickstart --out quickstart`")
@@ -182,7 +184,7 @@ def evaluate_verb(
     run: Run,
     data: Data,
     compare: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(help="Another run to compare with the first; may be repeated."),
     ] = None,
     split: Annotated[str, typer.Option(help="Which clips.")] = "test",

@@ -212,6 +212,13 @@ class TrainConfig(Section):
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
     keep_checkpoints: Count = 3
+    """So many of the newest are kept, ..."""
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    """... so many of those with the lowest ``best_metric``, ..."""
+    best_metric: str = "generator/perceptual"
+    """Any scalar that the run logs."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """... and those at multiples of so many steps; 0 = none."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts from the last checkpoint after deaths of workers, without progress in between."""
     grace_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -232,6 +239,7 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """The run's folder below ``storage``; the same name resumes."""
     storage: str = "runs"
+    """A folder that all nodes share, or an fsspec URL such as ``s3://bucket/runs``."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -239,6 +247,11 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    @property
+    def run(self) -> str:
+        """Path or URL of the run's folder."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

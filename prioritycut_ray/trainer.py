@@ -19,6 +19,7 @@ from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.precision import resolve_precision
+from prioritycut_ray.run_writer import RunWriter
 from prioritycut_ray.state import TrainState, new_state, set_learning_rates
 from prioritycut_ray.steps import (
     build_perceptual,
@@ -39,7 +40,7 @@ def train(
     index: ClipIndex,
     *,
     worker: Worker,
-    tensorboard: Path,
+    writer: RunWriter | None,
     checkpoint: Path | None,
     report: Report,
     pulse: Pulse,
@@ -51,7 +52,7 @@ def train(
         index: of the shards at ``data.url``.
         worker: rank, world size and device of this process; with more than one worker the
             default process group exists already.
-        tensorboard: folder of the event files, written by rank 0.
+        writer: of rank 0, for what it logs; None on the other ranks.
         checkpoint: directory to resume from, or None to start afresh.
         report: called on every rank with metrics and, at checkpoints, the state.
         pulse: told what this rank is doing; asks it to stop.
@@ -68,7 +69,7 @@ def train(
         load_checkpoint(state, checkpoint)
     perceptual = build_perceptual(config, worker.device)
     animator, discriminator = distribute(state, worker)
-    tracker = Tracker(tensorboard, first_step=state.step) if worker.rank == 0 else None
+    tracker = Tracker(writer, start=state.step) if writer else None
     meter = Meter(worker)
     pulse.mark(state.step, "waiting for data")
     for batch in meter.watch(training_batches(config, index, worker, start=state.samples)):

@@ -7,7 +7,7 @@ from prioritycut_ray.launch import launch
 from prioritycut_ray.progress import ProgressBar, training_note
 
 
-def train(config: Config) -> Path:
+def train(config: Config) -> str:
     """Train, or resume the run of this name; gives the run's folder."""
     with ProgressBar("training", config.train.samples) as bar:
         return launch(
