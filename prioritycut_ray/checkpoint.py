@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,46 @@ def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
     (directory / "config.yaml").write_text(dump_config(config))
     progress = {name: getattr(state, name) for name in PROGRESS}
     (directory / "progress.json").write_text(json.dumps(progress))
+    _seal(directory)
+
+
+def fork_checkpoint(source: Path, config: Config, run: Path) -> Path:
+    """Let a run of another configuration begin where a checkpoint of the same networks stands.
+
+    Networks, averages, optimisers and counters are taken over. The copy appears whole or not at
+    all; one that is there already is kept.
+
+    Args:
+        source: directory of the checkpoint.
+        config: of the run that begins.
+        run: its folder.
+
+    Returns:
+        The checkpoint of the new run.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    directory = run / source.name
+    if directory.exists():
+        return directory
+    verify_checkpoint(source)
+    partial = run / f".{source.name}.fork"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(MANIFEST))
+    (partial / "config.yaml").write_text(dump_config(config))
+    _seal(partial)
+    os.replace(partial, directory)
+    return directory
+
+
+def read_samples(directory: Path) -> int:
+    """Frame pairs that a checkpoint has seen."""
+    return int(json.loads((directory / "progress.json").read_text())["samples"])
+
+
+def _seal(directory: Path) -> None:
+    """Write the manifest, flushed to disk after all other files."""
     files = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
     manifest = {path.name: _sha256(path) for path in files}
     partial = directory / f".{MANIFEST}"
