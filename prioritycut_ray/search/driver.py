@@ -62,6 +62,10 @@ def run_search(search: SearchConfig, base: Config, *, resume: bool) -> tuple[lis
         Preempted: the search was asked to stop; it can be resumed.
     """
     folder = search_folder(search, base)
+    if "://" in base.storage:
+        raise UserError(
+            f"storage={base.storage}: a search lives in a folder that all nodes see, not behind a URL"
+        )
     configs = check_space(search, base)
     metric = check_objective(search, configs)
     start_ray()

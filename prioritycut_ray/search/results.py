@@ -35,8 +35,7 @@ class Trial(NamedTuple):
 
     Attributes:
         key: its name.
-        parameters: by dotted key, and the variant's name; the last ones, where a population
-            changed them.
+        parameters: by dotted key, and the variant's name, at the last report.
         status: what it came to.
         reason: of a failure; otherwise empty.
         points: its reports, in order.
@@ -69,29 +68,35 @@ def collect(folder: str, samples: int) -> list[Trial]:
 
 
 def _trial(trial: Any, frame: Any, samples: int) -> Trial:
-    points: dict[int, Point] = {}
-    for row in [] if frame is None else frame.to_dict("records"):
-        if row.get(OBJECTIVE) is None:
-            continue
-        ends = (None if (end := row.get(key)) is None or end != end else end for key in _ENDS)
-        # A report that was made again after a resumption replaces the first.
-        points[int(row[SAMPLES])] = Point(int(row[SAMPLES]), float(row[OBJECTIVE]), *ends)
-    last = trial.last_result or {}
-    metrics = {
-        key.removeprefix(_METRICS): float(value)
-        for key, value in last.items()
-        if key.startswith(_METRICS)
-    }
-    reached = max(points, default=0)
+    rows = [] if frame is None else frame.to_dict("records")
+    # A report that was made again after a resumption replaces the first.
+    reports = {int(row[SAMPLES]): row for row in rows if row.get(OBJECTIVE) is not None}
+    points = [_point(reports[seen]) for seen in sorted(reports)]
+    last = reports[points[-1].samples] if points else {}
     if trial.status == "ERROR":
         status: Any = "failed"
     elif trial.status != "TERMINATED":
         status = "unfinished"
     else:
-        status = "finished" if reached >= samples else "stopped early"
-    reason = _reason(trial.get_error()) if status == "failed" else ""
-    ordered = [points[key] for key in sorted(points)]
-    return Trial(trial.trial_id, dict(trial.config), status, reason, ordered, metrics)
+        status = "finished" if max(reports, default=0) >= samples else "stopped early"
+    return Trial(
+        key=trial.trial_id,
+        # A population may have given it other values since, which nothing was trained with.
+        parameters={key: last.get(f"config/{key}", value) for key, value in trial.config.items()},
+        status=status,
+        reason=_reason(trial.get_error()) if status == "failed" else "",
+        points=points,
+        metrics={
+            key.removeprefix(_METRICS): float(value)
+            for key, value in last.items()
+            if key.startswith(_METRICS)
+        },
+    )
+
+
+def _point(row: dict[str, Any]) -> Point:
+    low, high = (None if (end := row.get(key)) is None or end != end else end for key in _ENDS)
+    return Point(int(row[SAMPLES]), float(row[OBJECTIVE]), low, high)
 
 
 _METRICS = "metrics/"
