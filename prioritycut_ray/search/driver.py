@@ -64,7 +64,7 @@ def run_search(search: SearchConfig, base: Config, *, resume: bool) -> tuple[lis
     folder = search_folder(search, base)
     if "://" in base.storage:
         raise UserError(
-            f"storage={base.storage}: a search lives in a folder that all nodes see, not behind a URL"
+            f"storage={base.storage}: a search lives in a folder that all nodes see; give its path"
         )
     configs = check_space(search, base)
     metric = check_objective(search, configs)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -288,7 +289,8 @@ def test_after_kill_9_of_the_driver_resume_loses_no_result_and_repeats_none(
         os.kill(driver.pid, signal.SIGKILL)
     finally:
         driver.wait(60)
-        os.killpg(driver.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
     (stored,) = search.folder.glob("runs/*/reports/*.json")
     ended = stored.parents[1]
     before = {path: path.stat().st_mtime_ns for path in ended.rglob("*")}
