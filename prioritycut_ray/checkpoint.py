@@ -12,6 +12,8 @@ Batch statistics to fall back to after a bad update are, between steps, those of
 
 import functools
 import hashlib
+import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,6 +118,36 @@ def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     write_snapshot(take_snapshot(state, config, data=""), directory)
     seal(directory)
+
+
+def fork_checkpoint(source: Path, config: Config, run: Path) -> Path:
+    """Let a run of another configuration begin where a checkpoint of the same networks stands.
+
+    Networks, averages, optimisers and counters are taken over. The copy appears whole or not at
+    all; one that is there already is kept.
+
+    Args:
+        source: directory of the checkpoint.
+        config: of the run that begins.
+        run: its folder.
+
+    Returns:
+        The checkpoint of the new run.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    directory = run / source.name
+    if directory.exists():
+        return directory
+    verify(source)
+    partial = run / f".{source.name}.fork"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(MANIFEST))
+    (partial / "config.yaml").write_text(dump_config(config))
+    seal(partial)
+    os.replace(partial, directory)
+    return directory
 
 
 def load_checkpoint(state: TrainState, directory: Path) -> None:

@@ -180,6 +180,28 @@ def train_verb(
     console.print(f"Run:  {run}", f"Look: tensorboard --logdir {run}", sep="\n")
 
 
+@app.command(
+    "tune", epilog="Example: `prioritycut tune tune_configs/top_k.yaml data.url=data --resume`"
+)
+def tune_verb(
+    search: Annotated[Path, typer.Argument(help="YAML file of the search, see tune_configs/.")],
+    overrides: Overrides = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The small size that the file names, to try it out.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the search of this name, if there is one."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Search hyperparameters with Ray Tune; each trial is a training run."""
+    from prioritycut_ray.commands.tune import tune
+
+    with _writing_to(search):
+        tune(search, overrides or [], smoke=smoke, resume=resume, console=console)
+
+
 @app.command("evaluate", epilog="Example: `prioritycut evaluate runs/vox data --split test`")
 def evaluate_verb(
     run: Run,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from prioritycut_ray.checkpoint import load_animator, local_copy, locate_checkpoint, read_config
 from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
-from prioritycut_ray.data.video import read_all
+from prioritycut_ray.data.video import decoder_version, read_all
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference import default_device, reconstruct
 from prioritycut_ray.metrics.aggregate import (
@@ -300,7 +300,7 @@ def evaluate_runs(
             data=index.fingerprint,
             split=split,
             size=size,
-            decode_path=f"h264 shards, decord {version('decord')}, resized to {size} when decoded",
+            decode_path=(f"h264 shards, {decoder_version()}, resized to {size} when decoded"),
             metrics={metric.key: metric.definition for metric in metrics},
         )
         protocols[protocol.hash()] = protocol

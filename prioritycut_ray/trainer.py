@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prioritycut_ray.checkpoint import load_checkpoint
-from prioritycut_ray.config import Config
+from prioritycut_ray.config import Config, DataConfig
 from prioritycut_ray.data.augment import augment
-from prioritycut_ray.data.shards import ClipIndex
+from prioritycut_ray.data.cache import ClipCache
+from prioritycut_ray.data.shards import ClipIndex, is_local
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
@@ -149,6 +150,9 @@ def training_batches(
         size=data.size,
         seed=options.seed,
         num_repeats=data.num_repeats,
+        pairs_per_visit=data.pairs_per_visit,
+        decoder=data.decoder,
+        cache=clip_cache(data),
     )
     steps = math.ceil(options.samples / options.batch_size)
     return batches(
@@ -160,6 +164,13 @@ def training_batches(
         world_size=worker.world_size,
         loader_workers=data.loader_workers,
     )
+
+
+def clip_cache(data: DataConfig) -> ClipCache | None:
+    """The cache of a remote data set, if one is configured; local shards need none."""
+    if data.cache_dir is None or is_local(data.url):
+        return None
+    return ClipCache(data.cache_dir, int(data.cache_gb * 1e9))
 
 
 def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:

@@ -26,7 +26,12 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(
         update={
             "storage": _absolute(config.storage),
-            "data": config.data.model_copy(update={"url": _absolute(config.data.url)}),
+            "data": config.data.model_copy(
+                update={
+                    "url": _absolute(config.data.url),
+                    "cache_dir": config.data.cache_dir and _absolute(config.data.cache_dir),
+                }
+            ),
             "loss": config.loss.model_copy(
                 update={"perceptual": perceptual.model_copy(update={"weights": weights})}
             ),
