@@ -66,22 +66,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory, puppet_videos: Path, local_
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[dict[str, str]]:
     """A real S3 API on this machine; gives the environment that leads s3:// there."""
-    from moto.server import ThreadedMotoServer
+    from tests.s3_server import s3_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.variables.items():
             patch.setenv(name, value)
-        yield environment
-    server.stop()
+        yield server.variables
 
 
 @pytest.fixture
