@@ -80,7 +80,7 @@ def test_killed_while_saving_and_started_again(
     storage, environ = str(tmp_path / "runs"), dict[str, str]()
     if place == "s3":
         storage = f"{request.getfixturevalue('bucket')}/runs"
-        environ = request.getfixturevalue("object_store")
+        environ = request.getfixturevalue("server").variables
     run, output = f"{storage}/tiny", tmp_path / "output.txt"
     with training(shards, storage, output, **environ) as process:
         await_step(4, run, process, output, begun=True)

@@ -27,6 +27,7 @@ from prioritycut_ray.launch import check_resumable, launch
 from prioritycut_ray.quickstart import run_quickstart
 from prioritycut_ray.run_storage import verify
 from tests.conftest import TINY
+from tests.s3_server import S3
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
@@ -164,7 +165,7 @@ def test_a_run_in_an_object_store(
     puppet_videos: Path,
     trained: Trained,
     bucket: str,
-    object_store: dict[str, str],
+    server: S3,
     tmp_path: Path,
 ) -> None:
     """Trained in two halves, evaluated and animated from there, by processes that know its keys."""
@@ -189,12 +190,12 @@ animate(run, source, driving, out / "animation.mp4", relative=True, adapt_scale=
 """
     environment = {
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": object_store}}),
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": server.variables}}),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env=os.environ | object_store | environment,
+        env=os.environ | server.variables | environment,
         timeout=280,
         start_new_session=True,
         capture_output=True,
