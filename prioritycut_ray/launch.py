@@ -321,27 +321,26 @@ def _report(
 
     Ray calls what it is told to "upload" by in a thread of its own, and keeps reports in order.
     """
-    checkpoint = committed = None
-    if state is not None and writer is not None:
-        writer.wait()  # before the copy: there are at most two states in memory
-        name = STEP_FORMAT.format(state.step)
-        write = partial(write_snapshot, take_snapshot(state, config, data))
-        written = writer.save(state.step, metrics, write)
-        rays = ray.train.get_context().get_storage()
-        checkpoint = Checkpoint(
-            rays.build_checkpoint_path_from_name(name), filesystem=rays.storage_filesystem
-        )
+    report = partial(
+        ray.train.report, dict(metrics), checkpoint_upload_mode=CheckpointUploadMode.ASYNC
+    )
+    if state is None or writer is None:
+        report()
+        return
+    writer.wait()  # before the copy: there are at most two states in memory
+    write = partial(write_snapshot, take_snapshot(state, config, data))
+    written = writer.save(state.step, metrics, write)
 
-        def committed(checkpoint: Checkpoint, name: str) -> Checkpoint:
-            written.result()
-            return checkpoint
+    def committed(checkpoint: Checkpoint, name: str) -> Checkpoint:
+        written.result()
+        return checkpoint
 
-    ray.train.report(
-        dict(metrics),
-        checkpoint=checkpoint,
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=False,
+    rays = ray.train.get_context().get_storage()
+    path = rays.build_checkpoint_path_from_name(STEP_FORMAT.format(state.step))
+    report(
+        checkpoint=Checkpoint(path, filesystem=rays.storage_filesystem),
         checkpoint_upload_fn=committed,
+        delete_local_checkpoint_after_upload=False,
     )
 
 
