@@ -25,8 +25,8 @@ def with_absolute_paths(config: Config) -> Config:
         weights = str(Path(weights).absolute())
     return config.model_copy(
         update={
-            "storage": _absolute(config.storage),
-            "data": config.data.model_copy(update={"url": _absolute(config.data.url)}),
+            "storage": absolute(config.storage),
+            "data": config.data.model_copy(update={"url": absolute(config.data.url)}),
             "loss": config.loss.model_copy(
                 update={"perceptual": perceptual.model_copy(update={"weights": weights})}
             ),
@@ -34,5 +34,6 @@ def with_absolute_paths(config: Config) -> Config:
     )
 
 
-def _absolute(location: str) -> str:
+def absolute(location: str) -> str:
+    """A path as seen from the root of the file system; URLs as they are."""
     return location if "://" in location else str(Path(location).absolute())
