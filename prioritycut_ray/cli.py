@@ -436,6 +436,29 @@ def k8s_validate(
 
 
 @app.command(
+    "doctor",
+    epilog="Example: `prioritycut doctor --address HEAD:6379 --storage s3://bucket/runs --data "
+    "s3://bucket/data`",
+)
+def doctor_verb(
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="HOST:PORT of the cluster's head; else Ray here."),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where runs would be written: a path or an fsspec URL.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A data set that nodes must read.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all checks as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Check this machine and every node of the cluster, and say how to fix what is found."""
+    from prioritycut_ray.commands.doctor import doctor
+
+    doctor(address=address, storage=storage, data=data, as_json=as_json, console=console)
+
+
+@app.command(
     "import-fomm",
     epilog="Example: `prioritycut import-fomm vox-adv-cpk.pth.tar --out runs/vox-adv`",
 )

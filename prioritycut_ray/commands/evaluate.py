@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation import Evaluation, Mapper, Measures, evaluate_runs
@@ -41,8 +42,8 @@ def evaluate(
     """
     if out is None and "://" in str(run):
         raise UserError(f"{run}: say with --out which folder the results of a remote run go to")
-    data = _absolute(data)
-    runs = [_absolute(place) for place in (run, *compare)]
+    data = absolute(data)  # Tasks run in folders of their own.
+    runs = [absolute(str(place)) for place in (run, *compare)]
     mapper = _mapper(workers)
     with ProgressBar("evaluating", 1.0) as bar:
         evaluation, table = evaluate_runs(
@@ -65,11 +66,6 @@ def evaluate(
             console.print(_terminal_table(shown_table.title, shown_table.header, shown_table.rows))
     console.print(f"Written: {folder}/ ({', '.join(file.name for file in files)})")
     return evaluation
-
-
-def _absolute(place: str | Path) -> str:
-    """Tasks run in folders of their own."""
-    return str(place) if "://" in str(place) else str(Path(place).absolute())
 
 
 def _mapper(workers: int | None) -> Mapper:

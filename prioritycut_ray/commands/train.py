@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prioritycut_ray.config import Config
+from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.launch import launch
 from prioritycut_ray.progress import ProgressBar, training_note
 
@@ -25,11 +26,11 @@ def with_absolute_paths(config: Config) -> Config:
         weights = str(Path(weights).absolute())
     return config.model_copy(
         update={
-            "storage": _absolute(config.storage),
+            "storage": absolute(config.storage),
             "data": config.data.model_copy(
                 update={
-                    "url": _absolute(config.data.url),
-                    "cache_dir": config.data.cache_dir and _absolute(config.data.cache_dir),
+                    "url": absolute(config.data.url),
+                    "cache_dir": config.data.cache_dir and absolute(config.data.cache_dir),
                 }
             ),
             "loss": config.loss.model_copy(
@@ -37,7 +38,3 @@ def with_absolute_paths(config: Config) -> Config:
             ),
         }
     )
-
-
-def _absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).absolute())

@@ -164,7 +164,7 @@ def _evaluated(config: Config, run: Path, objective: Objective) -> Report:
         launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
     checkpoint = find_checkpoint(run)
     evaluation, _ = evaluate_runs(
-        [checkpoint],
+        [str(checkpoint)],
         config.data.url,
         split=objective.split,
         measures=Measures(objective.lpips, objective.faces),
