@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from prioritycut_ray.checkpoint import find_checkpoint, verify_checkpoint
+from prioritycut_ray.checkpoint import find_checkpoint
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.data.stream import FramePairs
+from prioritycut_ray.run_storage import verify
 from tests.conftest import TINY
 from tests.runs import BATCH, Start, assert_same_weights
 
@@ -191,7 +192,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
         assert "free space there" in training.output()
         last = find_checkpoint(start.run)
         assert f"last checkpoint: {last}; resume with: " in training.output()
-    verify_checkpoint(last)
+    verify(last)
     subprocess.run(["mount", "-o", "remount,size=1g", str(small_disk)], check=True)
     with start() as training:
         assert training.end() == 0, training.output()
