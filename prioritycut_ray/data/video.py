@@ -378,6 +378,8 @@ def _opened(source: Source) -> Iterator[InputContainer]:
     with container:
         if not container.streams.video:
             raise VideoError(_name(source), "has no video stream")
+        if container.streams.video[0].codec_context is None:
+            raise VideoError(_name(source), "has no video stream of a codec that can be told")
         yield container
 
 
