@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import av
 import decord
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from prioritycut_ray.data.stream import Batch, FramePairs, batches, two_frames
 from prioritycut_ray.data.video import DECODERS, Frame, read_all, write_video
 
 PARTS = ("speed", "start", "memory", "encoding")
+SIZES = (64, 128, 256, 512)
 BATCH = 8
 RSS_UNIT = os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -49,10 +51,11 @@ def main(
     parts: Annotated[list[str] | None, typer.Argument(help="Some of: " + ", ".join(PARTS))] = None,
     data: Annotated[str | None, typer.Option(help="Folder of shards; else puppets.")] = None,
     size: int = 256,
-    clips: int = 16,
-    frames: int = 128,
-    samples: int = 96,
-    turns: int = 3,
+    clips: int = 8,
+    frames: int = 64,
+    samples: int = 48,
+    turns: int = 2,
+    sizes: Annotated[list[int] | None, typer.Option(help="Of the encoding table.")] = None,
 ) -> None:
     """Measure the parts that are named, or all."""
     torch.set_num_threads(1)
@@ -70,7 +73,7 @@ def main(
         if "memory" in chosen:
             _print_memory(_pack_puppets(f"{folder}/small", 8, 32, 64))
         if "encoding" in chosen:
-            _print_encoding(turns)
+            _print_encoding(sizes or SIZES, turns)
 
 
 def _pack_puppets(url: str, clips: int, frames: int, size: int) -> str:
@@ -302,43 +305,63 @@ def _print_memory(url: str, samples: int = 20_000) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _print_encoding(turns: int, frames: int = 96, samples: int = 24) -> None:
-    """Bytes and speed by the distance of key frames and the size."""
-    print(f"\n{frames} frames a clip, CRF 18; decoding of two random frames, opening included.\n")
-    print("| size | GOP | bytes a frame | PSNR dB | pairs per CPU second: decord | pyav |")
-    print("|---|---|---|---|---|---|")
+def _print_encoding(sizes: Sequence[int], turns: int, frames: int = 48, samples: int = 12) -> None:
+    """Bytes and speed by the distance of key frames and the size; and by x264's own settings."""
+    print(f"\n{frames} frames of a synthetic puppet, CRF 18; pairs of frames, opening too.\n")
+    print("| size | GOP | bytes a frame | PSNR dB | pairs per CPU second: decord | pyav | PNG |")
+    print("|---|---|---|---|---|---|---|")
     rng = np.random.default_rng(0)
     wanted = [rng.choice(frames, 2, replace=False).tolist() for _ in range(samples)]
-    for size in (64, 128, 256, 512):
-        originals = [render_clip(seed, size=size, frames=frames).frames for seed in range(2)]
-        for gop in (1, 4, 8, 12, 25):
-            clips = [_encoded(original, gop) for original in originals]
-            ways = {name: partial(_decode_all, name, clips, wanted, size) for name in DECODERS}
+    for size in sizes:
+        original = np.stack(list(render_clip(1, size=size, frames=frames).frames))
+        pictures = [_as_png(frame) for frame in original]
+        png = _in_turns({"": partial(_decode_png, pictures, wanted)}, turns)[""]
+        clips = {str(gop): _encoded(original, gop) for gop in (1, 4, 8, 12, 25)}
+        clips["12, x264's defaults"] = _encoded_by_defaults(original, 12)
+        for label, clip in clips.items():
+            ways = {name: partial(_decode_all, name, clip, wanted, size) for name in DECODERS}
             seconds = _in_turns(ways, turns)
-            error = np.mean(
-                [
-                    (original[0].astype(float) - read_all(clip, size)[0]) ** 2
-                    for original, clip in zip(originals, clips, strict=True)
-                ]
-            )
+            error = np.square(original.astype(float) - read_all(clip, size)).mean()
             print(
-                f"| {size} | {gop} | {sum(map(len, clips)) / 2 / frames:.0f} "
+                f"| {size} | {label} | {len(clip) / frames:.0f} "
                 f"| {10 * np.log10(255**2 / error):.1f} "
                 + "".join(f"| {samples / seconds[name]:.0f} " for name in DECODERS)
-                + "|"
+                + f"| {samples / png:.0f} |"
             )
 
 
-def _decode_all(
-    decoder: str, clips: Sequence[bytes], wanted: Sequence[Sequence[int]], size: int
-) -> None:
-    for clip, indices in zip(itertools.cycle(clips), wanted, strict=False):
+def _decode_all(decoder: str, clip: bytes, wanted: Sequence[Sequence[int]], size: int) -> None:
+    for indices in wanted:
         DECODERS[decoder](clip, indices, size)
+
+
+def _as_png(frame: Frame) -> bytes:
+    target = io.BytesIO()
+    Image.fromarray(frame).save(target, "PNG")
+    return target.getvalue()
+
+
+def _decode_png(pictures: Sequence[bytes], wanted: Sequence[Sequence[int]]) -> None:
+    for index in itertools.chain.from_iterable(wanted):
+        np.asarray(Image.open(io.BytesIO(pictures[index])))
 
 
 def _encoded(frames: Sequence[Frame], gop: int) -> bytes:
     target = io.BytesIO()
     write_video(target, frames, 25.0, gop=gop)
+    return target.getvalue()
+
+
+def _encoded_by_defaults(frames: Sequence[Frame], gop: int) -> bytes:
+    """As x264 does unless told otherwise: B-frames, CABAC, deblocking."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.codec_context.gop_size, stream.codec_context.thread_count = gop, 1
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
     return target.getvalue()
 
 

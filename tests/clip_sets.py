@@ -23,18 +23,14 @@ def clip_member(number: int) -> Member:
     encoded = io.BytesIO()
     frames = clip_frames(number)
     write_video(encoded, frames, 25.0, crf=1)
-    return member(f"clip{number}", encoded.getvalue(), len(frames))
-
-
-def member(key: str, data: bytes, frames: int, size: int = SIZE) -> Member:
     return Member(
-        key=key,
-        data=data,
-        frames=frames,
+        key=f"clip{number}",
+        data=encoded.getvalue(),
+        frames=len(frames),
         fps=25.0,
-        width=size,
-        height=size,
-        identity=key,
+        width=SIZE,
+        height=SIZE,
+        identity=f"clip{number}",
         original="",
         variable_rate=False,
     )

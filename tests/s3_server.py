@@ -34,7 +34,7 @@ class Stumbling:
             )
             headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
             start(f"{self.status} Told", headers)
-            return [body]
+            return [body if request["REQUEST_METHOD"] != "HEAD" else b""]
         return self.application(request, start)
 
 

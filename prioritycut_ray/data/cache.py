@@ -72,6 +72,4 @@ def _opened(folder: str, limit: int, pid: int) -> diskcache.Cache:
 def _open(folder: str, limit: int) -> diskcache.Cache:
     # The order of the stream is random, so the oldest clip is as good to evict as any, and
     # reading need not write down when it read.
-    return diskcache.Cache(
-        folder, size_limit=limit, eviction_policy="least-recently-stored", cull_limit=64
-    )
+    return diskcache.Cache(folder, size_limit=limit, eviction_policy="least-recently-stored")

@@ -134,15 +134,14 @@ class _Work(Dataset[_Answer], Generic[T]):
         return _Answer(result, error, _drain())
 
     def _note(self, clip: int) -> None:
-        info = get_worker_info()
-        assert info is not None
-        self._board[2 * info.id : 2 * info.id + 2] = [os.getpid(), clip]
+        worker = get_worker_info()
+        assert worker is not None
+        self._board[2 * worker.id : 2 * worker.id + 2] = [os.getpid(), clip]
 
     def clip_of(self, pid: int | None) -> int:
         """Look up what a process had open last."""
-        pids, clips = self._board[::2], self._board[1::2]
-        clip: int = dict(zip(pids, clips, strict=True)).get(pid, IDLE)
-        return clip
+        clips: dict[int | None, int] = dict(zip(self._board[::2], self._board[1::2], strict=True))
+        return clips.get(pid, IDLE)
 
 
 class _Team:

@@ -290,7 +290,7 @@ def read_all(data: bytes, size: int, decoder: str = DEFAULT_DECODER) -> Frame:
 
 
 def write_video(
-    target: Source, frames: Iterable[Frame], fps: float, *, gop: int = 12, crf: int = 18
+    target: Source, frames: Iterable[Frame], fps: float, *, gop: int = 8, crf: int = 18
 ) -> int:
     """Encode frames as H.264 in an mp4 that starts to play before it is whole.
 
@@ -378,6 +378,8 @@ def _opened(source: Source) -> Iterator[InputContainer]:
     with container:
         if not container.streams.video:
             raise VideoError(_name(source), "has no video stream")
+        if container.streams.video[0].codec_context is None:
+            raise VideoError(_name(source), "has no video stream of a codec that can be told")
         yield container
 
 
@@ -497,7 +499,9 @@ def _encode(target: io.BytesIO, frames: Iterable[Frame], fps: float, gop: int, c
         # x264 is otherwise not quite repeatable: its fastest code rounds differently with the
         # processor, and even with where its buffers happen to lie. Nor may cores matter.
         quality = {"crf": str(crf), "x264-params": "cpu-independent=1"}
-        stream = container.add_stream("libx264", rate=rate, options=quality)
+        # Half the time to decode for a quarter more bytes: no deblocking, no CABAC, no B-frames.
+        quick = {"tune": "fastdecode", "bf": "0"}
+        stream = container.add_stream("libx264", rate=rate, options=quality | quick)
         codec = stream.codec_context
         codec.pix_fmt, codec.gop_size, codec.thread_count = "yuv420p", gop, 1
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG

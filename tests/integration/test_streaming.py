@@ -3,7 +3,10 @@
 import hashlib
 import logging
 import multiprocessing
+import os
+import signal
 import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,16 @@ import torch
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.data import storage
-from prioritycut_ray.data.shards import clips_of, read_clip, read_index
+from prioritycut_ray.data.shards import Member, clips_of, read_clip, read_index
+from prioritycut_ray.data.video import DECODERS, Frame
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.trainer import prepare, training_batches
 from prioritycut_ray.worker import Worker
-from tests.clip_sets import CLIPS, clip_member, damage, member, write_members, write_set
-from tests.s3_server import S3
+from tests.clip_sets import clip_member, damage, write_members, write_set
+from tests.s3_server import S3, s3_server
 
 # torch warns of more workers than cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-SEGFAULT = Path(__file__).parents[1] / "data" / "segfault_decord.mp4"
 GLOBAL_BATCH = 12
 CPU = torch.device("cpu")
 
@@ -104,28 +107,34 @@ def test_order_goes_on_where_it_stopped_on_another_number_of_ranks(
     assert rest.splitlines() == whole.splitlines()[start:]
 
 
+@pytest.fixture
+def deadly(monkeypatch: pytest.MonkeyPatch) -> Member:
+    """A clip whose checksum holds and that kills, by a real SIGSEGV, whoever decodes it."""
+    clip, decode = clip_member(6)._replace(key="deadly"), DECODERS["decord"]
+
+    def decode_or_die(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
+        if data == clip.data:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return decode(data, indices, size)
+
+    monkeypatch.setitem(DECODERS, "decord", decode_or_die)
+    return clip
+
+
 def test_damage_and_crashes_are_passed_over_alike_on_all_ranks(
-    tiny: Config, tmp_path: Path
+    tiny: Config, tmp_path: Path, deadly: Member, caplog: Any
 ) -> None:
-    """One clip altered, and one whose checksum holds and that kills whoever decodes it."""
-    deadly = member("deadly", SEGFAULT.read_bytes(), 12)
-    members = [clip_member(number) for number in range(CLIPS)]
-    url = write_members(str(tmp_path / "set"), [*members, deadly])
+    url = write_members(str(tmp_path / "set"), [*map(clip_member, range(6)), deadly])
     damage(url, read_index(url).clips[2])
-    one = order_of(config_of(tiny, url, 1), 1, tmp_path / "one")
-    assert len(one.splitlines()) == 5 * GLOBAL_BATCH
-    assert order_of(config_of(tiny, url, 2), 3, tmp_path / "three") == one
-
-
-def test_crash_of_the_decoder_names_the_clip(tiny: Config, tmp_path: Path, caplog: Any) -> None:
-    deadly = member("deadly", SEGFAULT.read_bytes(), 12)
-    url = write_members(str(tmp_path / "set"), [clip_member(0), deadly])
-    config = config_of(tiny, url, 1, size=64)
+    config = config_of(tiny, url, 1)
+    alone = tmp_path / "alone.txt"
     with caplog.at_level(logging.WARNING):
-        given = list(training_batches(config, read_index(url), Worker(0, 1, CPU), start=0))
-    assert len(given) == 5
+        write_order(config, 0, 1, 0, alone)
+    assert len(alone.read_text().splitlines()) == 5 * GLOBAL_BATCH
+    assert order_of(config, 3, tmp_path / "three") == alone.read_text()
     assert "a loader worker died (SIGSEGV at clip deadly)" in caplog.text
     assert "clip deadly is replaced by another one: its decoder dies (SIGSEGV)" in caplog.text
+    assert "clip clip2 is replaced by another one" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------
@@ -133,25 +142,37 @@ def test_crash_of_the_decoder_names_the_clip(tiny: Config, tmp_path: Path, caplo
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3]:
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(server: S3, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a new bucket; this process and those forked from it may use it."""
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"
 
 
 def test_object_store_gives_the_same_order_through_a_cache(
-    tiny: Config, tmp_path: Path, bucket: str, server: S3
+    tiny: Config, tmp_path: Path, bucket: str
 ) -> None:
     local = write_set(str(tmp_path / "set"))
     url = write_set(f"{bucket}/set")
     whole = order_of(config_of(tiny, local), 1, tmp_path / "local")
     cache = tmp_path / "cache"
-    config = config_of(tiny, url, 2, cache_dir=str(cache), cache_gb=0.001)
+    config = config_of(tiny, url, 1, cache_dir=str(cache), cache_gb=0.001)
     assert order_of(config, 2, tmp_path / "remote") == whole
     assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) > 10_000
     # All clips lie in the cache now: the shards are not needed any more.
     for shard in {clip.shard for clip in read_index(url).clips}:
         fsspec.filesystem("s3").rm(f"{url}/{shard}")
-    assert order_of(config, 3, tmp_path / "cached") == whole
+    assert order_of(config, 1, tmp_path / "cached") == whole
 
 
 def test_memory_file_system_gives_the_same_order(tiny: Config, tmp_path: Path) -> None:
@@ -171,9 +192,7 @@ def test_object_store_that_stumbles_is_tried_again(bucket: str, server: S3) -> N
     assert read_clip(url, clip) == before
 
 
-def test_object_store_that_refuses_is_told_in_one_line(
-    bucket: str, server: S3, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_object_store_that_refuses_is_told_in_one_line(bucket: str, server: S3) -> None:
     with pytest.raises(UserError, match="there is no index"):
         read_index(f"{bucket}/nothing")
     with pytest.raises(UserError, match=r"there is no index.*bucket"):

@@ -69,7 +69,8 @@ def test_several_processes_share_it_and_one_may_be_killed(tmp_path: Path) -> Non
         process.join(100)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     hammer(cache, 5, 20)
-    assert bytes_of_clips(tmp_path) <= 17 * CLIP  # The killed one may leave a file behind.
+    # The killed one may leave behind what it was storing and evicting: eleven files.
+    assert bytes_of_clips(tmp_path) <= 28 * CLIP
 
 
 def test_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:

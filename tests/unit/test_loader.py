@@ -1,7 +1,6 @@
 """Loader workers that really die: the work goes on, and a clip that kills is passed over."""
 
 import logging
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,6 @@ import pytest
 
 from prioritycut_ray.data import loader
 from prioritycut_ray.data.loader import load
-from prioritycut_ray.data.video import VideoError, read_frames
 from prioritycut_ray.errors import UserError
 
 # torch warns of more workers than cores.
@@ -51,7 +49,7 @@ def read_all(
 
 
 def test_clip_that_kills_again_is_avoided_and_no_other(tmp_path: Path, caplog: Any) -> None:
-    read = read_all(tmp_path, {5: 99, 9: 1})
+    read = read_all(tmp_path, {5: 99})
     assert read[5] == "5: its decoder dies (SIGSEGV)"
     assert read[:5] + read[6:] == [str(number) for number in range(12) if number != 5]
     assert len(list(tmp_path.glob("5-*"))) == 2
@@ -62,7 +60,8 @@ def test_clip_that_kills_again_is_avoided_and_no_other(tmp_path: Path, caplog: A
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("deadly", [[0], [0, 1, 2], [3, 5, 11]])
 def test_any_clips_may_kill(tmp_path: Path, deadly: list[int], workers: int) -> None:
-    read = read_all(tmp_path, dict.fromkeys(deadly, 99), workers=workers)
+    once = {number: 1 for number in (4, 8) if number not in deadly}
+    read = read_all(tmp_path, dict.fromkeys(deadly, 99) | once, workers=workers)
     assert read == [
         f"{number}: its decoder dies (SIGSEGV)" if number in deadly else str(number)
         for number in range(12)
@@ -70,7 +69,7 @@ def test_any_clips_may_kill(tmp_path: Path, deadly: list[int], workers: int) -> 
 
 
 def test_no_clip_is_blamed_for_a_kill_from_outside(tmp_path: Path, caplog: Any) -> None:
-    read = read_all(tmp_path, {5: 2}, signal.SIGKILL, workers=1)
+    read = read_all(tmp_path, {5: 1}, signal.SIGKILL, workers=1)
     assert read == [str(number) for number in range(12)]
     assert "SIGKILL" in caplog.text
 
@@ -93,16 +92,3 @@ def test_warnings_of_workers_are_told_here(tmp_path: Path, caplog: Any) -> None:
         "seen [1]",
         "seen [2]",
     ]
-
-
-def test_clip_that_crashes_decord_still_does() -> None:
-    """The clip behind the crash tests of the stream; if decord learns to bear it, find another."""
-    data = (Path(__file__).parents[1] / "data" / "segfault_decord.mp4").read_bytes()
-    process = multiprocessing.get_context("fork").Process(
-        target=read_frames, args=(data, [0, 11], 64, "decord")
-    )
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGSEGV
-    with pytest.raises(VideoError):
-        read_frames(data, [0, 11], 64, "pyav")
