@@ -4,7 +4,7 @@ import json
 
 from rich.console import Console
 
-from prioritycut_ray.commands.train import absolute
+from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.doctor import Check, examine_cluster
 from prioritycut_ray.errors import UserError
 
