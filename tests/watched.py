@@ -69,7 +69,6 @@ def train_and_note(arguments: dict[str, Any]) -> None:
 
 def main() -> None:
     path = Path(sys.argv.pop(1))
-    sys.argv = [w.replace("log_every=1", "log_every=5") for w in sys.argv]  # HACK
     start, ended, threads = launch.start_monitor, threading.Event(), []
 
     def start_watched() -> Any:
