@@ -372,12 +372,15 @@ class _Supervisor(UserCallback):  # type: ignore[misc]  # ray is untyped
         self._monitor = monitor
         self._policy = RetryPolicy(config.train.max_failures)
         self._timeout_s = float(config.train.collective_timeout_s)
+        self._heard: dict[int, Heard] = {}
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         """Called by Ray when all workers have reported."""
         self._monitor.tell.remote(metrics[0])
+        # Kept here too: where memory is short, Ray may kill the monitor before the worker.
+        self._heard |= ask(self._monitor.heard.remote(), {})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray when workers have failed.
@@ -385,7 +388,8 @@ class _Supervisor(UserCallback):  # type: ignore[misc]  # ray is untyped
         Raises:
             RunEnded: the run ends with this; otherwise Ray starts other workers.
         """
-        heard: dict[int, Heard] = ask(self._monitor.heard.remote(), {})
+        heard = self._heard | ask(self._monitor.heard.remote(), {})
+        self._heard = {}
         failure = diagnose(worker_exceptions, heard, self._timeout_s, examine)
         started_from = max((h.beat.started_from for h in heard.values()), default=0)
         ends = self._policy.ends(failure, started_from)

@@ -19,11 +19,10 @@ from ray.exceptions import RayError
 from prioritycut_ray import cli, launch
 
 
-def watch(monitor: Any, path: Path) -> None:
-    """Append the beats of all ranks to a file until this process ends."""
+def watch(monitor: Any, path: Path, ended: threading.Event) -> None:
+    """Append the beats of all ranks to a file until the run has ended."""
     with path.open("a", buffering=1) as file:
-        while True:
-            time.sleep(0.3)
+        while not ended.wait(0.3):
             try:
                 heard = ray.get(monitor.heard.remote(), timeout=10)
                 actor = ray._private.state.actors(monitor._actor_id.hex())
@@ -70,17 +69,23 @@ def train_and_note(arguments: dict[str, Any]) -> None:
 
 def main() -> None:
     path = Path(sys.argv.pop(1))
-    start = launch.start_monitor
+    start, ended, threads = launch.start_monitor, threading.Event(), []
 
     def start_watched() -> Any:
         monitor = start()
-        threading.Thread(target=watch, args=(monitor, path), daemon=True).start()
+        threads.append(threading.Thread(target=watch, args=(monitor, path, ended), daemon=True))
+        threads[0].start()
         return monitor
 
     launch.start_monitor = start_watched
     if "GROW_BYTES" in os.environ or "SEEDS_FOLDER" in os.environ:
         launch._train_on_worker = train_and_note
-    cli.main()
+    try:
+        cli.main()
+    finally:
+        ended.set()  # before Ray ends: another call would start it again
+        for thread in threads:
+            thread.join(30)
 
 
 if __name__ == "__main__":

@@ -127,8 +127,10 @@ def test_memory_that_grows_is_ended_by_rays_monitor(start: Start) -> None:
         "RAY_memory_monitor_refresh_ms": "100",
     }
     with start("train.max_failures=0", "train.samples=400000", **limits) as training:
+        address = training.at_step(5)[1].address
         assert training.end() == 71, training.output()
         assert "out of memory: Ray's memory monitor killed the worker" in training.output()
+        assert f"(rank 1, node {address}, step " in training.output()
 
 
 def order(folder: Path) -> list[list[int]]:
