@@ -83,7 +83,7 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
         RunFailed: the run ended before its time; says why and how to resume.
     """
     run = Path(config.storage) / config.name
-    clips_of(read_index(config.data.url), config.data.split)
+    clips_of(read_index(config.data.index or config.data.url), config.data.split)
     if has_checkpoint(run):
         check_resumable(config, run)
     start_ray()
@@ -232,7 +232,7 @@ def _train_on_worker(arguments: dict[str, Any]) -> None:
         try:
             train(
                 config,
-                read_index(config.data.url),
+                read_index(config.data.index or config.data.url),
                 worker=worker,
                 tensorboard=run / "tensorboard",
                 checkpoint=find_checkpoint(run) if has_checkpoint(run) else None,

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from prioritycut_ray.checkpoint import load_checkpoint
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.augment import augment
-from prioritycut_ray.data.shards import ClipIndex
+from prioritycut_ray.data.shards import ClipIndex, read_index
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
@@ -148,6 +148,8 @@ def training_batches(
         size=data.size,
         seed=options.seed,
         num_repeats=data.num_repeats,
+        known=None if data.known is None else read_index(data.known),
+        replay=data.replay,
     )
     steps = math.ceil(options.samples / options.batch_size)
     return batches(

@@ -81,7 +81,16 @@ class FramePairs(Dataset[Sample]):
     """
 
     def __init__(
-        self, url: str, index: ClipIndex, split: str, *, size: int, seed: int, num_repeats: int = 1
+        self,
+        url: str,
+        index: ClipIndex,
+        split: str,
+        *,
+        size: int,
+        seed: int,
+        num_repeats: int = 1,
+        known: ClipIndex | None = None,
+        replay: float = 0.0,
     ) -> None:
         """Describe the stream; nothing is opened yet.
 
@@ -91,7 +100,9 @@ class FramePairs(Dataset[Sample]):
             split: which clips to use.
             size: side of the frames in pixels; best the size that the clips were packed at.
             seed: 0 or more.
-            num_repeats: how often an epoch shows each clip.
+            num_repeats: how often an epoch shows each clip, on average.
+            known: clips that an earlier model has seen; None treats all clips alike.
+            replay: share of an epoch that shows known clips; the rest shows new ones.
 
         Raises:
             UserError: if the split has no clips.
@@ -102,6 +113,7 @@ class FramePairs(Dataset[Sample]):
         self.size = size
         self.num_repeats = num_repeats
         self.entropy = (seed, int(index.fingerprint[:32], 16))
+        self._visits = None if known is None else _visits(self.clips, known, num_repeats, replay)
         self._damaged = 0
 
     @property
@@ -113,7 +125,7 @@ class FramePairs(Dataset[Sample]):
         """Decide sample ``number``, without reading anything."""
         epoch, position = divmod(number, self.epoch_length)
         order = _epoch_order(self.entropy, epoch, self.epoch_length)
-        clips = _next_distinct(order, position, len(self.clips))
+        clips = _next_distinct(order, position, len(self.clips), self._visits)
         rng = _generator(self.entropy, "sample", number)
         first, second = rng.random(2).tolist()
         return Draw(clips, (first, second), int(rng.integers(2**63)))
@@ -256,11 +268,28 @@ def _epoch_order(entropy: tuple[int, int], epoch: int, length: int) -> NDArray[n
     return _generator(entropy, "epoch", epoch).permutation(length)
 
 
-def _next_distinct(order: NDArray[np.int64], position: int, clips: int) -> list[int]:
+def _visits(
+    clips: Sequence[Clip], known: ClipIndex, num_repeats: int, replay: float
+) -> NDArray[np.int64]:
+    """Which clip each place of an epoch shows: known and new ones in turn, by their shares."""
+    seen = {(clip.key, clip.sha256) for clip in known.clips}
+    old = [place for place, clip in enumerate(clips) if (clip.key, clip.sha256) in seen]
+    new = [place for place in range(len(clips)) if place not in set(old)]
+    length = len(clips) * num_repeats
+    if not old or not new:
+        return np.resize(np.array(old or new), length)
+    replayed = round(length * replay)
+    return np.concatenate([np.resize(old, replayed), np.resize(new, length - replayed)])
+
+
+def _next_distinct(
+    order: NDArray[np.int64], position: int, clips: int, visits: NDArray[np.int64] | None
+) -> list[int]:
     """List the clip at a position, and the next other ones: those that may stand in for it."""
     found: list[int] = []
     for step in range(len(order)):
-        clip = int(order[(position + step) % len(order)]) % clips
+        place = int(order[(position + step) % len(order)])
+        clip = place % clips if visits is None else int(visits[place])
         if clip not in found:
             found.append(clip)
         if len(found) > min(MOST_SUBSTITUTES, clips - 1):
