@@ -72,34 +72,52 @@ def judge(differences: Differences, metrics: Sequence[Metric], gate: Gate) -> Ve
     )
 
 
-def worsening(metric: Metric, difference: Estimate) -> tuple[float, float]:
-    """By how much candidate − current is worse (below 0: better), and at most by how much.
-
-    The second is the far end of the 95 % interval; the same as the first where there is none.
-    """
-    value = 0.0 if difference.value is None else difference.value
-    if metric.higher_is_better:
-        return -value, -(value if difference.low is None else difference.low)
-    return value, value if difference.high is None else difference.high
-
-
 def _regression(item: _Named, tolerance: float) -> Check:
-    value, at_most = worsening(item.metric, item.difference)
-    bounded = item.difference.low is not None
+    worse = _worsening(item)
+    if worse is None:
+        return _undefined(item)
+    value, at_most = worse
     text = (
         f"{item.metric.label} on the {item.holdout} holdout is "
         f"{'worse' if value > 0 else 'better'} by {abs(value):.3g}"
-        + (f", and worse by {at_most:.3g} at the far end of the interval" if bounded else "")
-        + (", without an interval (one identity)" if not bounded else "")
+        + (
+            ", without an interval (one identity)"
+            if item.difference.low is None
+            else f", by {at_most:+.3g} at the far end of the interval"
+        )
         + f" (tolerance {tolerance:g})"
     )
     return Check(passed=at_most <= tolerance, text=text)
 
 
 def _target(item: _Named) -> Check:
-    value, _ = worsening(item.metric, item.difference)
+    worse = _worsening(item)
+    if worse is None:
+        return _undefined(item)
     return Check(
-        passed=value <= 0,
+        passed=worse[0] <= 0,
         text=f"target {item.metric.label} over all held-out clips is "
-        f"{'worse' if value > 0 else 'no worse'} ({item.difference.value:+.3g})",
+        f"{'worse' if worse[0] > 0 else 'no worse'} ({item.difference.value:+.3g})",
+    )
+
+
+def _worsening(item: _Named) -> tuple[float, float] | None:
+    """By how much the candidate is worse (below 0: better), and at most by how much.
+
+    The second is the far end of the 95 % interval; the same as the first where there is none. None
+    if the metric is defined on no frame.
+    """
+    value, low, high = item.difference.value, item.difference.low, item.difference.high
+    if value is None:
+        return None
+    if item.metric.higher_is_better:
+        return -value, -(value if low is None else low)
+    return value, value if high is None else high
+
+
+def _undefined(item: _Named) -> Check:
+    """What nobody could measure is no reason to promote."""
+    return Check(
+        passed=False,
+        text=f"{item.metric.label} is defined on no frame of the {item.holdout} holdout",
     )
