@@ -206,16 +206,17 @@ app.add_typer(models_app)
 Models = Annotated[str, typer.Option(help="Folder of the models, or an fsspec URL.")]
 
 
-@app.command("retrain", epilog="Example: `prioritycut retrain retrain.yaml`")
+@app.command("retrain", epilog="Example: `prioritycut retrain retrain.yaml data=data budget=50000`")
 def retrain_verb(
     settings: Annotated[Path, typer.Argument(help="YAML file, see docs/retraining.md.")],
+    overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
     """Train on new clips, and promote the result if it is no worse; for a nightly schedule."""
     from prioritycut_ray.commands.retrain import retrain
 
     with _writing_to(settings):
-        retrain(settings, console)
+        retrain(settings, overrides or [], console)
 
 
 @models_app.command("list", epilog="Example: `prioritycut models list --models models`")

@@ -9,6 +9,7 @@ from prioritycut_ray.checkpoint import find_checkpoint
 from prioritycut_ray.config import Config, load_section
 from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.data.shards import read_index
+from prioritycut_ray.errors import UserError
 from prioritycut_ray.report import difference_text, estimate_text, render
 from prioritycut_ray.retraining.comparison import Comparison, compare
 from prioritycut_ray.retraining.gate import Verdict, judge
@@ -35,13 +36,14 @@ from prioritycut_ray.retraining.settings import RetrainSettings
 from prioritycut_ray.run_storage import RunStorage
 
 
-def retrain(file: Path, console: Console) -> RetrainReport | None:
+def retrain(file: Path, overrides: list[str], console: Console) -> RetrainReport | None:
     """Retrain the current model if there are new clips, and promote the result if it is no worse.
 
     Killed anywhere and run again, it ends with the same result.
 
     Args:
         file: YAML file of :class:`RetrainSettings`.
+        overrides: changes to it.
         console: where the steps are told.
 
     Returns:
@@ -51,9 +53,13 @@ def retrain(file: Path, console: Console) -> RetrainReport | None:
         LeaseHeld: another retraining is at work.
         UserError: something does not fit.
     """
-    settings = load_section(RetrainSettings, str(file))
+    settings = load_section(RetrainSettings, str(file), overrides)
     places = {key: absolute(getattr(settings, key)) for key in ("models", "data")}
     settings = settings.model_copy(update=places)
+    if "://" in settings.models:
+        raise UserError(
+            f"models={settings.models}: models live in a folder that all nodes see; give its path"
+        )
     models = RunStorage(settings.models)
     console.print(f"[1/6] lock of {models.url}", markup=False)
     with leased(models, settings.lease_seconds) as lease:
