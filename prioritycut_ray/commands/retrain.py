@@ -1,6 +1,7 @@
 """``prioritycut retrain``: the numbered steps, each told, each done once."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -34,6 +35,8 @@ from prioritycut_ray.retraining.notices import (
 from prioritycut_ray.retraining.registry import promote, read_current, run_folder
 from prioritycut_ray.retraining.settings import RetrainSettings
 from prioritycut_ray.run_storage import RunStorage
+
+Stored = TypeVar("Stored", bound=BaseModel)
 
 
 def retrain(file: Path, overrides: list[str], console: Console) -> RetrainReport | None:
@@ -85,13 +88,9 @@ def _make(models: RunStorage, job: Job, lease: Lease, console: Console) -> Retra
         )
         train_candidate(models, job, lease, _train)
         console.print(f"[4/6] comparing it with {job.current}", markup=False)
-        comparison = _stored(models, job, lease, EVALUATION, Comparison) or _compare(
-            models, job, lease
-        )
+        comparison = _stored(models, job, EVALUATION, Comparison) or _compare(models, job, lease)
         console.print("[5/6] deciding", markup=False)
-        verdict = _stored(models, job, lease, VERDICT, Verdict) or _judge(
-            models, job, lease, comparison
-        )
+        verdict = _stored(models, job, VERDICT, Verdict) or _judge(models, job, lease, comparison)
         reason = verdict.reason
         if verdict.promote:
             promote(models, lease, job.candidate, reason)
@@ -113,9 +112,8 @@ def _train(config: Config) -> Path:
     return train(config)
 
 
-def _stored(
-    models: RunStorage, job: Job, lease: Lease, name: str, kind: type[BaseModel]
-) -> BaseModel | None:
+def _stored(models: RunStorage, job: Job, name: str, kind: type[Stored]) -> Stored | None:
+    """What a step has left before this process began; None if it was not done yet."""
     path = f"{job.candidate}/{name}"
     return kind.model_validate_json(models.read(path)) if models.exists(path) else None
 
