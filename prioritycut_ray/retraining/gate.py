@@ -42,6 +42,18 @@ class _Named(NamedTuple):
     difference: Estimate
 
 
+def check_rules(metrics: Sequence[Metric], gate: Gate) -> None:
+    """Make sure that the gate can be asked about these metrics.
+
+    Raises:
+        UserError: a rule names a metric that is not measured.
+    """
+    known = [metric.key for metric in metrics]
+    for key in (gate.target, *gate.tolerances):
+        if key not in known:
+            raise UserError(f"gate: {key} is not measured; choose among {', '.join(known)}")
+
+
 def judge(differences: Differences, metrics: Sequence[Metric], gate: Gate) -> Verdict:
     """Decide on a candidate.
 
@@ -51,12 +63,10 @@ def judge(differences: Differences, metrics: Sequence[Metric], gate: Gate) -> Ve
         gate: the rules.
 
     Raises:
-        UserError: a rule names a metric that is not measured.
+        UserError: see :func:`check_rules`.
     """
+    check_rules(metrics, gate)
     known = {metric.key: metric for metric in metrics}
-    for key in (gate.target, *gate.tolerances):
-        if key not in known:
-            raise UserError(f"gate: {key} is not measured; choose among {', '.join(known)}")
     checks = [
         _regression(_Named(holdout, known[key], by_metric[key]), tolerance)
         for holdout, by_metric in differences.items()

@@ -23,6 +23,8 @@ from prioritycut_ray.checkpoint import (
 from prioritycut_ray.config import Config, apply_overrides, as_words, changed_keys, parse_config
 from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.evaluation import Measures, metrics_of
+from prioritycut_ray.retraining.gate import check_rules
 from prioritycut_ray.retraining.lease import Lease
 from prioritycut_ray.retraining.registry import (
     RUN,
@@ -101,7 +103,9 @@ def find_job(models: RunStorage, settings: RetrainSettings, lease: Lease) -> Job
         samples=read_samples(checkpoint) + settings.budget,
         begun=datetime.now(UTC),
     )
-    candidate_config(models, job)  # refuses wrong settings before anything is written
+    # Wrong settings are refused before anything is written.
+    candidate_config(models, job)
+    check_rules(metrics_of(Measures(settings.lpips, settings.faces)), settings.gate)
     if models.exists(f"{job.candidate}/{DONE}"):
         verdict = json.loads(models.read(f"{job.candidate}/{VERDICT}"))
         return NothingNew(
