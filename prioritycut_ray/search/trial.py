@@ -25,6 +25,7 @@ from prioritycut_ray.checkpoint import (
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation import Measures, evaluate_runs
+from prioritycut_ray.failures import RunFailed
 from prioritycut_ray.launch import launch
 from prioritycut_ray.metrics.aggregate import Estimate
 from prioritycut_ray.ray_tasks import map_tasks
@@ -156,7 +157,11 @@ def _evaluated(config: Config, run: Path, objective: Objective) -> Report:
     if stored.exists():
         return Report.model_validate_json(stored.read_text())
     if not has_checkpoint(run) or read_samples(find_checkpoint(run)) < config.train.samples:
-        launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
+        try:
+            launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
+        except RunFailed as failed:
+            # How to resume is for the search to say, not for the trial.
+            raise UserError(failed.summary) from failed
     checkpoint = find_checkpoint(run)
     evaluation, _ = evaluate_runs(
         [checkpoint],
