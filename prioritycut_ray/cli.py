@@ -43,7 +43,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the config as `dotted.key=value`.", metavar="KEY=VALUE"),
 ]
-Run = Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")]
+Run = Annotated[
+    str, typer.Argument(help="A run or one of its checkpoints: a folder, or an fsspec URL.")
+]
 
 
 @app.command(epilog="Example: `prioritycut quickstart --out quickstart`")
@@ -256,7 +258,7 @@ def evaluate_verb(
     run: Run,
     data: Data,
     compare: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(help="Another run to compare with the first; may be repeated."),
     ] = None,
     split: Annotated[str, typer.Option(help="Which clips.")] = "test",
@@ -482,6 +484,29 @@ def k8s_validate(
     from prioritycut_ray.commands import k8s
 
     k8s.validate(files, console)
+
+
+@app.command(
+    "doctor",
+    epilog="Example: `prioritycut doctor --address HEAD:6379 --storage s3://bucket/runs --data "
+    "s3://bucket/data`",
+)
+def doctor_verb(
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="HOST:PORT of the cluster's head; else Ray here."),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where runs would be written: a path or an fsspec URL.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A data set that nodes must read.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all checks as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Check this machine and every node of the cluster, and say how to fix what is found."""
+    from prioritycut_ray.commands.doctor import doctor
+
+    doctor(address=address, storage=storage, data=data, as_json=as_json, console=console)
 
 
 @app.command(

@@ -164,6 +164,14 @@ class DataConfig(Section):
     """Side of the square frames in pixels; the decoder takes multiples of 32."""
     num_repeats: Count = 75
     """Visits of every clip an epoch."""
+    pairs_per_visit: Count = 1
+    """Frame pairs, one after the other, from a clip that is opened: more are cheaper and alike."""
+    decoder: Literal["decord", "pyav"] = "decord"
+    """Library that reads frames of the shards; pyav where there is no decord (ARM)."""
+    cache_dir: str | None = None
+    """Folder on a local disk that keeps clips of a remote ``url``; null fetches them each time."""
+    cache_gb: Annotated[float, Field(gt=0)] = 20.0
+    """Gigabytes (10^9 bytes) that the cache may take; the oldest clips give way."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
     """Decoding processes beside each training worker; 0 decodes in the worker itself."""
     augment: AugmentConfig = AugmentConfig()
@@ -211,6 +219,13 @@ class TrainConfig(Section):
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
     keep_checkpoints: Count = 3
+    """So many of the newest are kept, ..."""
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    """... so many of those with the lowest ``best_metric``, ..."""
+    best_metric: str = "generator/perceptual"
+    """Any scalar that the run logs."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """... and those at multiples of so many steps; 0 = none."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts from the last checkpoint after deaths of workers, without progress in between."""
     grace_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -231,6 +246,7 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """The run's folder below ``storage``; the same name resumes."""
     storage: str = "runs"
+    """A folder that all nodes share, or an fsspec URL such as ``s3://bucket/runs``."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -238,6 +254,11 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    @property
+    def run(self) -> str:
+        """Path or URL of the run's folder."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

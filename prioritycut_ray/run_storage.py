@@ -22,6 +22,7 @@ import re
 import shutil
 import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -107,14 +108,18 @@ class RunStorage:
             return
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         partial.write_bytes(content)
         flush(partial)
         os.replace(partial, path)
         flush(path.parent)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file that must not be there yet; of several who try at once, one succeeds."""
+        """Write a file that must not be there yet.
+
+        Returns:
+            Whether it was written: of several who try at once, at most one succeeds.
+        """
         if self.local is None:
             try:
                 self.fs.pipe_file(self.path(name), content, mode="create")
@@ -125,15 +130,15 @@ class RunStorage:
             return True
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         partial.write_bytes(content)
         flush(partial)
         try:
             os.link(partial, path)  # whole at once, where open() would show an empty file first
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # another one's, or cleaned away by another
             return False
         finally:
-            partial.unlink()
+            partial.unlink(missing_ok=True)
         flush(path.parent)
         return True
 
@@ -362,6 +367,10 @@ def clean(lease: Lease) -> None:
         unfinished = storage.local is None and not storage.exists(f"{name}/{MANIFEST}")
         if name.startswith(".step_") or (_STEP_NAME.fullmatch(name) and unfinished):
             storage.remove(name)
+    for folder in ("attempts", "metrics"):
+        for name in storage.names(folder):
+            if name.startswith("."):
+                storage.remove(f"{folder}/{name}")
 
 
 def write_checkpoint(lease: Lease, step: int, write: Callable[[Path], None]) -> None:
@@ -402,6 +411,7 @@ def _staging(lease: Lease, step: int) -> Iterator[Path]:
 
 def _commit(lease: Lease, step: int, directory: Path) -> None:
     storage, name = lease.storage, STEP_FORMAT.format(step)
+    lease.check()
     if step in storage.steps():
         with tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch:
             try:

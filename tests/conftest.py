@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +61,37 @@ def shards(tmp_path_factory: pytest.TempPathFactory, puppet_videos: Path, local_
     out = tmp_path_factory.mktemp("packed") / "data"
     pack_videos([str(puppet_videos)], str(out), size=32)
     return out
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[dict[str, str]]:
+    """A real S3 API on this machine; gives the environment that leads s3:// there."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield environment
+    server.stop()
+
+
+@pytest.fixture
+def bucket(object_store: dict[str, str]) -> str:
+    """URL of a new bucket."""
+    import fsspec
+
+    url = f"s3://test-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(url)
+    return url
 
 
 @pytest.fixture

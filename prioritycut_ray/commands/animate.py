@@ -22,7 +22,7 @@ from prioritycut_ray.inference import default_device, to_tensor
 
 
 def animate(
-    run: Path, source: Path, driving: Path, out: Path, *, relative: bool, adapt_scale: bool
+    run: str | Path, source: Path, driving: Path, out: Path, *, relative: bool, adapt_scale: bool
 ) -> None:
     """Animate a source image by a driving video and write an mp4."""
     if out.suffix.lower() != ".mp4":

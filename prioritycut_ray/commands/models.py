@@ -1,10 +1,9 @@
 """``prioritycut models``."""
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
+from prioritycut_ray.checkpoint import has_checkpoint
 from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.retraining.gate import Verdict
@@ -73,11 +72,12 @@ def promote_model(url: str, model: str, name: str | None, console: Console) -> N
     models = RunStorage(absolute(url))
     with leased(models, LEASE_SECONDS) as lease:
         if model not in names_of(models):
-            if not Path(model).is_dir():
+            run = absolute(model)
+            if not has_checkpoint(run):
                 raise UserError(
                     f"{model}: neither one of the models in {models.url} nor the folder of a run"
                 )
-            run, model = Path(model).absolute(), name or Path(model).absolute().name
+            model = name or run.rstrip("/").rsplit("/", 1)[-1]
             adopt(models, lease, run, model)
         promote(models, lease, model, "by hand")
     console.print(f"{models.url}: {model} is current", markup=False)

@@ -6,11 +6,10 @@ from typing import TypeVar
 from pydantic import BaseModel
 from rich.console import Console
 
-from prioritycut_ray.checkpoint import find_checkpoint
+from prioritycut_ray.checkpoint import locate_checkpoint
 from prioritycut_ray.config import Config, load_section
 from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.data.shards import read_index
-from prioritycut_ray.errors import UserError
 from prioritycut_ray.report import difference_text, estimate_text, render
 from prioritycut_ray.retraining.comparison import Comparison, compare
 from prioritycut_ray.retraining.gate import Verdict, judge
@@ -59,10 +58,6 @@ def retrain(file: Path, overrides: list[str], console: Console) -> RetrainReport
     settings = load_section(RetrainSettings, str(file), overrides)
     places = {key: absolute(getattr(settings, key)) for key in ("models", "data")}
     settings = settings.model_copy(update=places)
-    if "://" in settings.models:
-        raise UserError(
-            f"models={settings.models}: models live in a folder that all nodes see; give its path"
-        )
     models = RunStorage(settings.models)
     console.print(f"[1/6] lock of {models.url}", markup=False)
     with leased(models, settings.lease_seconds) as lease:
@@ -106,7 +101,7 @@ def _make(models: RunStorage, job: Job, lease: Lease, console: Console) -> Retra
     return report
 
 
-def _train(config: Config) -> Path:
+def _train(config: Config) -> str:
     from prioritycut_ray.commands.train import train  # Ray is not started where nothing is trained
 
     return train(config)
@@ -123,7 +118,7 @@ def _compare(models: RunStorage, job: Job, lease: Lease) -> Comparison:
 
     comparison = compare(
         job.checkpoint,
-        find_checkpoint(run_folder(models, job.candidate)),
+        locate_checkpoint(run_folder(models, job.candidate)),
         job.settings,
         read_index(f"{models.url}/{job.candidate}"),
         read_index(f"{models.url}/{job.current}"),

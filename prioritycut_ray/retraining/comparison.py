@@ -1,7 +1,6 @@
 """Candidate against current model on the same held-out clips, paired, with intervals."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -49,8 +48,8 @@ class Comparison(BaseModel):
 
 
 def compare(
-    current: Path,
-    candidate: Path,
+    current: str,
+    candidate: str,
     settings: RetrainSettings,
     index: ClipIndex,
     seen: ClipIndex,
@@ -59,8 +58,8 @@ def compare(
     """Evaluate both on the same clips.
 
     Args:
-        current: checkpoint of the current model.
-        candidate: checkpoint of the candidate.
+        current: path or URL of the current model's checkpoint.
+        candidate: of the candidate's.
         settings: of the retraining.
         index: of the data set as the job has pinned it.
         seen: of the data set when the current model was made.

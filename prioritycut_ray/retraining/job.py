@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,7 +17,7 @@ from prioritycut_ray.checkpoint import (
     fork_checkpoint,
     has_checkpoint,
     read_config,
-    read_samples,
+    read_progress,
 )
 from prioritycut_ray.config import Config, apply_overrides, as_words, changed_keys, parse_config
 from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index
@@ -49,7 +48,7 @@ class Job(BaseModel):
     Attributes:
         candidate: its name.
         current: the model that it begins from, and is compared with.
-        checkpoint: of that model.
+        checkpoint: path or URL of that model.
         settings: of the retraining.
         new_clips: in the split that is trained on.
         samples: at which the candidate is done.
@@ -60,7 +59,7 @@ class Job(BaseModel):
 
     candidate: str
     current: str
-    checkpoint: Path
+    checkpoint: str
     settings: RetrainSettings
     new_clips: int
     samples: int
@@ -83,7 +82,7 @@ def find_job(models: RunStorage, settings: RetrainSettings, lease: Lease) -> Job
     if interrupted is not None:
         return interrupted
     name, checkpoint = current_model(models)
-    config = read_config(checkpoint)
+    config = read_config(find_checkpoint(checkpoint))
     index = read_index(settings.data)
     clips_of(index, settings.holdout)
     if config.data.split == settings.holdout:
@@ -100,7 +99,7 @@ def find_job(models: RunStorage, settings: RetrainSettings, lease: Lease) -> Job
         checkpoint=checkpoint,
         settings=settings,
         new_clips=len(fresh),
-        samples=read_samples(checkpoint) + settings.budget,
+        samples=read_progress(find_checkpoint(checkpoint)).samples + settings.budget,
         begun=datetime.now(UTC),
     )
     # Wrong settings are refused before anything is written.
@@ -153,7 +152,7 @@ def candidate_config(models: RunStorage, job: Job) -> Config:
         UserError: the settings change the networks.
     """
     settings, folder = job.settings, f"{models.url}/{job.candidate}"
-    before = read_config(job.checkpoint)
+    before = read_config(find_checkpoint(job.checkpoint))
     own = {
         "name": RUN,
         "storage": folder,
@@ -176,7 +175,7 @@ def candidate_config(models: RunStorage, job: Job) -> Config:
 
 
 def train_candidate(
-    models: RunStorage, job: Job, lease: Lease, train: Callable[[Config], Path]
+    models: RunStorage, job: Job, lease: Lease, train: Callable[[Config], str]
 ) -> None:
     """Step 3: warm start from the current model, train for the budget; resumes.
 
@@ -190,8 +189,8 @@ def train_candidate(
     run = run_folder(models, job.candidate)
     lease.check()
     if not has_checkpoint(run):
-        fork_checkpoint(job.checkpoint, config, run)
-    if read_samples(find_checkpoint(run)) < job.samples:
+        fork_checkpoint(find_checkpoint(job.checkpoint), config, run)
+    if read_progress(find_checkpoint(run)).samples < job.samples:
         train(config)
 
 

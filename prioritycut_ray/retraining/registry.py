@@ -16,7 +16,6 @@ The pointer is replaced in one piece: a reader sees the old or the new one.
 import hashlib
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -93,8 +92,8 @@ def read_current(models: RunStorage) -> Current | None:
     return current
 
 
-def current_model(models: RunStorage) -> tuple[str, Path]:
-    """Name and verified checkpoint of the current model.
+def current_model(models: RunStorage) -> tuple[str, str]:
+    """Name of the current model, and path or URL of its checkpoint.
 
     Raises:
         UserError: there is none, or it is not what was promoted.
@@ -111,7 +110,7 @@ def current_model(models: RunStorage) -> tuple[str, Path]:
             f"{models.url}/{entry.checkpoint}: is not the checkpoint that was promoted; roll back "
             "with `prioritycut models rollback`"
         )
-    return entry.model, find_checkpoint(Path(models.url) / entry.checkpoint)
+    return entry.model, f"{models.url}/{entry.checkpoint}"
 
 
 def promote(models: RunStorage, lease: Lease, model: str, reason: str) -> None:
@@ -171,7 +170,7 @@ def former_models(current: Current) -> list[str]:
     return list(dict.fromkeys(reversed(stack[:-1])))
 
 
-def adopt(models: RunStorage, lease: Lease, run: Path, model: str) -> None:
+def adopt(models: RunStorage, lease: Lease, run: str, model: str) -> None:
     """Take the newest checkpoint of a training run in as a model, with the index of its data.
 
     Raises:
@@ -187,9 +186,9 @@ def adopt(models: RunStorage, lease: Lease, run: Path, model: str) -> None:
     models.write(f"{model}/{INDEX_NAME}", index.model_dump_json(indent=1).encode())
 
 
-def run_folder(models: RunStorage, model: str) -> Path:
+def run_folder(models: RunStorage, model: str) -> str:
     """Where a model was trained."""
-    return Path(models.url) / model / RUN
+    return f"{models.url}/{model}/{RUN}"
 
 
 def names_of(models: RunStorage) -> list[str]:

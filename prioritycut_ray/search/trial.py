@@ -20,7 +20,7 @@ from prioritycut_ray.checkpoint import (
     find_checkpoint,
     fork_checkpoint,
     has_checkpoint,
-    read_samples,
+    read_progress,
 )
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
@@ -86,7 +86,7 @@ def run_trial(parameters: dict[str, Any], *, plan: Plan) -> None:
     config = trial_config(plan.base, plan.search, parameters, name, plan.runs)
     run = Path(config.storage) / name
     if pointer is not None and pointer.run != name:
-        fork_checkpoint(pointer.checkpoint, config, run)
+        fork_checkpoint(pointer.checkpoint, config, str(run))
     done = pointer.samples if pointer else 0
     for samples in boundaries(config, plan.search.reports):
         if samples <= done:
@@ -151,12 +151,17 @@ class Report(BaseModel):
         }
 
 
+def _samples(run: Path) -> int:
+    """Frame pairs that a run's newest checkpoint has seen."""
+    return read_progress(find_checkpoint(run)).samples
+
+
 def _evaluated(config: Config, run: Path, objective: Objective) -> Report:
     """Train up to a report and evaluate; what was done before is not done again."""
     stored = run / "reports" / f"{config.train.samples:09d}.json"
     if stored.exists():
         return Report.model_validate_json(stored.read_text())
-    if not has_checkpoint(run) or read_samples(find_checkpoint(run)) < config.train.samples:
+    if not has_checkpoint(run) or _samples(run) < config.train.samples:
         try:
             launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
         except RunFailed as failed:
@@ -164,7 +169,7 @@ def _evaluated(config: Config, run: Path, objective: Objective) -> Report:
             raise UserError(failed.summary) from failed
     checkpoint = find_checkpoint(run)
     evaluation, _ = evaluate_runs(
-        [checkpoint],
+        [str(checkpoint)],
         config.data.url,
         split=objective.split,
         measures=Measures(objective.lpips, objective.faces),

@@ -56,7 +56,7 @@ def test_the_pointer_keeps_its_history(models: RunStorage) -> None:
     assert history(models) == ["a", "b", "c"]
     name, checkpoint = current_model(models)
     assert name == "c"
-    assert checkpoint == Path(models.url, "c", "run", "step_0000001")
+    assert checkpoint == f"{models.url}/c/run/step_0000001"
     current = read_current(models)
     assert current is not None
     assert [entry.reason for entry in current.history] == [f"because {name}" for name in "abc"]
