@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from prioritycut_ray.data.packing import append_videos, pack_videos
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.video import write_video
 from prioritycut_ray.retraining.lease import leased
+from prioritycut_ray.retraining.registry import read_current
 from prioritycut_ray.run_storage import RunStorage
 from prioritycut_ray.state import new_state
 from tests.conftest import TINY, Result, assert_one_line
@@ -210,6 +212,30 @@ def test_an_improvement_is_promoted_once_and_told(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_models_may_live_in_a_bucket(
+    project: Project, tmp_path: Path, bucket: str, object_store: dict[str, str]
+) -> None:
+    """Ray's workers must know the bucket's credentials, so the command has a Ray of its own."""
+    project.append("new", range(40, 43), puppet)
+    models = f"{bucket}/models"
+    settings = project.settings(models=models)
+    for words in (
+        ["models", "promote", str(project.folder / "first"), "--models", models],
+        ["retrain", settings],
+    ):
+        driver = start(words, tmp_path / "said.txt", object_store)
+        try:
+            assert driver.wait(600) == 0, (tmp_path / "said.txt").read_text()
+        finally:
+            end(driver)
+    current = read_current(RunStorage(models))
+    assert current is not None
+    assert [entry.model for entry in current.history] == ["first", current.model]
+    assert RunStorage(f"{models}/{current.model}/run").steps() == [4]
+
+
+@pytest.mark.slow
 def test_poisoned_clips_are_refused_and_not_tried_again(
     project: Project, prioritycut: Prioritycut
 ) -> None:
@@ -261,7 +287,7 @@ def test_killed_at_every_step_and_run_again_it_ends_the_same(
     for step in range(1, 7):
         kill_at(f"[{step}/6]", settings, tmp_path / f"said{step}.txt")
     said = tmp_path / "said.txt"
-    driver = start(settings, said)
+    driver = start(["retrain", settings], said)
     try:
         assert driver.wait(900) == 0, said.read_text()
     finally:
@@ -276,20 +302,23 @@ def test_killed_at_every_step_and_run_again_it_ends_the_same(
     assert steps[-1] == "step_0000004", "a budget of 16 frame pairs in batches of 4"
 
 
-def start(settings: str, said: Path) -> subprocess.Popen[bytes]:
+def start(
+    words: list[str], said: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
     code = "from prioritycut_ray.cli import main; main()"
     with said.open("w") as file:
         return subprocess.Popen(
-            [sys.executable, "-c", code, "retrain", settings],
+            [sys.executable, "-c", code, *words],
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **environment},
         )
 
 
 def kill_at(line: str, settings: str, said: Path) -> None:
     """Start a retraining and kill it, and all that it started, when it has said a line."""
-    driver = start(settings, said)
+    driver = start(["retrain", settings], said)
     try:
         deadline = time.monotonic() + 600
         while line not in said.read_text():
