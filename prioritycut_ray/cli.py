@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from prioritycut_ray.config import dump_config, load_config
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import DiskFull, UserError
 
 app = typer.Typer(
     name="prioritycut",
@@ -175,7 +175,8 @@ def train_verb(
         return
     from prioritycut_ray.commands.train import train
 
-    run = train(resolved)
+    with _writing_to(resolved.run):
+        run = train(resolved)
     console.print(f"Run:  {run}", f"Look: tensorboard --logdir {run}", sep="\n")
 
 
@@ -539,7 +540,7 @@ def _writing_to(place: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise UserError(
+            raise DiskFull(
                 f"{place}: no space left on its disk; free some and run the same command again"
             ) from error
         raise

@@ -69,6 +69,7 @@ _PATIENCE_WITH_PEERS_S = 5.0
 """A rank that lost its peers waits so long, for the dead one's own story to come first."""
 _HANG_MARGIN_S = 30.0
 """The collectives of the other ranks time out first; what is still then ends itself."""
+_SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BEFORE_WAITING_IS_TOLD = 60.0
 
 
@@ -321,27 +322,26 @@ def _report(
 
     Ray calls what it is told to "upload" by in a thread of its own, and keeps reports in order.
     """
-    checkpoint = committed = None
-    if state is not None and writer is not None:
-        writer.wait()  # before the copy: there are at most two states in memory
-        name = STEP_FORMAT.format(state.step)
-        write = partial(write_snapshot, take_snapshot(state, config, data))
-        written = writer.save(state.step, metrics, write)
-        rays = ray.train.get_context().get_storage()
-        checkpoint = Checkpoint(
-            rays.build_checkpoint_path_from_name(name), filesystem=rays.storage_filesystem
-        )
+    report = partial(
+        ray.train.report, dict(metrics), checkpoint_upload_mode=CheckpointUploadMode.ASYNC
+    )
+    if state is None or writer is None:
+        report()
+        return
+    writer.wait()  # before the copy: there are at most two states in memory
+    write = partial(write_snapshot, take_snapshot(state, config, data))
+    written = writer.save(state.step, metrics, write)
 
-        def committed(checkpoint: Checkpoint, name: str) -> Checkpoint:
-            written.result()
-            return checkpoint
+    def committed(checkpoint: Checkpoint, name: str) -> Checkpoint:
+        written.result()
+        return checkpoint
 
-    ray.train.report(
-        dict(metrics),
-        checkpoint=checkpoint,
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=False,
+    rays = ray.train.get_context().get_storage()
+    path = rays.build_checkpoint_path_from_name(STEP_FORMAT.format(state.step))
+    report(
+        checkpoint=Checkpoint(path, filesystem=rays.storage_filesystem),
         checkpoint_upload_fn=committed,
+        delete_local_checkpoint_after_upload=False,
     )
 
 
@@ -460,19 +460,22 @@ def _deliver(monitor: Any, on_progress: Progress, on_warning: Callable[[str], No
 
 
 class _Waiting:
-    """Says it when no worker has run for a while: the cluster may be too small now."""
+    """Says it when no worker has run for a minute: the cluster may be too small now."""
 
     def __init__(self, config: Config, on_warning: Callable[[str], None]) -> None:
         self._config, self._on_warning = config, on_warning
-        self._since = time.monotonic()
+        self._heard = self._looked = time.monotonic()
 
     def look(self, monitor: Any) -> None:
-        """To be called often; asks the monitor only after a quiet minute."""
+        """To be called often; asks the monitor every few seconds."""
         now = time.monotonic()
-        if now - self._since < _SECONDS_BEFORE_WAITING_IS_TOLD:
+        if now - self._looked < _SECONDS_BETWEEN_LOOKS:
             return
-        self._since = now
-        if not ask(monitor.heard.remote(), {"unknown": None}):
+        self._looked = now
+        if ask(monitor.heard.remote(), {"unknown": None}):
+            self._heard = now
+        elif now - self._heard > _SECONDS_BEFORE_WAITING_IS_TOLD:
+            self._heard = now
             free = ray.available_resources().get("CPU", 0)
             train = self._config.train
             self._on_warning(

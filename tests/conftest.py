@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import fsspec
 import pytest
 from rich.console import Console
 
 from prioritycut_ray import cli
 from prioritycut_ray.config import Config, load_config
+from tests.s3_server import S3, s3_server
 
 TINY = Path(__file__).parent / "data" / "tiny.yaml"
 
@@ -64,34 +66,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory, puppet_videos: Path, local_
 
 
 @pytest.fixture(scope="session")
-def object_store() -> Iterator[dict[str, str]]:
-    """A real S3 API on this machine; gives the environment that leads s3:// there."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+def server() -> Iterator[S3]:
+    """A real S3 API on this machine, where s3:// leads to; one for all: clients are kept."""
+    with s3_server() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.variables.items():
             patch.setenv(name, value)
-        yield environment
-    server.stop()
+        yield running
 
 
 @pytest.fixture
-def bucket(object_store: dict[str, str]) -> str:
+def bucket(server: S3) -> str:
     """URL of a new bucket."""
-    import fsspec
-
-    url = f"s3://test-{uuid.uuid4().hex}"
-    fsspec.filesystem("s3").mkdir(url)
-    return url
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"
 
 
 @pytest.fixture

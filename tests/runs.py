@@ -26,7 +26,7 @@ STEPS = 24
 BATCH = 4
 WORDS = [
     f"train.samples={BATCH * STEPS}",
-    "train.log_every=1",
+    "train.log_every=5",  # a report takes a second or two
     "train.image_every=1000",
     "train.checkpoint_every=5",
     "train.max_failures=3",
@@ -179,7 +179,7 @@ def _exists(kill: Callable[[int, int], None], number: int) -> bool:
     return True
 
 
-def assert_same_weights(run: Path, other: Path) -> None:
+def assert_same_weights(run: Path, other: str | Path) -> None:
     """The last checkpoints of two runs are of one step and equal bit for bit."""
     expected, found = find_checkpoint(run), find_checkpoint(other)
     assert found.name == expected.name

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import multiprocessing
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.trainer import prepare, training_batches
 from prioritycut_ray.worker import Worker
 from tests.clip_sets import CLIPS, clip_member, damage, member, write_members, write_set
-from tests.s3_server import S3, s3_server
+from tests.s3_server import S3
 
 # torch warns of more workers than cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -134,21 +133,9 @@ def test_crash_of_the_decoder_names_the_clip(tiny: Config, tmp_path: Path, caplo
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    with s3_server() as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(server: S3, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a new bucket; this process and those forked from it may use it."""
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    fsspec.filesystem("s3").mkdir(name)
-    return f"s3://{name}"
 
 
 def test_object_store_gives_the_same_order_through_a_cache(

@@ -23,10 +23,11 @@ from prioritycut_ray.checkpoint import find_checkpoint, read_config
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.video import frames_upright
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.launch import launch
+from prioritycut_ray.launch import check_resumable, launch
 from prioritycut_ray.quickstart import run_quickstart
 from prioritycut_ray.run_storage import verify
 from tests.conftest import TINY
+from tests.s3_server import S3
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
@@ -164,7 +165,7 @@ def test_a_run_in_an_object_store(
     puppet_videos: Path,
     trained: Trained,
     bucket: str,
-    object_store: dict[str, str],
+    server: S3,
     tmp_path: Path,
 ) -> None:
     """Trained in two halves, evaluated and animated from there, by processes that know its keys."""
@@ -189,12 +190,12 @@ animate(run, source, driving, out / "animation.mp4", relative=True, adapt_scale=
 """
     environment = {
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": object_store}}),
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": server.variables}}),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env=os.environ | object_store | environment,
+        env=os.environ | server.variables | environment,
         timeout=280,
         start_new_session=True,
         capture_output=True,
@@ -223,6 +224,11 @@ def test_another_configuration_does_not_resume(shards: Path, trained: Trained) -
     config = configured(shards, trained.run.parent, "optim.lr=1e-5")
     with pytest.raises(UserError, match=r"optim\.lr.*name="):
         launch(config, lambda metrics: None, print)
+
+
+def test_other_data_does_not_resume(trained: Trained) -> None:
+    with pytest.raises(UserError, match=r"trained on other clips.*data\.url=.*another name="):
+        check_resumable(trained.config, "0" * 64)
 
 
 def test_more_workers_than_cpus_is_an_error_not_a_wait(shards: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def a_trained_state(config: Config) -> TrainState:
     state.discriminator_optimizer.step()
     for buffer in state.animator.buffers():
         buffer += 1
+    state.remember_buffers(state.animator)
     state.ema.update_parameters(state.animator)
     state.step, state.samples, state.skipped = 3, 12, 1
     return state
@@ -50,6 +51,16 @@ def tensors(state: TrainState) -> dict[str, torch.Tensor]:
     return found
 
 
+def good_buffers(state: TrainState) -> dict[str, list[torch.Tensor]]:
+    """What the networks' batch statistics are put back to after a bad update."""
+    found = {}
+    for name in ("animator", "discriminator"):
+        module = getattr(state, name)
+        state.restore_buffers(module)
+        found[name] = [buffer.clone() for buffer in module.buffers()]
+    return found
+
+
 def test_a_state_comes_back_bit_for_bit(tiny: Config, tmp_path: Path) -> None:
     saved = a_trained_state(tiny)
     save_checkpoint(saved, tiny, tmp_path / "step_0000003")
@@ -60,6 +71,20 @@ def test_a_state_comes_back_bit_for_bit(tiny: Config, tmp_path: Path) -> None:
     for name in expected:
         assert torch.equal(expected[name], got[name]), name
     assert (restored.step, restored.samples, restored.skipped) == (3, 12, 1)
+    for name, buffers in good_buffers(saved).items():
+        assert all(map(torch.equal, buffers, good_buffers(restored)[name])), name
+
+
+def test_moments_come_back_in_the_layout_of_their_parameters(tiny: Config, tmp_path: Path) -> None:
+    """Fused Adam walks through both as they lie in memory."""
+    state = a_trained_state(tiny)
+    save_checkpoint(state, tiny, tmp_path)
+    restored = new_state(tiny, CPU)
+    load_checkpoint(restored, tmp_path)
+    for optimizer in (restored.animator_optimizer, restored.discriminator_optimizer):
+        for parameter, moments in optimizer.state.items():
+            assert moments["exp_avg"].stride() == parameter.stride()
+            assert moments["exp_avg_sq"].stride() == parameter.stride()
 
 
 def test_weights_and_config_are_readable_without_the_project(tiny: Config, tmp_path: Path) -> None:
