@@ -177,7 +177,10 @@ def adopt(models: RunStorage, lease: Lease, run: str, model: str) -> None:
         UserError: there is a model of that name, no checkpoint, or no data set any more.
     """
     if models.exists(f"{model}/{INDEX_NAME}"):
-        raise UserError(f"{models.url}/{model}: there is such a model; give another --name")
+        raise UserError(
+            f"{models.url}/{model}: there is such a model; promote it by its name, {model}, or give "
+            "the run another --name"
+        )
     source = find_checkpoint(run)
     config = read_config(source)
     index = read_index(config.data.url)
