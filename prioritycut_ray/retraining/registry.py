@@ -178,7 +178,7 @@ def adopt(models: RunStorage, lease: Lease, run: str, model: str) -> None:
     """
     if models.exists(f"{model}/{INDEX_NAME}"):
         raise UserError(
-            f"{models.url}/{model}: there is such a model; promote it by its name, {model}, or give "
+            f"{models.url}/{model}: there is such a model; promote it by that name, or give "
             "the run another --name"
         )
     source = find_checkpoint(run)
