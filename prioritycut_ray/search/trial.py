@@ -85,12 +85,12 @@ def run_trial(parameters: dict[str, Any], *, plan: Plan) -> None:
     name = _run_name(trial, parameters, pointer)
     config = trial_config(plan.base, plan.search, parameters, name, plan.runs)
     run = Path(config.storage) / name
-    if pointer is not None and pointer.run != name:
-        fork_checkpoint(pointer.checkpoint, config, str(run))
     done = pointer.samples if pointer else 0
-    for samples in boundaries(config, plan.search.reports):
-        if samples <= done:
-            continue
+    ahead = [at for at in boundaries(config, plan.search.reports) if at > done]
+    # Ray changes the worst of a population once more when all have ended: nothing is ahead then.
+    if ahead and pointer is not None and pointer.run != name:
+        fork_checkpoint(pointer.checkpoint, config, str(run))
+    for samples in ahead:
         until = config.model_copy(
             update={"train": config.train.model_copy(update={"samples": samples})}
         )
