@@ -300,6 +300,24 @@ def test_after_kill_9_of_the_driver_resume_loses_no_result_and_repeats_none(
     assert json.loads(stored.read_text())["estimates"]["l1"]["value"] == float(rows[0]["l1"])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_sigterm_ends_the_search_in_order(shards: Path, tmp_path: Path) -> None:
+    search = prepare(tmp_path, shards, HALVING)
+    said = tmp_path / "said.txt"
+    with said.open("w") as file:
+        driver = start_driver(search, file)
+    try:
+        wait_until(lambda: "optim.lr=" in said.read_text(), 600)
+        driver.terminate()
+        assert driver.wait(300) == 75, said.read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait(60)
+    assert "--resume goes on" in said.read_text().splitlines()[-1]
+
+
 def start_driver(search: Search, output: Any, *options: str) -> subprocess.Popen[bytes]:
     code = "from prioritycut_ray.cli import main; main()"
     words = ["tune", str(search.file), *search.words, *options]
