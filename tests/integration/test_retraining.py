@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -100,28 +99,24 @@ def white(seed: int) -> Any:
     return [np.full((32, 32, 3), 255, np.uint8)] * 8
 
 
-@pytest.fixture(scope="module")
-def begun(
-    tmp_path_factory: pytest.TempPathFactory, puppet_videos: Path, local_ray: None
-) -> Project:
-    """Packed once: three clips to train, two held out."""
-    folder = tmp_path_factory.mktemp("project")
+def begin(folder: Path, puppet_videos: Path) -> Project:
     project = Project(folder)
     videos = sorted(puppet_videos.glob("*.mp4"))[:5]
     lines = [f"{v},{v.stem},{'val' if i > 2 else 'train'}" for i, v in enumerate(videos)]
     (folder / "clips.csv").write_text("\n".join(["file,identity,split", *lines]))
     pack_videos([str(folder / "clips.csv")], project.data, size=32)
+    config = load_config(str(TINY), [f"data.url={project.data}"])
+    save_checkpoint(
+        new_state(config, torch.device("cpu")), config, folder / "first" / "step_0000000"
+    )
     return project
 
 
 @pytest.fixture
-def project(begun: Project, tmp_path: Path, prioritycut: Prioritycut) -> Project:
-    project = Project(tmp_path)
-    shutil.copytree(begun.data, project.data)
-    config = load_config(str(TINY), [f"data.url={project.data}"])
-    save_checkpoint(
-        new_state(config, torch.device("cpu")), config, tmp_path / "first" / "step_0000000"
-    )
+def project(
+    tmp_path: Path, puppet_videos: Path, local_ray: None, prioritycut: Prioritycut
+) -> Project:
+    project = begin(tmp_path, puppet_videos)
     promoted = prioritycut("models", "promote", "first", "--models", str(project.models))
     assert promoted.returncode == 0, promoted.stderr
     return project
@@ -164,19 +159,22 @@ def test_without_a_current_model_the_way_to_one_is_told(
     assert_one_line(done, "no current model", "models promote RUN")
 
 
-def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(
-    project: Project, prioritycut: Prioritycut
-) -> None:
-    project.append("new", range(40, 42), puppet)
-    for changes, words in [
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
         ({"budgte": 3}, ["unknown key 'budgte'", "budget"]),
         ({"holdout": "train"}, ["holdout=train", "trained on that split"]),
         ({"holdout": "nope"}, ["nope"]),
         ({"set": {"model.num_keypoints": 5}}, ["model.num_keypoints", "another network"]),
         ({"set": {"optim.rl": 5}}, ["optim.rl", "optim.lr"]),
         ({"gate": {"target": "l2"}}, ["gate", "l2", "l1"]),
-    ]:
-        assert_one_line(prioritycut("retrain", project.settings(**changes)), *words)
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(
+    project: Project, prioritycut: Prioritycut, changes: dict[str, Any], words: list[str]
+) -> None:
+    project.append("new", range(40, 42), puppet)
+    assert_one_line(prioritycut("retrain", project.settings(**changes)), *words)
     assert {path.name for path in project.models.iterdir()} == {"current.json", "first", "lease"}
 
 
