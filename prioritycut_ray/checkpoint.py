@@ -12,9 +12,9 @@ Batch statistics to fall back to after a bad update are, between steps, those of
 
 import functools
 import hashlib
-import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,14 @@ from torch.optim import Adam
 from prioritycut_ray.config import Config, dump_config, parse_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import Animator
-from prioritycut_ray.run_storage import MANIFEST, RunStorage, seal, verify
+from prioritycut_ray.run_storage import (
+    MANIFEST,
+    RunStorage,
+    claim,
+    seal,
+    verify,
+    write_checkpoint,
+)
 from prioritycut_ray.state import TrainState, build_animator
 from prioritycut_ray.tensor_files import read_tensors
 
@@ -120,34 +127,34 @@ def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
     seal(directory)
 
 
-def fork_checkpoint(source: Path, config: Config, run: Path) -> Path:
+def fork_checkpoint(source: Path, config: Config, run: str) -> None:
     """Let a run of another configuration begin where a checkpoint of the same networks stands.
 
-    Networks, averages, optimisers and counters are taken over. The copy appears whole or not at
-    all; one that is there already is kept.
+    Networks, averages, optimisers and counters are taken over; the data may be other. A run that
+    has a checkpoint of that step is left as it is.
 
     Args:
         source: directory of the checkpoint.
         config: of the run that begins.
-        run: its folder.
-
-    Returns:
-        The checkpoint of the new run.
+        run: its folder, a path or any fsspec URL.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    directory = run / source.name
-    if directory.exists():
-        return directory
     verify(source)
-    partial = run / f".{source.name}.fork"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(MANIFEST))
-    (partial / "config.yaml").write_text(dump_config(config))
-    seal(partial)
-    os.replace(partial, directory)
-    return directory
+    storage, progress = RunStorage(run), read_progress(source)
+    if progress.step in storage.steps():
+        return
+
+    def write(directory: Path) -> None:
+        shutil.copytree(
+            source, directory, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
+        )
+        (directory / "config.yaml").write_text(dump_config(config))
+        begun = progress.model_copy(update={"data": ""})
+        (directory / "progress.json").write_text(begun.model_dump_json(indent=1))
+
+    write_checkpoint(claim(storage, uuid.uuid4().hex, first=True), progress.step, write)
 
 
 def load_checkpoint(state: TrainState, directory: Path) -> None:

@@ -202,6 +202,58 @@ def tune_verb(
         tune(search, overrides or [], smoke=smoke, resume=resume, console=console)
 
 
+models_app = typer.Typer(
+    name="models", help="Show, promote and roll back models.", no_args_is_help=True
+)
+app.add_typer(models_app)
+Models = Annotated[str, typer.Option(help="Folder of the models, or an fsspec URL.")]
+
+
+@app.command("retrain", epilog="Example: `prioritycut retrain retrain.yaml data=data budget=50000`")
+def retrain_verb(
+    settings: Annotated[Path, typer.Argument(help="YAML file, see docs/retraining.md.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Train on new clips, and promote the result if it is no worse; for a nightly schedule."""
+    from prioritycut_ray.commands.retrain import retrain
+
+    with _writing_to(settings):
+        retrain(settings, overrides or [], console)
+
+
+@models_app.command("list", epilog="Example: `prioritycut models list --models models`")
+def models_list(models: Models = "models", debug: Debug = False) -> None:
+    """Show all models, and which one is current."""
+    from prioritycut_ray.commands.models import list_models
+
+    list_models(models, console)
+
+
+@models_app.command("promote", epilog="Example: `prioritycut models promote runs/vox`")
+def models_promote(
+    model: Annotated[str, typer.Argument(help="One of the models, or the folder of a run.")],
+    models: Models = "models",
+    name: Annotated[
+        str | None, typer.Option(help="Of the model that a run becomes; the run's own otherwise.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a model current by hand; the first one comes from a training run."""
+    from prioritycut_ray.commands.models import promote_model
+
+    with _writing_to(models):
+        promote_model(models, model, name, console)
+
+
+@models_app.command("rollback", epilog="Example: `prioritycut models rollback`")
+def models_rollback(models: Models = "models", debug: Debug = False) -> None:
+    """Make the model current again that was so before this one."""
+    from prioritycut_ray.commands.models import roll_back
+
+    roll_back(models, console)
+
+
 @app.command("evaluate", epilog="Example: `prioritycut evaluate runs/vox data --split test`")
 def evaluate_verb(
     run: Run,

@@ -154,6 +154,12 @@ class DataConfig(Section):
     url: str = "data"
     """Folder of ``prioritycut shard``, a path or an fsspec URL."""
     split: str = "train"
+    index: str | None = None
+    """Folder whose ``index.json`` says which clips there are; that of ``url`` unless given."""
+    known: str | None = None
+    """Folder with the ``index.json`` of clips that an earlier model has seen; see ``replay``."""
+    replay: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of samples that is drawn from clips in ``known``; the others are new ones."""
     size: Annotated[int, Field(ge=32, multiple_of=32)] = 256
     """Side of the square frames in pixels; the decoder takes multiples of 32."""
     num_repeats: Count = 75

@@ -39,3 +39,9 @@ class DiskFull(UserError):
     """No space left where the run writes."""
 
     exit_code = 73
+
+
+class LeaseHeld(UserError):
+    """Another process is at work where this one wanted to be."""
+
+    exit_code = 78

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from prioritycut_ray.checkpoint import load_animator, local_copy, locate_checkpoint, read_config
-from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
+from prioritycut_ray.data.shards import Clip, ClipIndex, clips_of, read_clip, read_index
 from prioritycut_ray.data.video import decoder_version, read_all
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference import default_device, reconstruct
@@ -258,6 +258,7 @@ def evaluate_runs(
     measures: Measures,
     mapper: Mapper,
     on_clip: Callable[[int, int, str], None],
+    index: ClipIndex | None = None,
 ) -> tuple[Evaluation, FrameTable]:
     """Rebuild every clip of a split from its first frame by every run, and score it.
 
@@ -269,12 +270,13 @@ def evaluate_runs(
         measures: what is measured.
         mapper: ``map``, or one that uses other processes.
         on_clip: called after each clip with how many are done, of how many, and its key.
+        index: says which clips there are, if it is not that of the data set.
 
     Raises:
         UserError: no usable checkpoint, no such data or split, or no clip could be decoded.
     """
     checkpoints = dict(zip(names_of(runs), map(locate_checkpoint, runs), strict=True))
-    index = read_index(data)
+    index = index or read_index(data)
     clips = clips_of(index, split)
     metrics = metrics_of(measures)
     groups: dict[int, list[str]] = {}

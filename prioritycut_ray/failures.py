@@ -99,11 +99,16 @@ class RunEnded(Exception):
 
 
 class RunFailed(UserError):
-    """A run that ended before its time, explained; exits with the code of its kind."""
+    """A run that ended before its time, explained; exits with the code of its kind.
 
-    def __init__(self, message: str, kind: Kind) -> None:
-        super().__init__(message, kind)
+    Attributes:
+        summary: what happened, without the way to resume.
+    """
+
+    def __init__(self, message: str, kind: Kind, summary: str) -> None:
+        super().__init__(message, kind, summary)
         self.exit_code = int(kind)
+        self.summary = summary
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -320,4 +325,4 @@ def explain(name: str, failure: Failure, last_checkpoint: str) -> RunFailed:
         f"last checkpoint: {last_checkpoint}",
         f"resume with: {resume_command()}",
     ]
-    return RunFailed("; ".join(parts), failure.kind)
+    return RunFailed("; ".join(parts), failure.kind, parts[0])

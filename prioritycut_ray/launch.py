@@ -91,7 +91,7 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
         UserError: the data, the configuration or an older run of this name does not fit.
         RunFailed: the run ended before its time; says why and how to resume.
     """
-    index = read_index(config.data.url)
+    index = read_index(config.data.index or config.data.url)
     clips_of(index, config.data.split)
     if has_checkpoint(config.run):
         check_resumable(config, index.fingerprint)
@@ -259,7 +259,7 @@ def _train_on_worker(arguments: dict[str, Any]) -> None:
     logging.getLogger("prioritycut_ray").addHandler(_ForwardWarnings(monitor, worker.rank))
     record_crashes()
 
-    index = read_index(config.data.url)
+    index = read_index(config.data.index or config.data.url)
     with tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch:
         patience = config.train.collective_timeout_s + _HANG_MARGIN_S
         with Heart(monitor, pulse, worker.rank, patience):

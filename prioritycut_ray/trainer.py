@@ -13,7 +13,7 @@ from prioritycut_ray.checkpoint import load_checkpoint
 from prioritycut_ray.config import Config, DataConfig
 from prioritycut_ray.data.augment import augment
 from prioritycut_ray.data.cache import ClipCache
-from prioritycut_ray.data.shards import ClipIndex, is_local
+from prioritycut_ray.data.shards import ClipIndex, is_local, read_index
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
@@ -153,6 +153,8 @@ def training_batches(
         pairs_per_visit=data.pairs_per_visit,
         decoder=data.decoder,
         cache=clip_cache(data),
+        known=None if data.known is None else read_index(data.known),
+        replay=data.replay,
     )
     steps = math.ceil(options.samples / options.batch_size)
     return batches(

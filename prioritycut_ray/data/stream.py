@@ -91,6 +91,8 @@ class FramePairs:
         pairs_per_visit: int = 1,
         decoder: str = DEFAULT_DECODER,
         cache: ClipCache | None = None,
+        known: ClipIndex | None = None,
+        replay: float = 0.0,
     ) -> None:
         """Describe the stream; no shard is opened yet.
 
@@ -100,10 +102,12 @@ class FramePairs:
             split: which clips to use.
             size: side of the frames in pixels; best the size that the clips were packed at.
             seed: 0 or more.
-            num_repeats: how often an epoch visits each clip.
+            num_repeats: how often an epoch visits each clip, on average.
             pairs_per_visit: samples in a row from one clip, for one fetch and one opening of it.
             decoder: ``decord`` or ``pyav``.
             cache: where clips of a remote data set are kept.
+            known: clips that an earlier model has seen; None treats all clips alike.
+            replay: share of an epoch that shows known clips; the rest shows new ones.
 
         Raises:
             UserError: if the split has no clips, or the decoder or the cache cannot be used.
@@ -120,6 +124,7 @@ class FramePairs:
         self.decoder = decoder
         self.cache = cache
         self.entropy = (seed, int(index.fingerprint[:32], 16))
+        self._visits = None if known is None else _visits(self.clips, known, num_repeats, replay)
 
     @property
     def epoch_length(self) -> int:
@@ -131,7 +136,7 @@ class FramePairs:
         visits = len(self.clips) * self.num_repeats
         epoch, position = divmod(number // self.pairs_per_visit, visits)
         order = _epoch_order(self.entropy, epoch, visits)
-        clips = _next_distinct(order, position, len(self.clips))
+        clips = _next_distinct(order, position, len(self.clips), self._visits)
         rng = _generator(self.entropy, "sample", number)
         first, second = rng.random(2).tolist()
         return Draw(clips, (first, second), int(rng.integers(2**63)))
@@ -310,11 +315,28 @@ def _epoch_order(entropy: tuple[int, int], epoch: int, length: int) -> NDArray[n
     return _generator(entropy, "epoch", epoch).permutation(length)
 
 
-def _next_distinct(order: NDArray[np.int64], position: int, clips: int) -> list[int]:
+def _visits(
+    clips: Sequence[Clip], known: ClipIndex, num_repeats: int, replay: float
+) -> NDArray[np.int64]:
+    """Which clip each place of an epoch shows: known and new ones in turn, by their shares."""
+    seen = {(clip.key, clip.sha256) for clip in known.clips}
+    old = [place for place, clip in enumerate(clips) if (clip.key, clip.sha256) in seen]
+    new = [place for place in range(len(clips)) if place not in set(old)]
+    length = len(clips) * num_repeats
+    if not old or not new:
+        return np.resize(np.array(old or new), length)
+    replayed = round(length * replay)
+    return np.concatenate([np.resize(old, replayed), np.resize(new, length - replayed)])
+
+
+def _next_distinct(
+    order: NDArray[np.int64], position: int, clips: int, visits: NDArray[np.int64] | None
+) -> list[int]:
     """List the clip at a position, and the next other ones: those that may stand in for it."""
     found: list[int] = []
     for step in range(len(order)):
-        clip = int(order[(position + step) % len(order)]) % clips
+        place = int(order[(position + step) % len(order)])
+        clip = place % clips if visits is None else int(visits[place])
         if clip not in found:
             found.append(clip)
         if len(found) > min(MOST_SUBSTITUTES, clips - 1):

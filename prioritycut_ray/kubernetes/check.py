@@ -476,7 +476,7 @@ def _entrypoint_rules(entrypoint: str, cluster: Object, path: str) -> Iterator[F
     if len(words) < 3 or words[1] not in ("train", "tune", "retrain"):
         yield place, "is prioritycut train CONFIG, tune SEARCH or retrain CONFIG"
         return
-    if words[1] == "tune":
+    if words[1] != "train":
         return
     try:
         config = load_config(words[2], [word for word in words[3:] if not word.startswith("-")])

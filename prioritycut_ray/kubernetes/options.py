@@ -43,7 +43,7 @@ class PodOptions(Section):
 
 
 class JobOptions(Section):
-    """The configuration that training and retraining run; ``key=value`` words change it."""
+    """The configuration that training runs; ``key=value`` words change it."""
 
     config: str = "vox256"
     overrides: tuple[str, ...] = ()
@@ -63,6 +63,8 @@ class ManifestOptions(Section):
 
     train: JobOptions = JobOptions()
     tune: str = "tune_configs/ablation.yaml"
+    retrain: str = "retrain.yaml"
+    """Settings of retraining, a file in the image."""
     schedule: str = "17 2 * * *"
     """Of retraining, in cron's five fields."""
     time_zone: str = "Etc/UTC"

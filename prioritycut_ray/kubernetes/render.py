@@ -64,6 +64,9 @@ def entrypoint(options: ManifestOptions, verb: str) -> str:
     """The command line of a job: what a laptop would run."""
     if verb == "tune":
         return shlex.join(["prioritycut", "tune", options.tune, *_places(options)])
+    if verb == "retrain":
+        places = [f"models={options.storage}/models", f"data={options.storage}/data"]
+        return shlex.join(["prioritycut", "retrain", options.retrain, *places])
     worker, config = options.worker, options.train.config
     words = [
         f"name={config}",

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -107,7 +108,11 @@ def _reason(error: Any) -> str:
     """The last line of a failure: what was raised, without where."""
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(cause).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(cause).__name__
+    return _OWN_ERROR.sub("", lines[-1].strip()) if lines else type(cause).__name__
+
+
+_OWN_ERROR = re.compile(r"^prioritycut_ray\.\w+\.\w+: ")
+"""Errors that were written for people need no class name before them."""
 
 
 def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:

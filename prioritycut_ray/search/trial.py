@@ -25,6 +25,7 @@ from prioritycut_ray.checkpoint import (
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation import Measures, evaluate_runs
+from prioritycut_ray.failures import RunFailed
 from prioritycut_ray.launch import launch
 from prioritycut_ray.metrics.aggregate import Estimate
 from prioritycut_ray.ray_tasks import map_tasks
@@ -84,12 +85,12 @@ def run_trial(parameters: dict[str, Any], *, plan: Plan) -> None:
     name = _run_name(trial, parameters, pointer)
     config = trial_config(plan.base, plan.search, parameters, name, plan.runs)
     run = Path(config.storage) / name
-    if pointer is not None and pointer.run != name:
-        fork_checkpoint(pointer.checkpoint, config, run)
     done = pointer.samples if pointer else 0
-    for samples in boundaries(config, plan.search.reports):
-        if samples <= done:
-            continue
+    ahead = [at for at in boundaries(config, plan.search.reports) if at > done]
+    # Ray changes the worst of a population once more when all have ended: nothing is ahead then.
+    if ahead and pointer is not None and pointer.run != name:
+        fork_checkpoint(pointer.checkpoint, config, str(run))
+    for samples in ahead:
         until = config.model_copy(
             update={"train": config.train.model_copy(update={"samples": samples})}
         )
@@ -161,7 +162,11 @@ def _evaluated(config: Config, run: Path, objective: Objective) -> Report:
     if stored.exists():
         return Report.model_validate_json(stored.read_text())
     if not has_checkpoint(run) or _samples(run) < config.train.samples:
-        launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
+        try:
+            launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
+        except RunFailed as failed:
+            # How to resume is for the search to say, not for the trial.
+            raise UserError(failed.summary) from failed
     checkpoint = find_checkpoint(run)
     evaluation, _ = evaluate_runs(
         [str(checkpoint)],

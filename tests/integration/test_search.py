@@ -155,14 +155,6 @@ def test_a_search_that_does_not_fit_is_refused_before_anything_starts(
         assert not search.folder.exists()
 
 
-SMALL = [
-    "data.size=32",
-    "data.loader_workers=0",
-    "model.detector.num_blocks=2",
-    "model.dense_motion.num_blocks=2",
-]
-
-
 @pytest.fixture(scope="module")
 def held_out(
     puppet_videos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
@@ -188,7 +180,7 @@ def held_out(
 def test_the_smoke_size_of_every_shipped_search_runs(
     file: Path, held_out: Path, tmp_path: Path
 ) -> None:
-    words = [f"data.url={held_out}", f"storage={tmp_path}", *SMALL]
+    words = [f"data.url={held_out}", f"storage={tmp_path}"]
     folder = tune(file, words, smoke=True, resume=False, console=QUIET)
     rows = Search(file, words, folder).rows()
     trials = {"ablation": 4, "top_k": 2, "loss_weights": 3, "population": 2}
@@ -306,6 +298,24 @@ def test_after_kill_9_of_the_driver_resume_loses_no_result_and_repeats_none(
     assert [row["status"] for row in rows] == ["finished"] * 3
     assert [row["optim.lr"] for row in rows] == ["0.005", "0.001", "0.0001"]
     assert json.loads(stored.read_text())["estimates"]["l1"]["value"] == float(rows[0]["l1"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_sigterm_ends_the_search_in_order(shards: Path, tmp_path: Path) -> None:
+    search = prepare(tmp_path, shards, HALVING)
+    said = tmp_path / "said.txt"
+    with said.open("w") as file:
+        driver = start_driver(search, file)
+    try:
+        wait_until(lambda: "optim.lr=" in said.read_text(), 600)
+        driver.terminate()
+        assert driver.wait(300) == 75, said.read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait(60)
+    assert "--resume goes on" in said.read_text().splitlines()[-1]
 
 
 def start_driver(search: Search, output: Any, *options: str) -> subprocess.Popen[bytes]:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from prioritycut_ray.config import load_config
+from prioritycut_ray.config import load_config, load_section
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check import check_file, check_text, parse_quantity
 from prioritycut_ray.kubernetes.options import RAY_VERSION, ManifestOptions, image_ray_version
 from prioritycut_ray.kubernetes.render import entrypoint, render
+from prioritycut_ray.retraining.settings import RetrainSettings
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.name for path in (ROOT / "cluster").glob("*.yaml"))
@@ -109,13 +110,19 @@ def test_roles_give_the_least_rights() -> None:
             assert "secrets" not in rule["resources"]
 
 
-@pytest.mark.parametrize("verb", ["train", "retrain"])
-def test_the_command_of_a_job_is_what_a_laptop_would_run(verb: str) -> None:
-    words = entrypoint(ManifestOptions(), verb).split()
-    assert words[:3] == ["prioritycut", verb, "vox256"]
+def test_the_command_of_a_job_is_what_a_laptop_would_run() -> None:
+    words = entrypoint(ManifestOptions(), "train").split()
+    assert words[:3] == ["prioritycut", "train", "vox256"]
     config = load_config(words[2], words[3:])
     assert (config.train.workers, config.train.use_gpu) == (4, "yes")
     assert config.storage == "s3://prioritycut/runs"
+
+
+def test_a_retraining_is_one_file_and_its_places() -> None:
+    words = entrypoint(ManifestOptions(), "retrain").split()
+    assert words[:3] == ["prioritycut", "retrain", "retrain.yaml"]
+    settings = load_section(RetrainSettings, str(ROOT / words[2]), words[3:])
+    assert settings.data == "s3://prioritycut/data"
 
 
 def test_a_search_is_one_file() -> None:

@@ -1,0 +1,226 @@
+"""A retraining, step by step; each leaves a file, and is not done again when the file is there.
+
+A process that is killed anywhere and started again so ends with the same result. Everything that a
+later step depends on is pinned by ``job.json`` and the index beside it: clips that arrive meanwhile
+are for the next time.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from prioritycut_ray.checkpoint import (
+    find_checkpoint,
+    fork_checkpoint,
+    has_checkpoint,
+    read_config,
+    read_progress,
+)
+from prioritycut_ray.config import Config, apply_overrides, as_words, changed_keys, parse_config
+from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.evaluation import Measures, metrics_of
+from prioritycut_ray.retraining.gate import check_rules
+from prioritycut_ray.retraining.lease import Lease
+from prioritycut_ray.retraining.registry import (
+    RUN,
+    current_model,
+    former_models,
+    names_of,
+    read_current,
+    run_folder,
+)
+from prioritycut_ray.retraining.settings import RetrainSettings
+from prioritycut_ray.run_storage import RunStorage
+
+JOB = "job.json"
+EVALUATION = "evaluation.json"
+VERDICT = "verdict.json"
+DONE = "done.json"
+
+
+class Job(BaseModel):
+    """What a candidate is made from.
+
+    Attributes:
+        candidate: its name.
+        current: the model that it begins from, and is compared with.
+        checkpoint: path or URL of that model.
+        settings: of the retraining.
+        new_clips: in the split that is trained on.
+        samples: at which the candidate is done.
+        begun: when, ISO 8601.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    candidate: str
+    current: str
+    checkpoint: str
+    settings: RetrainSettings
+    new_clips: int
+    samples: int
+    begun: datetime
+
+
+class NothingNew(BaseModel):
+    """Why there is nothing to do."""
+
+    reason: str
+
+
+def find_job(models: RunStorage, settings: RetrainSettings, lease: Lease) -> Job | NothingNew:
+    """Step 2: is there a job that was interrupted, or new data?
+
+    Raises:
+        UserError: there is no current model, or the data set cannot be read.
+    """
+    interrupted = unfinished_job(models)
+    if interrupted is not None:
+        return interrupted
+    name, checkpoint = current_model(models)
+    config = read_config(find_checkpoint(checkpoint))
+    index = read_index(settings.data)
+    clips_of(index, settings.holdout)
+    if config.data.split == settings.holdout:
+        raise UserError(
+            f"holdout={settings.holdout}: the current model was trained on that split; give another"
+        )
+    seen = read_index(f"{models.url}/{name}")
+    fresh = new_clips(index, seen, config.data.split)
+    if not fresh:
+        return NothingNew(reason=f"{name} has seen all clips of split {config.data.split!r}")
+    job = Job(
+        candidate=_candidate_name(name, index, settings),
+        current=name,
+        checkpoint=checkpoint,
+        settings=settings,
+        new_clips=len(fresh),
+        samples=read_progress(find_checkpoint(checkpoint)).samples + settings.budget,
+        begun=datetime.now(UTC),
+    )
+    # Wrong settings are refused before anything is written.
+    candidate_config(models, job)
+    check_rules(metrics_of(Measures(settings.lpips, settings.faces)), settings.gate)
+    if models.exists(f"{job.candidate}/{DONE}"):
+        verdict = json.loads(models.read(f"{job.candidate}/{VERDICT}"))
+        return NothingNew(
+            reason=f"candidate {job.candidate} was made from these clips before and refused: "
+            f"{verdict['reason']}"
+        )
+    lease.check()
+    models.write(f"{job.candidate}/{INDEX_NAME}", index.model_dump_json(indent=1).encode())
+    models.write(f"{job.candidate}/{JOB}", job.model_dump_json(indent=1).encode())
+    return job
+
+
+def unfinished_job(models: RunStorage) -> Job | None:
+    """The job that was interrupted, if there is one."""
+    for name in names_of(models):
+        if models.exists(f"{name}/{JOB}") and not models.exists(f"{name}/{DONE}"):
+            return read_job(models, name)
+    return None
+
+
+def read_job(models: RunStorage, candidate: str) -> Job:
+    """What a candidate was made from."""
+    return Job.model_validate_json(models.read(f"{candidate}/{JOB}"))
+
+
+def new_clips(index: ClipIndex, seen: ClipIndex, split: str) -> list[Clip]:
+    """Clips of a split that are not in another index, byte by byte."""
+    known = {(clip.key, clip.sha256) for clip in seen.clips}
+    return [c for c in index.clips if c.split == split and (c.key, c.sha256) not in known]
+
+
+def _candidate_name(current: str, index: ClipIndex, settings: RetrainSettings) -> str:
+    """The same for the same current model, data and settings."""
+    relevant = settings.model_dump(
+        mode="json", include={"holdout", "budget", "replay", "set", "gate"}
+    )
+    facts = json.dumps([current, index.fingerprint, relevant], sort_keys=True)
+    return f"candidate-{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
+
+
+def candidate_config(models: RunStorage, job: Job) -> Config:
+    """The configuration that the candidate is trained with: the current model's, and what is new.
+
+    Raises:
+        UserError: the settings change the networks.
+    """
+    settings, folder = job.settings, f"{models.url}/{job.candidate}"
+    before = read_config(find_checkpoint(job.checkpoint))
+    own = {
+        "name": RUN,
+        "storage": folder,
+        "data.url": settings.data,
+        "data.index": folder,
+        "data.known": f"{models.url}/{job.current}",
+        "data.replay": settings.replay,
+        "train.samples": job.samples,
+    }
+    tree = apply_overrides(before.model_dump(mode="json"), as_words(settings.set | own))
+    config = parse_config(tree, "set")
+    networks = [
+        key
+        for key in changed_keys(before, config)
+        if key.startswith(("model.", "discriminator.", "data.size"))
+    ]
+    if networks:
+        raise UserError(f"set: {', '.join(networks)} would be another network: train it afresh")
+    return config
+
+
+def train_candidate(
+    models: RunStorage, job: Job, lease: Lease, train: Callable[[Config], str]
+) -> None:
+    """Step 3: warm start from the current model, train for the budget; resumes.
+
+    Args:
+        models: folder of the models.
+        job: what to make.
+        lease: of this process.
+        train: runs a training run, or resumes it.
+    """
+    config = candidate_config(models, job)
+    run = run_folder(models, job.candidate)
+    lease.check()
+    if not has_checkpoint(run):
+        fork_checkpoint(find_checkpoint(job.checkpoint), config, run)
+    if read_progress(find_checkpoint(run)).samples < job.samples:
+        train(config)
+
+
+def superseded(models: RunStorage, job: Job) -> bool:
+    """Whether someone has changed the current model since the job began, by hand for instance."""
+    current = read_current(models)
+    return current is None or current.model not in (job.current, job.candidate)
+
+
+def finish(models: RunStorage, job: Job, lease: Lease) -> list[str]:
+    """The end of step 6: mark the job as done, and remove weights that nobody needs any more.
+
+    Returns:
+        Names of the models whose weights were removed.
+    """
+    lease.check()
+    models.write(f"{job.candidate}/{DONE}", b"{}")
+    current = read_current(models)
+    former = former_models(current) if current else []
+    jobs = [read_job(models, name) for name in names_of(models) if models.exists(f"{name}/{DONE}")]
+    in_use = {*former, current.model if current else ""}
+    refused = [
+        job.candidate
+        for job in sorted(jobs, key=lambda job: job.begun, reverse=True)
+        if job.candidate not in in_use
+    ]
+    keep = job.settings.keep
+    expendable = [*former[keep:], *refused[keep:]]
+    removed = [name for name in expendable if models.exists(f"{name}/{RUN}")]
+    for name in removed:
+        lease.check()
+        models.remove(f"{name}/{RUN}")
+    return removed

@@ -1,0 +1,152 @@
+"""What a retraining tells the world: a report, a command, a webhook, figures for Prometheus."""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+import requests
+from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+from pydantic import BaseModel
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from prioritycut_ray.metrics.aggregate import Estimate
+from prioritycut_ray.retraining.comparison import Comparison
+from prioritycut_ray.retraining.gate import Verdict
+from prioritycut_ray.retraining.job import Job
+
+_SECONDS = 30.0
+_ATTEMPTS = 3
+
+
+class RetrainReport(BaseModel):
+    """All of a retraining that people and programs are told.
+
+    Attributes:
+        outcome: promoted, refused or abandoned.
+        candidate: its name.
+        current: the model that is in force now.
+        compared_with: the model that the candidate was compared with.
+        reason: of the outcome, in one line.
+        new_clips: that the candidate was trained on.
+        samples: frame pairs that the candidate has seen in all.
+        begun: when, ISO 8601.
+        verdict: of the gate; None if it was not asked.
+        comparison: what it judged by.
+    """
+
+    outcome: str
+    candidate: str
+    current: str
+    compared_with: str
+    reason: str
+    new_clips: int
+    samples: int
+    begun: datetime
+    verdict: Verdict | None
+    comparison: Comparison | None
+
+
+def make_report(
+    job: Job, current: str, reason: str, verdict: Verdict | None, comparison: Comparison | None
+) -> RetrainReport:
+    """Put the report together."""
+    refused = "refused" if verdict else "abandoned"
+    return RetrainReport(
+        outcome="promoted" if current == job.candidate else refused,
+        candidate=job.candidate,
+        current=current,
+        compared_with=job.current,
+        reason=reason,
+        new_clips=job.new_clips,
+        samples=job.samples,
+        begun=job.begun,
+        verdict=verdict,
+        comparison=comparison,
+    )
+
+
+def run_command(command: str, report: RetrainReport) -> str:
+    """Run a shell command with the report on its input.
+
+    Returns:
+        What went wrong; empty if nothing did.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            shell=True,
+            input=report.model_dump_json(),
+            text=True,
+            capture_output=True,
+            timeout=_SECONDS,
+            env=os.environ | {"PRIORITYCUT_OUTCOME": report.outcome},
+        )
+    except subprocess.TimeoutExpired:
+        return f"command {command!r} did not end within {_SECONDS:g} s"
+    if done.returncode == 0:
+        return ""
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return f"command {command!r} ended with code {done.returncode}: {last}"
+
+
+def post(url: str, report: RetrainReport) -> str:
+    """Post the report as JSON, and again if the server does not answer.
+
+    Returns:
+        What went wrong; empty if nothing did.
+    """
+    retry = Retry(
+        _ATTEMPTS, backoff_factor=1, allowed_methods=None, status_forcelist=(502, 503, 504)
+    )
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=retry))
+        session.mount("https://", HTTPAdapter(max_retries=retry))
+        try:
+            session.post(
+                url, json=report.model_dump(mode="json"), timeout=_SECONDS
+            ).raise_for_status()
+        except requests.RequestException as error:
+            return f"webhook {url}: {error}"
+    return ""
+
+
+def write_metrics(path: str, report: RetrainReport | None) -> None:
+    """Write figures for Prometheus' textfile collector, in one piece.
+
+    Args:
+        path: ends in ``.prom``.
+        report: of the retraining; None if there was nothing new.
+    """
+    registry = CollectorRegistry()
+
+    def gauge(name: str, text: str, value: float) -> None:
+        Gauge(f"prioritycut_retrain_{name}", text, registry=registry).set(value)
+
+    gauge("last_run_timestamp_seconds", "When the retraining last ended.", time.time())
+    gauge("new_clips", "New clips that it found.", report.new_clips if report else 0)
+    if report:
+        gauge("promoted", "1 if the candidate was promoted.", float(report.outcome == "promoted"))
+        gauge("samples", "Frame pairs that the candidate has seen.", report.samples)
+    if report and report.comparison:
+        comparison = report.comparison
+        _by_holdout(registry, "score", "Mean over clips of the candidate.", comparison.candidate)
+        _by_holdout(registry, "difference", "Candidate - current model.", comparison.differences)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_to_textfile(path, registry)
+
+
+def _by_holdout(
+    registry: CollectorRegistry,
+    name: str,
+    text: str,
+    estimates: Mapping[str, Mapping[str, Estimate]],
+) -> None:
+    gauge = Gauge(f"prioritycut_retrain_{name}", text, ["holdout", "metric"], registry=registry)
+    for holdout, by_metric in estimates.items():
+        for metric, estimate in by_metric.items():
+            if estimate.value is not None:
+                gauge.labels(holdout, metric).set(estimate.value)

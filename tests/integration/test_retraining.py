@@ -1,0 +1,335 @@
+"""Retraining for real: new clips, warm start, paired comparison, the gate, the pointer."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from prioritycut_ray.checkpoint import save_checkpoint
+from prioritycut_ray.config import load_config
+from prioritycut_ray.data.packing import append_videos, pack_videos
+from prioritycut_ray.data.puppets import render_clip
+from prioritycut_ray.data.video import write_video
+from prioritycut_ray.retraining.lease import leased
+from prioritycut_ray.retraining.registry import read_current
+from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.state import new_state
+from tests.conftest import TINY, Result, assert_one_line
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+Prioritycut = Callable[..., Result]
+
+
+class Project(NamedTuple):
+    """A data set, and a first model of random weights."""
+
+    folder: Path
+
+    @property
+    def data(self) -> str:
+        return str(self.folder / "data")
+
+    @property
+    def models(self) -> Path:
+        return self.folder / "models"
+
+    def settings(self, **changes: Any) -> str:
+        file = self.folder / "retrain.yaml"
+        values = {
+            "models": str(self.models),
+            "data": self.data,
+            "budget": 16,
+            "set": {"train.workers": 1, "optim.lr": 0.005, "optim.ema_decay": 0},
+            "gate": {"target": "l1", "tolerances": {"l1": 0.002}},
+            "metrics_file": str(self.folder / "retrain.prom"),
+        }
+        file.write_text(yaml.safe_dump(values | changes))
+        return str(file)
+
+    def append(self, kind: str, seeds: range, frames: Callable[[int], Any]) -> None:
+        """Add clips: the last one is held out unless it is poison."""
+        folder = self.folder / kind
+        folder.mkdir()
+        lines = ["file,identity,split"]
+        for seed in seeds:
+            write_video(folder / f"{kind}{seed}.mp4", frames(seed), 12.0)
+            held_out = seed == seeds[-1] and kind != "poison"
+            lines.append(f"{kind}{seed}.mp4,{kind}{seed},{'val' if held_out else 'train'}")
+        (folder / "clips.csv").write_text("\n".join(lines))
+        append_videos(self.data, [str(folder / "clips.csv")])
+
+    def current(self) -> list[str]:
+        history = json.loads((self.models / "current.json").read_text())["history"]
+        return [entry["model"] for entry in history]
+
+    def report(self, candidate: str) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads((self.models / candidate / "report.json").read_text())
+        return report
+
+    def figures(self) -> dict[str, float]:
+        text = (self.folder / "retrain.prom").read_text()
+        return {
+            " ".join([sample.name, *sample.labels.values()]): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+
+def puppet(seed: int) -> Any:
+    return render_clip(seed, size=32, frames=8).frames
+
+
+def white(seed: int) -> Any:
+    return [np.full((32, 32, 3), 255, np.uint8)] * 8
+
+
+def begin(folder: Path, puppet_videos: Path) -> Project:
+    project = Project(folder)
+    videos = sorted(puppet_videos.glob("*.mp4"))[:5]
+    lines = [f"{v},{v.stem},{'val' if i > 2 else 'train'}" for i, v in enumerate(videos)]
+    (folder / "clips.csv").write_text("\n".join(["file,identity,split", *lines]))
+    pack_videos([str(folder / "clips.csv")], project.data, size=32)
+    config = load_config(str(TINY), [f"data.url={project.data}"])
+    save_checkpoint(
+        new_state(config, torch.device("cpu")), config, folder / "first" / "step_0000000"
+    )
+    return project
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, puppet_videos: Path, local_ray: None, prioritycut: Prioritycut
+) -> Project:
+    project = begin(tmp_path, puppet_videos)
+    promoted = prioritycut("models", "promote", "first", "--models", str(project.models))
+    assert promoted.returncode == 0, promoted.stderr
+    return project
+
+
+def test_nothing_new_asks_nothing_of_ray(
+    project: Project, prioritycut: Prioritycut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise AssertionError("Ray was asked for something")
+
+    for module in ("launch", "ray_tasks"):
+        monkeypatch.setattr(f"prioritycut_ray.{module}.start_ray", refuse)
+    before = sorted(project.models.rglob("*"))
+    for _ in range(2):
+        done = prioritycut("retrain", project.settings())
+        assert done.returncode == 0, done.stderr
+        assert "nothing new: first has seen all clips of split 'train'" in done.stdout
+    assert [p for p in sorted(project.models.rglob("*")) if "lease" not in p.parts] == [
+        p for p in before if "lease" not in p.parts
+    ]
+    assert project.figures()["prioritycut_retrain_new_clips"] == 0
+
+
+def test_the_second_of_two_at_once_leaves_with_a_code_of_its_own(
+    project: Project, prioritycut: Prioritycut
+) -> None:
+    with leased(RunStorage(str(project.models)), 60):
+        done = prioritycut("retrain", project.settings())
+    assert done.returncode == 78
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "another run is at work" in done.stderr
+    assert prioritycut("retrain", project.settings()).returncode == 0
+
+
+def test_without_a_current_model_the_way_to_one_is_told(
+    project: Project, prioritycut: Prioritycut, tmp_path: Path
+) -> None:
+    done = prioritycut("retrain", project.settings(models=str(tmp_path / "none")))
+    assert_one_line(done, "no current model", "models promote RUN")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budgte": 3}, ["unknown key 'budgte'", "budget"]),
+        ({"holdout": "train"}, ["holdout=train", "trained on that split"]),
+        ({"holdout": "nope"}, ["nope"]),
+        ({"set": {"model.num_keypoints": 5}}, ["model.num_keypoints", "another network"]),
+        ({"set": {"optim.rl": 5}}, ["optim.rl", "optim.lr"]),
+        ({"gate": {"target": "l2"}}, ["gate", "l2", "l1"]),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(
+    project: Project, prioritycut: Prioritycut, changes: dict[str, Any], words: list[str]
+) -> None:
+    project.append("new", range(40, 42), puppet)
+    assert_one_line(prioritycut("retrain", project.settings(**changes)), *words)
+    assert {path.name for path in project.models.iterdir()} == {"current.json", "first", "lease"}
+
+
+def test_an_improvement_is_promoted_once_and_told(
+    project: Project, prioritycut: Prioritycut
+) -> None:
+    project.append("new", range(40, 43), puppet)
+    told = project.folder / "told.json"
+    settings = project.settings(command=f'cat > "{told}"')
+    done = prioritycut("retrain", settings)
+    assert done.returncode == 0, done.stderr
+    assert [line[:5] for line in done.stdout.splitlines() if line.startswith("[")] == [
+        f"[{n}/6]" for n in range(1, 7)
+    ]
+    first, candidate = project.current()
+    assert first == "first"
+    report = project.report(candidate)
+    assert report["outcome"] == "promoted"
+    assert report["new_clips"] == 2
+    assert report["comparison"]["clips"] == {"fixed": 2, "all": 3, "new": 1}
+    assert report["comparison"]["differences"]["all"]["l1"]["value"] < 0
+    assert json.loads(told.read_text()) == report
+    page = (project.models / candidate / "report.html").read_text()
+    assert "promoted" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    figures = project.figures()
+    assert figures["prioritycut_retrain_promoted"] == 1
+    assert figures["prioritycut_retrain_difference all l1"] < 0
+    config = load_config(str(next((project.models / candidate / "run").glob("step_*/config.yaml"))))
+    assert config.train.samples == 16
+    again = prioritycut("retrain", settings)
+    assert again.returncode == 0
+    assert f"nothing new: {candidate} has seen all" in again.stdout
+    assert project.current() == [first, candidate]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_models_may_live_in_a_bucket(
+    project: Project, tmp_path: Path, bucket: str, object_store: dict[str, str]
+) -> None:
+    """Ray's workers must know the bucket's credentials, so the command has a Ray of its own."""
+    project.append("new", range(40, 43), puppet)
+    models = f"{bucket}/models"
+    settings = project.settings(models=models)
+    for words in (
+        ["models", "promote", str(project.folder / "first"), "--models", models],
+        ["retrain", settings],
+    ):
+        driver = start(words, tmp_path / "said.txt", object_store)
+        try:
+            assert driver.wait(600) == 0, (tmp_path / "said.txt").read_text()
+        finally:
+            end(driver)
+    current = read_current(RunStorage(models))
+    assert current is not None
+    assert [entry.model for entry in current.history] == ["first", current.model]
+    assert RunStorage(f"{models}/{current.model}/run").steps() == [4]
+
+
+@pytest.mark.slow
+def test_poisoned_clips_are_refused_and_not_tried_again(
+    project: Project, prioritycut: Prioritycut
+) -> None:
+    """All-white clips, enough to forget what a person looks like."""
+    project.append("poison", range(3), white)
+    received: list[dict[str, Any]] = []
+    with webhook(received) as url:
+        done = prioritycut("retrain", project.settings(replay=0.0, budget=48, webhook=url))
+    assert done.returncode == 0, done.stderr
+    assert project.current() == ["first"]
+    assert "refused: " in done.stdout
+    assert "L1 on the fixed holdout is worse" in done.stdout
+    (report,) = received
+    assert (report["outcome"], report["current"]) == ("refused", "first")
+    assert project.figures()["prioritycut_retrain_promoted"] == 0
+    again = prioritycut("retrain", project.settings(replay=0.0, budget=48))
+    assert again.returncode == 0
+    assert "was made from these clips before and refused" in again.stdout
+
+
+@contextmanager
+def webhook(received: list[dict[str, Any]]) -> Iterator[str]:
+    """The URL of a server that keeps what is posted to it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_killed_at_every_step_and_run_again_it_ends_the_same(
+    project: Project, tmp_path: Path
+) -> None:
+    project.append("new", range(40, 43), puppet)
+    settings = project.settings(lease_seconds=3.0)
+    for step in range(1, 7):
+        kill_at(f"[{step}/6]", settings, tmp_path / f"said{step}.txt")
+    said = tmp_path / "said.txt"
+    driver = start(["retrain", settings], said)
+    try:
+        assert driver.wait(900) == 0, said.read_text()
+    finally:
+        end(driver)
+    first, candidate = project.current()
+    assert first == "first"
+    assert project.report(candidate)["outcome"] == "promoted"
+    assert {p.name for p in project.models.iterdir() if p.name.startswith("candidate")} == {
+        candidate
+    }
+    steps = sorted(path.name for path in (project.models / candidate / "run").glob("step_*"))
+    assert steps[-1] == "step_0000004", "a budget of 16 frame pairs in batches of 4"
+
+
+def start(
+    words: list[str], said: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    code = "from prioritycut_ray.cli import main; main()"
+    with said.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *words],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **environment},
+        )
+
+
+def kill_at(line: str, settings: str, said: Path) -> None:
+    """Start a retraining and kill it, and all that it started, when it has said a line."""
+    driver = start(["retrain", settings], said)
+    try:
+        deadline = time.monotonic() + 600
+        while line not in said.read_text():
+            assert driver.poll() is None, said.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        end(driver)
+
+
+def end(driver: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait(60)

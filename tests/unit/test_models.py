@@ -1,0 +1,155 @@
+"""The pointer to the current model: whole at all times, with a history."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from prioritycut_ray.checkpoint import save_checkpoint
+from prioritycut_ray.config import Config
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.retraining.lease import leased
+from prioritycut_ray.retraining.registry import (
+    current_model,
+    former_models,
+    promote,
+    read_current,
+    rollback,
+)
+from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.state import new_state
+from tests.conftest import Result, assert_one_line
+
+
+@pytest.fixture
+def models(tiny: Config, tmp_path: Path) -> RunStorage:
+    """Three models of random weights."""
+    for name in "abc":
+        folder = tmp_path / "models" / name
+        save_checkpoint(new_state(tiny, torch.device("cpu")), tiny, folder / "run" / "step_0000001")
+        (folder / "index.json").write_text("{}")
+    return RunStorage(str(tmp_path / "models"))
+
+
+def move(models: RunStorage, *names: str) -> None:
+    with leased(models, 60) as lease:
+        for name in names:
+            promote(models, lease, name, f"because {name}")
+
+
+def history(models: RunStorage) -> list[str]:
+    current = read_current(models)
+    assert current is not None
+    return [entry.model for entry in current.history]
+
+
+def back(models: RunStorage) -> str:
+    with leased(models, 60) as lease:
+        return rollback(models, lease)[1]
+
+
+def test_the_pointer_keeps_its_history(models: RunStorage) -> None:
+    assert read_current(models) is None
+    move(models, "a", "b", "b", "c")
+    assert history(models) == ["a", "b", "c"]
+    name, checkpoint = current_model(models)
+    assert name == "c"
+    assert checkpoint == f"{models.url}/c/run/step_0000001"
+    current = read_current(models)
+    assert current is not None
+    assert [entry.reason for entry in current.history] == [f"because {name}" for name in "abc"]
+    assert len({entry.token for entry in current.history}) == 1
+
+
+def test_rolling_back_goes_further_back_each_time(models: RunStorage) -> None:
+    move(models, "a", "b", "c")
+    assert back(models) == "b"
+    assert back(models) == "a"
+    with pytest.raises(UserError, match="no model before the current one"):
+        back(models)
+    move(models, "c")
+    assert back(models) == "a"
+    current = read_current(models)
+    assert current is not None
+    assert former_models(current) == []
+    assert history(models) == ["a", "b", "c", "b", "a", "c", "a"]
+
+
+def test_a_model_without_weights_does_not_become_current(models: RunStorage) -> None:
+    move(models, "a", "b")
+    models.remove("a/run")
+    with pytest.raises(UserError, match="no such run folder"):
+        back(models)
+    assert history(models) == ["a", "b"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"half a f"])
+def test_a_damaged_pointer_is_named(models: RunStorage, damage: bytes) -> None:
+    move(models, "a")
+    models.write("current.json", damage)
+    with pytest.raises(UserError, match=r"current\.json: is damaged"):
+        read_current(models)
+
+
+def test_a_pointer_that_was_edited_is_named(models: RunStorage) -> None:
+    move(models, "a", "b")
+    models.write("current.json", models.read("current.json").replace(b"because b", b"because c"))
+    with pytest.raises(UserError, match="checksum differs"):
+        read_current(models)
+
+
+def test_other_weights_than_those_that_were_promoted_are_refused(models: RunStorage) -> None:
+    move(models, "a")
+    manifest = Path(models.url, "a", "run", "step_0000001", "manifest.json")
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(UserError, match="not the checkpoint that was promoted"):
+        current_model(models)
+
+
+def test_a_reader_sees_the_old_one_or_the_new_one(models: RunStorage) -> None:
+    move(models, "a")
+    ended, seen, problems = threading.Event(), set(), []
+
+    def read() -> None:
+        while not ended.is_set():
+            try:
+                current = read_current(models)
+                assert current is not None
+                seen.add(current.model)
+            except Exception as error:
+                problems.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    move(models, *("b", "c") * 30)
+    ended.set()
+    reader.join()
+    assert problems == []
+    assert seen <= {"a", "b", "c"}
+    assert len(history(models)) == 61
+
+
+def test_the_command_line_lists_promotes_and_rolls_back(
+    models: RunStorage, prioritycut: Callable[..., Result]
+) -> None:
+    where = ("--models", models.url)
+    assert_one_line(prioritycut("models", "rollback", *where), "no model before")
+    assert_one_line(prioritycut("models", "promote", "d", *where), "d: neither one of the models")
+    for name in "ab":
+        promoted = prioritycut("models", "promote", name, *where)
+        assert promoted.returncode == 0, promoted.stderr
+        assert f"{name} is current" in promoted.stdout
+    listed = prioritycut("models", "list", *where)
+    assert listed.returncode == 0
+    states = {
+        words[1]: words for line in listed.stdout.splitlines() if len(words := line.split()) > 3
+    }
+    assert [states[name][3] for name in "abc"] == ["former", "current", "adopted"]
+    rolled = prioritycut("models", "rollback", *where)
+    assert "a is current, as before b" in rolled.stdout
+    with leased(models, 60):
+        held = prioritycut("models", "promote", "b", *where)
+    assert held.returncode == 78
+    assert len(held.stderr.strip().splitlines()) == 1

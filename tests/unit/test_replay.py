@@ -1,0 +1,74 @@
+"""How much a retraining shows of what the current model has seen."""
+
+import collections
+from pathlib import Path
+
+import pytest
+
+from prioritycut_ray.data.shards import ClipIndex, fingerprint, read_index
+from prioritycut_ray.data.stream import FramePairs
+from tests.unit.test_stream import CLIPS, SIZE, write_set
+
+REPEATS = 20
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
+    return read_index(write_set(str(tmp_path_factory.mktemp("replay") / "set")))
+
+
+def shown(index: ClipIndex, known: int | None, replay: float, epoch: int = 0) -> dict[str, int]:
+    """Visits of each clip in an epoch, where so many of the first clips are known."""
+    clips = index.clips[:known]
+    seen = None if known is None else ClipIndex(fingerprint=fingerprint(clips), clips=clips)
+    pairs = FramePairs(
+        "nowhere",
+        index,
+        "train",
+        size=SIZE,
+        seed=1,
+        num_repeats=REPEATS,
+        known=seen,
+        replay=replay,
+    )
+    start = epoch * pairs.epoch_length
+    draws = [pairs.draw(start + place) for place in range(pairs.epoch_length)]
+    return dict(collections.Counter(pairs.clips[draw.clips[0]].key for draw in draws))
+
+
+@pytest.mark.parametrize("replay", [0.0, 0.25, 0.5])
+def test_known_clips_have_their_share_and_all_of_a_kind_are_alike(
+    index: ClipIndex, replay: float
+) -> None:
+    for epoch in (0, 3):
+        visits = shown(index, 4, replay, epoch)
+        old = [visits.get(clip.key, 0) for clip in index.clips[:4]]
+        new = [visits[clip.key] for clip in index.clips[4:]]
+        assert sum(old) == round(replay * CLIPS * REPEATS)
+        assert sum(old) + sum(new) == CLIPS * REPEATS
+        assert max(old) - min(old) <= 1
+        assert max(new) - min(new) <= 1
+
+
+def test_without_known_clips_all_are_alike(index: ClipIndex) -> None:
+    assert set(shown(index, None, 0.5).values()) == {REPEATS}
+    assert set(shown(index, CLIPS, 0.5).values()) == {REPEATS}, "nothing is new"
+
+
+def test_a_clip_that_stands_in_for_a_damaged_one_is_another(index: ClipIndex) -> None:
+    clips = index.clips[:4]
+    seen = ClipIndex(fingerprint=fingerprint(clips), clips=clips)
+    pairs = FramePairs(
+        "nowhere", index, "train", size=SIZE, seed=1, num_repeats=3, known=seen, replay=0.5
+    )
+    for number in range(pairs.epoch_length):
+        candidates = pairs.draw(number).clips
+        assert len(candidates) > 1
+        assert len(set(candidates)) == len(candidates)
+
+
+def test_the_folder_of_a_known_index_is_all_that_is_needed(
+    index: ClipIndex, tmp_path: Path
+) -> None:
+    (tmp_path / "index.json").write_text(index.model_dump_json())
+    assert read_index(str(tmp_path)) == index
