@@ -68,9 +68,9 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
         UserError: the checkpoint is damaged, or is of another model.
     """
     verify_checkpoint(directory)
-    _load_module(state.animator, directory / "animator.safetensors")
-    _load_module(state.ema.module, directory / "animator_ema.safetensors")
-    _load_module(state.discriminator, directory / "discriminator.safetensors")
+    load_module(state.animator, directory / "animator.safetensors")
+    load_module(state.ema.module, directory / "animator_ema.safetensors")
+    load_module(state.discriminator, directory / "discriminator.safetensors")
     optimizers = read_tensors(directory / "optimizers.pt")
     state.animator_optimizer.load_state_dict(optimizers["animator"])
     state.discriminator_optimizer.load_state_dict(optimizers["discriminator"])
@@ -91,7 +91,7 @@ def load_animator(directory: Path, device: torch.device) -> tuple[Animator, Conf
     verify_checkpoint(directory)
     config = read_config(directory)
     animator = build_animator(config.model)
-    _load_module(animator, directory / "animator_ema.safetensors")
+    load_module(animator, directory / "animator_ema.safetensors")
     return animator.to(device).eval(), config
 
 
@@ -157,7 +157,12 @@ def _contiguous(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
 
 
-def _load_module(module: nn.Module, path: Path) -> None:
+def load_module(module: nn.Module, path: Path) -> None:
+    """Read a module's weights from a file of tensors.
+
+    Raises:
+        UserError: the file is damaged, or is of another model.
+    """
     try:
         module.load_state_dict(read_tensors(path))
     except RuntimeError as error:

@@ -226,30 +226,69 @@ def evaluate_verb(
         )
 
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A run, a checkpoint, a folder of `prioritycut export`, or OWNER/NAME on the Hugging "
+        "Face hub."
+    ),
+]
+
+
 @app.command(
     "animate",
     epilog="Example: `prioritycut animate runs/vox --source me.png --driving him.mp4 --out me.mp4`",
 )
 def animate_verb(
-    run: Run,
+    run: Model,
     source: Annotated[Path, typer.Option(help="An image, or a video for its first frame.")],
     driving: Annotated[Path, typer.Option(help="The video that gives the motion.")],
-    out: Annotated[Path, typer.Option(help="The .mp4 to write.")],
+    out: Annotated[
+        Path, typer.Option(help="A .mp4, a .gif, or a new folder for PNG frames (no extension).")
+    ],
     relative: Annotated[
         bool,
-        typer.Option(help="Move by the change since the first driving frame; or take its pose."),
+        typer.Option(help="Move by the change since the initial driving frame; or take its pose."),
     ] = True,
     adapt_scale: Annotated[
         bool, typer.Option("--adapt-scale", help="Scale relative motion to the source's size.")
     ] = False,
+    best_frame: Annotated[
+        bool,
+        typer.Option(
+            "--best-frame", help="Start from the driving frame whose pose is nearest the source's."
+        ),
+    ] = False,
+    crop: Annotated[
+        str,
+        typer.Option(
+            help="What the model sees of both: `auto` (largest square, on the motion), `none` "
+            "(everything, squeezed), or LEFT,TOP,RIGHT,BOTTOM in pixels."
+        ),
+    ] = "auto",
+    source_crop: Annotated[
+        str | None, typer.Option(help="Of the source, where it differs from --crop.")
+    ] = None,
+    panel: Annotated[
+        bool, typer.Option("--panel", help="Source, driving and result side by side.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Move a source image like a driving video."""
-    from prioritycut_ray.commands.animate import animate
+    from prioritycut_ray.commands.animate import Motion, animate
 
     with _writing_to(out):
-        animate(run, source, driving, out, relative=relative, adapt_scale=adapt_scale)
-    console.print(f"Animation: {out}")
+        animate(
+            run,
+            source,
+            driving,
+            out,
+            motion=Motion(relative, adapt_scale, best_frame),
+            crop=crop,
+            source_crop=source_crop,
+            panel=panel,
+            console=console,
+        )
 
 
 jobs_app = typer.Typer(
