@@ -291,6 +291,25 @@ def animate_verb(
         )
 
 
+@app.command("export", epilog="Example: `prioritycut export runs/vox --out vox --torch-export`")
+def export_verb(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="New folder of the model.")],
+    torch_export: Annotated[
+        bool,
+        typer.Option(
+            "--torch-export", help="Also the inference path as a graph, compared with the model."
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as the Hugging Face hub has them: safetensors, config.json, model card."""
+    from prioritycut_ray.commands.export import export
+
+    with _writing_to(out):
+        export(run, out, graph=torch_export, console=console)
+
+
 jobs_app = typer.Typer(
     no_args_is_help=True, help="Look at, follow and stop the jobs of a Ray cluster."
 )

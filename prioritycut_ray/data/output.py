@@ -4,7 +4,8 @@ import csv
 import io
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -38,8 +39,8 @@ def check_output(out: Path, inputs: Iterable[Path]) -> None:
         raise UserError(f"{out}: is an input too; choose another --out")
     if kind and out.is_dir():
         raise UserError(f"{out}: is a folder; choose another --out")
-    if not kind and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: is in use; choose another --out or remove it")
+    if not kind:
+        check_new_folder(out)
     taken = next((p for p in out.parents if p.exists() and not p.is_dir()), None)
     if taken is not None:
         raise UserError(f"{out}: {taken} is a file; choose another --out")
@@ -106,14 +107,31 @@ def gif_schedule(timing: Timing) -> dict[int, int]:
 
 def _write_folder(out: Path, frames: Iterable[Frame], timing: Timing) -> None:
     """Number the frames, and note in a table when each is shown."""
+    with new_folder(out) as folder, (folder / TIMES_NAME).open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "seconds"])
+        for number, frame in enumerate(frames):
+            name = f"{number:06d}.png"
+            Image.fromarray(frame).save(folder / name)
+            table.writerow([name, f"{timing.starts[number]:.6f}"])
+
+
+def check_new_folder(out: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        UserError: it does, or it is a file.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: is in use; choose another --out or remove it")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the body has ended well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
         folder.mkdir()
-        with (folder / TIMES_NAME).open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["file", "seconds"])
-            for number, frame in enumerate(frames):
-                name = f"{number:06d}.png"
-                Image.fromarray(frame).save(folder / name)
-                table.writerow([name, f"{timing.starts[number]:.6f}"])
-        os.replace(folder, out)  # also of an empty folder
+        yield folder
+        os.replace(folder, out)  # also in the place of an empty one
