@@ -310,6 +310,30 @@ def export_verb(
         export(run, out, graph=torch_export, console=console)
 
 
+@app.command("app", epilog="Example: `prioritycut app runs/vox runs/baseline`")
+def app_verb(
+    runs: Annotated[
+        list[str], typer.Argument(help="One or two models, as of `animate`.", metavar="RUN [RUN2]")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="The first free one from 7860 on.")] = None,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Of one upload.")] = 50,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Of a driving video.")] = 30.0,
+    debug: Debug = False,
+) -> None:
+    """Animate on a local web page, by one model or two side by side (extra `app`)."""
+    from prioritycut_ray.commands.app import serve
+
+    serve(
+        runs,
+        host=host,
+        port=port,
+        max_megabytes=max_megabytes,
+        max_seconds=max_seconds,
+        console=console,
+    )
+
+
 jobs_app = typer.Typer(
     no_args_is_help=True, help="Look at, follow and stop the jobs of a Ray cluster."
 )
