@@ -49,6 +49,7 @@ RUN apt-get update \
     && useradd --uid 1000 --user-group --create-home ray
 
 COPY --from=build /opt/venv /opt/venv
+COPY tune_configs /home/ray/tune_configs
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 USER 1000:1000
 WORKDIR /home/ray

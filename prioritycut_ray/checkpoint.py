@@ -2,36 +2,111 @@
 
 A checkpoint directory holds ``animator.safetensors``, ``animator_ema.safetensors`` (its moving
 average, which animates) and ``discriminator.safetensors``, readable without this project;
-``optimizers.pt``, ``config.yaml`` (resolved), ``progress.json``, and,
-written last, ``manifest.json`` with the SHA-256 of every other file. Without a manifest that fits,
-a directory is no checkpoint.
+``optimizers.pt``, ``config.yaml`` (resolved), ``progress.json`` (step, samples, seed, fingerprint
+of the data), and, written last, ``manifest.json`` with the SHA-256 of every other file. Without a
+manifest that fits, a directory is no checkpoint.
+
+No random generator has a state to keep: whatever is random is a function of seed, step and sample.
+Batch statistics to fall back to after a bad update are, between steps, those of the networks.
 """
 
+import functools
 import hashlib
-import json
-import logging
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Adam
 
 from prioritycut_ray.config import Config, dump_config, parse_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import Animator
+from prioritycut_ray.run_storage import MANIFEST, RunStorage, seal, verify
 from prioritycut_ray.state import TrainState, build_animator
 from prioritycut_ray.tensor_files import read_tensors
 
-logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-PROGRESS = ("step", "samples", "skipped", "skipped_in_a_row")
-"""Counters of the state that a checkpoint keeps."""
-STEP_FORMAT = "step_{:07d}"
+class Progress(BaseModel):
+    """How far a run has come.
+
+    Attributes:
+        step: optimiser steps taken.
+        samples: frame pairs seen by all workers together.
+        skipped: updates skipped because something was not finite.
+        skipped_in_a_row: how many of them come last, for each network.
+        averaged: updates of the moving average.
+        seed: of everything random.
+        data: fingerprint of the data set; empty for weights that were imported.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    samples: int
+    skipped: int
+    skipped_in_a_row: dict[str, int]
+    averaged: int
+    seed: int
+    data: str
+
+
+class Snapshot(NamedTuple):
+    """A copy of a training state in the memory of the CPU, to be written while training goes on."""
+
+    weights: dict[str, dict[str, Tensor]]
+    optimizers: dict[str, Any]
+    config: Config
+    progress: Progress
+
+
+def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
+    """Copy everything that a checkpoint holds.
+
+    Args:
+        state: of the run.
+        config: resolved.
+        data: fingerprint of the data set, empty if there is none.
+    """
+    weights = {
+        "animator": state.animator.state_dict(),
+        "animator_ema": state.ema.module.state_dict(),
+        "discriminator": state.discriminator.state_dict(),
+    }
+    optimizers = {
+        "animator": state.animator_optimizer.state_dict(),
+        "discriminator": state.discriminator_optimizer.state_dict(),
+    }
+    progress = Progress(
+        step=state.step,
+        samples=state.samples,
+        skipped=state.skipped,
+        skipped_in_a_row=dict(state.skipped_in_a_row),
+        averaged=int(state.ema.n_averaged),
+        seed=config.train.seed,
+        data=data,
+    )
+    return Snapshot(_copied(weights), _copied(optimizers), config, progress)
+
+
+def write_snapshot(snapshot: Snapshot, directory: Path) -> None:
+    """Write the files of a checkpoint into a directory, all but the manifest.
+
+    Raises:
+        OSError: the file system refused, for instance when it is full.
+    """
+    for name, tensors in snapshot.weights.items():
+        plain = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(plain, directory / f"{name}.safetensors")
+    torch.save(snapshot.optimizers, directory / "optimizers.pt")
+    (directory / "config.yaml").write_text(dump_config(snapshot.config))
+    (directory / "progress.json").write_text(snapshot.progress.model_dump_json(indent=1))
 
 
 def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
@@ -41,24 +116,38 @@ def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
         OSError: the file system refused, for instance when it is full.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(_contiguous(state.animator), directory / "animator.safetensors")
-    save_file(_contiguous(state.ema.module), directory / "animator_ema.safetensors")
-    save_file(_contiguous(state.discriminator), directory / "discriminator.safetensors")
-    optimizers = {
-        "animator": state.animator_optimizer.state_dict(),
-        "discriminator": state.discriminator_optimizer.state_dict(),
-    }
-    torch.save(optimizers, directory / "optimizers.pt")
-    (directory / "config.yaml").write_text(dump_config(config))
-    progress = {name: getattr(state, name) for name in PROGRESS}
-    (directory / "progress.json").write_text(json.dumps(progress))
-    files = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
-    manifest = {path.name: _sha256(path) for path in files}
-    partial = directory / f".{MANIFEST}"
-    partial.write_text(json.dumps(manifest, indent=1))
-    for path in (*files, partial):
-        _flush(path)
-    os.replace(partial, directory / MANIFEST)
+    write_snapshot(take_snapshot(state, config, data=""), directory)
+    seal(directory)
+
+
+def fork_checkpoint(source: Path, config: Config, run: Path) -> Path:
+    """Let a run of another configuration begin where a checkpoint of the same networks stands.
+
+    Networks, averages, optimisers and counters are taken over. The copy appears whole or not at
+    all; one that is there already is kept.
+
+    Args:
+        source: directory of the checkpoint.
+        config: of the run that begins.
+        run: its folder.
+
+    Returns:
+        The checkpoint of the new run.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    directory = run / source.name
+    if directory.exists():
+        return directory
+    verify(source)
+    partial = run / f".{source.name}.fork"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(MANIFEST))
+    (partial / "config.yaml").write_text(dump_config(config))
+    seal(partial)
+    os.replace(partial, directory)
+    return directory
 
 
 def load_checkpoint(state: TrainState, directory: Path) -> None:
@@ -67,28 +156,33 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
     Raises:
         UserError: the checkpoint is damaged, or is of another model.
     """
-    verify_checkpoint(directory)
+    verify(directory)
     load_module(state.animator, directory / "animator.safetensors")
     load_module(state.ema.module, directory / "animator_ema.safetensors")
     load_module(state.discriminator, directory / "discriminator.safetensors")
     optimizers = read_tensors(directory / "optimizers.pt")
-    state.animator_optimizer.load_state_dict(optimizers["animator"])
-    state.discriminator_optimizer.load_state_dict(optimizers["discriminator"])
-    progress = json.loads((directory / "progress.json").read_text())
-    for name in PROGRESS:
-        setattr(state, name, progress[name])
-    state.ema.n_averaged.fill_(state.step)
+    _load_optimizer(state.animator_optimizer, optimizers["animator"])
+    _load_optimizer(state.discriminator_optimizer, optimizers["discriminator"])
+    progress = read_progress(directory)
+    state.step, state.samples = progress.step, progress.samples
+    state.skipped, state.skipped_in_a_row = progress.skipped, dict(progress.skipped_in_a_row)
+    state.ema.n_averaged.fill_(progress.averaged)
     state.remember_buffers(state.animator)
     state.remember_buffers(state.discriminator)
 
 
-def load_animator(directory: Path, device: torch.device) -> tuple[Animator, Config]:
+def load_animator(checkpoint: str | Path, device: torch.device) -> tuple[Animator, Config]:
     """The averaged animator of a checkpoint in evaluation mode, and its configuration.
+
+    Args:
+        checkpoint: a directory, or the URL of one.
+        device: where the animator is put.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    verify_checkpoint(directory)
+    directory = local_copy(checkpoint)
+    verify(directory)
     config = read_config(directory)
     animator = build_animator(config.model)
     load_module(animator, directory / "animator_ema.safetensors")
@@ -102,59 +196,109 @@ def read_config(directory: Path) -> Config:
     return parse_config(tree, str(path))
 
 
-def find_checkpoint(run: Path) -> Path:
-    """The newest good checkpoint of a run; damaged ones are passed over with a warning.
+def read_progress(directory: Path) -> Progress:
+    """How far the run had come.
+
+    Raises:
+        UserError: an older version of this project wrote the checkpoint.
+    """
+    path = directory / "progress.json"
+    try:
+        return Progress.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(
+            f"{path}: written by another version of this project "
+            f"({problem['loc'][0]}: {problem['msg']}); train with that version, or start afresh "
+            "under another name=..."
+        ) from error
+
+
+def locate_checkpoint(run: str | Path) -> str:
+    """Where the newest good checkpoint of a run is, as every machine can find it.
 
     Args:
-        run: the folder of a run, or one of its checkpoints.
+        run: the folder of a run, or one of its checkpoints; a path or any fsspec URL.
 
     Raises:
         UserError: there is none.
     """
-    if not run.is_dir():
-        raise UserError(f"{run}: no such run folder; `prioritycut train` makes one below runs/")
-    candidates = [run] if (run / MANIFEST).exists() else list(_newest_first(run))
-    damage = ""
-    for directory in candidates:
-        try:
-            verify_checkpoint(directory)
-        except UserError as error:
-            logger.warning("%s; trying the one before it", error)
-            damage = damage or f"; the newest is not: {error}"
-        else:
-            return directory
-    raise UserError(
-        f"{run}: no usable checkpoint among the {len(candidates)} here{damage}; give the folder "
-        "of a run that has written at least one, see train.checkpoint_every"
+    storage, directory = RunStorage(run), find_checkpoint(run)
+    if storage.local is not None:
+        return str(directory)
+    return (
+        storage.url if storage.url.endswith(directory.name) else f"{storage.url}/{directory.name}"
     )
 
 
-def has_checkpoint(run: Path) -> bool:
-    """Whether a run has written any checkpoint, good or damaged."""
-    return any(run.glob("step_*"))
+@functools.cache
+def local_copy(checkpoint: str | Path) -> Path:
+    """A checkpoint as a directory on this machine, copied there if it is elsewhere."""
+    if "://" not in str(checkpoint):
+        return Path(checkpoint)
+    run, _, name = str(checkpoint).rstrip("/").rpartition("/")
+    return RunStorage(run).fetch(int(name.removeprefix("step_")), _scratch(run))
 
 
-def verify_checkpoint(directory: Path) -> None:
-    """Compare every file with the manifest.
+def find_checkpoint(run: str | Path) -> Path:
+    """The newest good checkpoint of a run; damaged ones are passed over with a warning.
+
+    Args:
+        run: the folder of a run, or one of its checkpoints; a path or any fsspec URL. What is not
+            on this machine is copied to a temporary folder that lives as long as this process.
 
     Raises:
-        UserError: naming the file that is missing or damaged.
+        UserError: there is none.
     """
-    try:
-        manifest: dict[str, str] = json.loads((directory / MANIFEST).read_text())
-        for name, expected in manifest.items():
-            if _sha256(directory / name) != expected:
-                raise UserError(f"{directory / name}: damaged checkpoint (checksum differs)")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory}: no complete checkpoint ({error})") from error
+    storage = RunStorage(run)
+    if storage.exists(MANIFEST):  # one of its checkpoints
+        directory = local_copy(storage.url)
+        verify(directory)
+        return directory
+    if not storage.exists(""):
+        raise UserError(f"{run}: no such run folder; `prioritycut train` makes one below runs/")
+    found = storage.newest_good(_scratch(storage.url))
+    if found is None:
+        raise UserError(
+            f"{run}: no usable checkpoint here; give the folder of a run that has written at least "
+            "one, see train.checkpoint_every"
+        )
+    return found[1]
 
 
-def _newest_first(run: Path) -> Iterator[Path]:
-    yield from sorted((p for p in run.glob("step_*") if p.is_dir()), reverse=True)
+@functools.cache
+def _scratch_of_process() -> "tempfile.TemporaryDirectory[str]":
+    """Removed when this process ends."""
+    return tempfile.TemporaryDirectory(prefix="prioritycut-")
 
 
-def _contiguous(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+def _scratch(run: str) -> Path:
+    """A folder for copies of one run's checkpoints."""
+    return Path(_scratch_of_process().name, hashlib.sha256(run.encode()).hexdigest()[:16])
+
+
+def has_checkpoint(run: str | Path) -> bool:
+    """Whether a run has written any checkpoint, good or damaged."""
+    return bool(RunStorage(run).steps())
+
+
+def _copied(tree: Any) -> Any:
+    """Dictionaries, lists and tuples with every tensor copied to the CPU."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_copied(value) for value in tree)
+    return tree
+
+
+def _load_optimizer(optimizer: Adam, stored: dict[str, Any]) -> None:
+    """With moments in the memory layout of their parameters: the fused kernels rely on it."""
+    optimizer.load_state_dict(stored)
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = torch.empty_like(parameter).copy_(moments[name])
 
 
 def load_module(module: nn.Module, path: Path) -> None:
@@ -171,13 +315,3 @@ def load_module(module: nn.Module, path: Path) -> None:
             f"{path}: the weights are of another model than the config describes: "
             f"{' '.join(line.strip() for line in reason[:3])}"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from prioritycut_ray.config import dump_config, load_config
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import DiskFull, UserError
 
 app = typer.Typer(
     name="prioritycut",
@@ -43,7 +43,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the config as `dotted.key=value`.", metavar="KEY=VALUE"),
 ]
-Run = Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")]
+Run = Annotated[
+    str, typer.Argument(help="A run or one of its checkpoints: a folder, or an fsspec URL.")
+]
 
 
 @app.command(epilog="Example: `prioritycut quickstart --out quickstart`")
@@ -173,8 +175,31 @@ def train_verb(
         return
     from prioritycut_ray.commands.train import train
 
-    run = train(resolved)
+    with _writing_to(resolved.run):
+        run = train(resolved)
     console.print(f"Run:  {run}", f"Look: tensorboard --logdir {run}", sep="\n")
+
+
+@app.command(
+    "tune", epilog="Example: `prioritycut tune tune_configs/top_k.yaml data.url=data --resume`"
+)
+def tune_verb(
+    search: Annotated[Path, typer.Argument(help="YAML file of the search, see tune_configs/.")],
+    overrides: Overrides = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The small size that the file names, to try it out.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the search of this name, if there is one."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Search hyperparameters with Ray Tune; each trial is a training run."""
+    from prioritycut_ray.commands.tune import tune
+
+    with _writing_to(search):
+        tune(search, overrides or [], smoke=smoke, resume=resume, console=console)
 
 
 @app.command("evaluate", epilog="Example: `prioritycut evaluate runs/vox data --split test`")
@@ -182,7 +207,7 @@ def evaluate_verb(
     run: Run,
     data: Data,
     compare: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(help="Another run to compare with the first; may be repeated."),
     ] = None,
     split: Annotated[str, typer.Option(help="Which clips.")] = "test",
@@ -493,6 +518,29 @@ def k8s_validate(
 
 
 @app.command(
+    "doctor",
+    epilog="Example: `prioritycut doctor --address HEAD:6379 --storage s3://bucket/runs --data "
+    "s3://bucket/data`",
+)
+def doctor_verb(
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="HOST:PORT of the cluster's head; else Ray here."),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where runs would be written: a path or an fsspec URL.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A data set that nodes must read.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all checks as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Check this machine and every node of the cluster, and say how to fix what is found."""
+    from prioritycut_ray.commands.doctor import doctor
+
+    doctor(address=address, storage=storage, data=data, as_json=as_json, console=console)
+
+
+@app.command(
     "import-fomm",
     epilog="Example: `prioritycut import-fomm vox-adv-cpk.pth.tar --out runs/vox-adv`",
 )
@@ -522,7 +570,7 @@ def _writing_to(place: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise UserError(
+            raise DiskFull(
                 f"{place}: no space left on its disk; free some and run the same command again"
             ) from error
         raise

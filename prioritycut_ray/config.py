@@ -5,6 +5,7 @@ print help at once. Models never see these classes: they take plain keyword argu
 """
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -157,6 +158,14 @@ class DataConfig(Section):
     """Side of the square frames in pixels; the decoder takes multiples of 32."""
     num_repeats: Count = 75
     """Visits of every clip an epoch."""
+    pairs_per_visit: Count = 1
+    """Frame pairs, one after the other, from a clip that is opened: more are cheaper and alike."""
+    decoder: Literal["decord", "pyav"] = "decord"
+    """Library that reads frames of the shards; pyav where there is no decord (ARM)."""
+    cache_dir: str | None = None
+    """Folder on a local disk that keeps clips of a remote ``url``; null fetches them each time."""
+    cache_gb: Annotated[float, Field(gt=0)] = 20.0
+    """Gigabytes (10^9 bytes) that the cache may take; the oldest clips give way."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
     """Decoding processes beside each training worker; 0 decodes in the worker itself."""
     augment: AugmentConfig = AugmentConfig()
@@ -204,6 +213,13 @@ class TrainConfig(Section):
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
     keep_checkpoints: Count = 3
+    """So many of the newest are kept, ..."""
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    """... so many of those with the lowest ``best_metric``, ..."""
+    best_metric: str = "generator/perceptual"
+    """Any scalar that the run logs."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """... and those at multiples of so many steps; 0 = none."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts from the last checkpoint after deaths of workers, without progress in between."""
     grace_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -224,6 +240,7 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """The run's folder below ``storage``; the same name resumes."""
     storage: str = "runs"
+    """A folder that all nodes share, or an fsspec URL such as ``s3://bucket/runs``."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -231,6 +248,11 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    @property
+    def run(self) -> str:
+        """Path or URL of the run's folder."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -306,10 +328,19 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
     Raises:
         UserError: naming the file, the key, and the way out.
     """
-    tree = _read_yaml(source)
+    return parse_config(apply_overrides(read_mapping(source), overrides), source)
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A tree of plain values with ``dotted.key=value`` words applied to it.
+
+    Raises:
+        UserError: a word is written wrongly.
+    """
+    changed = dict(tree)
     for word in overrides:
-        _apply_override(tree, word)
-    return parse_config(tree, source)
+        _apply_override(changed, word)
+    return changed
 
 
 def parse_config(tree: Mapping[str, Any], source: str) -> Config:
@@ -342,10 +373,13 @@ def load_section(
     Raises:
         UserError: naming the file, the key, and the way out.
     """
-    tree = _read_yaml(source) if source else {}
-    for word in overrides:
-        _apply_override(tree, word)
-    return parse_section(section, tree, source or "options")
+    tree = read_mapping(source) if source else {}
+    return parse_section(section, apply_overrides(tree, overrides), source or "options")
+
+
+def as_words(values: Mapping[str, Any]) -> list[str]:
+    """Values by dotted key as the words of :func:`load_config`."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def dump_config(config: Config) -> str:
@@ -359,7 +393,12 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _read_yaml(source: str) -> dict[str, Any]:
+def read_mapping(source: str) -> dict[str, Any]:
+    """Read a YAML file, or a shipped configuration, as plain values.
+
+    Raises:
+        UserError: there is no such file, or it holds no mapping.
+    """
     shipped = shipped_configs()
     path = shipped.get(source, Path(source))
     try:
@@ -409,6 +448,8 @@ def _suggestion(location: list[str], root: type[BaseModel]) -> str:
     *parents, wrong = location
     section = root
     for parent in parents:
+        if parent not in section.model_fields:
+            return ""
         section = _section_type(section.model_fields[parent].annotation) or section
     near = difflib.get_close_matches(wrong, section.model_fields, n=1, cutoff=0)
     return f"; did you mean {'.'.join([*parents, near[0]])!r}?" if near else ""

@@ -27,3 +27,15 @@ class Preempted(UserError):
     """The run was asked to stop, saved its state, and waits to be resumed."""
 
     exit_code = 75
+
+
+class Superseded(UserError):
+    """A newer attempt has taken the run over; this one must not write any more."""
+
+    exit_code = 77
+
+
+class DiskFull(UserError):
+    """No space left where the run writes."""
+
+    exit_code = 73

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from prioritycut_ray.checkpoint import find_checkpoint, load_animator, read_config
+from prioritycut_ray.checkpoint import load_animator, local_copy, locate_checkpoint, read_config
 from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
-from prioritycut_ray.data.video import read_all
+from prioritycut_ray.data.video import decoder_version, read_all
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference import default_device, reconstruct
 from prioritycut_ray.metrics.aggregate import (
@@ -92,7 +91,7 @@ class ClipTask(NamedTuple):
     data: str
     clip: Clip
     size: int
-    checkpoints: tuple[Path, ...]
+    checkpoints: tuple[str, ...]
     measures: Measures
 
 
@@ -252,7 +251,7 @@ def metrics_of(measures: Measures) -> tuple[Metric, ...]:
 
 
 def evaluate_runs(
-    runs: Sequence[Path],
+    runs: Sequence[str],
     data: str,
     *,
     split: str,
@@ -263,7 +262,8 @@ def evaluate_runs(
     """Rebuild every clip of a split from its first frame by every run, and score it.
 
     Args:
-        runs: folders of runs, or of their checkpoints; differences are taken to the first.
+        runs: runs or checkpoints of runs, absolute paths or fsspec URLs; differences are taken to
+            the first.
         data: folder of shards, an absolute path or an fsspec URL.
         split: of the data set.
         measures: what is measured.
@@ -273,13 +273,13 @@ def evaluate_runs(
     Raises:
         UserError: no usable checkpoint, no such data or split, or no clip could be decoded.
     """
-    checkpoints = dict(zip(names_of(runs), map(find_checkpoint, runs), strict=True))
+    checkpoints = dict(zip(names_of(runs), map(locate_checkpoint, runs), strict=True))
     index = read_index(data)
     clips = clips_of(index, split)
     metrics = metrics_of(measures)
     groups: dict[int, list[str]] = {}
     for name, path in checkpoints.items():
-        groups.setdefault(read_config(path).data.size, []).append(name)
+        groups.setdefault(read_config(local_copy(path)).data.size, []).append(name)
     tasks = [
         ClipTask(data, clip, size, tuple(checkpoints[name] for name in names), measures)
         for size, names in groups.items()
@@ -300,7 +300,7 @@ def evaluate_runs(
             data=index.fingerprint,
             split=split,
             size=size,
-            decode_path=f"h264 shards, decord {version('decord')}, resized to {size} when decoded",
+            decode_path=(f"h264 shards, {decoder_version()}, resized to {size} when decoded"),
             metrics={metric.key: metric.definition for metric in metrics},
         )
         protocols[protocol.hash()] = protocol
@@ -317,7 +317,7 @@ def evaluate_runs(
         metrics=metrics,
         protocols=protocols,
         models=[
-            summarise(name, str(checkpoints.get(name, "")), protocol_of[name], clips, scores)
+            summarise(name, checkpoints.get(name, ""), protocol_of[name], clips, scores)
             for name, scores in table.items()
         ],
         differences=_differences(list(checkpoints), protocol_of, clips, table),
@@ -327,14 +327,15 @@ def evaluate_runs(
     return evaluation, table
 
 
-def names_of(runs: Sequence[Path]) -> list[str]:
+def names_of(runs: Sequence[str]) -> list[str]:
     """The last parts of the runs' paths, as many as tell them apart."""
-    if len({str(run) for run in runs}) < len(runs):
+    if len(set(runs)) < len(runs):
         raise UserError("the same run is given twice: drop one of them")
+    words = [tuple(run.rstrip("/").split("/")) for run in runs]
     parts = 1
-    while len({run.parts[-parts:] for run in runs}) < len(runs):
+    while len({word[-parts:] for word in words}) < len(runs):
         parts += 1
-    return ["/".join(run.parts[-parts:]) for run in runs]
+    return ["/".join(word[-parts:]) for word in words]
 
 
 def score_clip(task: ClipTask) -> ScoredClip:
@@ -360,7 +361,7 @@ def one_thread() -> Iterator[None]:
 
 @torch.inference_mode()
 def score_frames(
-    frames: NDArray[np.uint8], checkpoints: Sequence[Path], measures: Measures
+    frames: NDArray[np.uint8], checkpoints: Sequence[str], measures: Measures
 ) -> list[FrameScores]:
     """Scores of the baseline, then of each checkpoint.
 
@@ -405,7 +406,7 @@ def _face_scores(true: Sequence[Face | None], predicted: Sequence[Face | None]) 
 
 
 @lru_cache(maxsize=8)
-def _animator(checkpoint: Path, device: torch.device) -> Animator:
+def _animator(checkpoint: str, device: torch.device) -> Animator:
     return load_animator(checkpoint, device)[0]
 
 

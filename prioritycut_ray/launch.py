@@ -6,16 +6,20 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train.torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
-    CheckpointConfig,
+    CheckpointUploadMode,
     ControllerError,
     FailureConfig,
     LoggingConfig,
@@ -23,19 +27,21 @@ from ray.train import (
     ScalingConfig,
     UserCallback,
 )
+from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
 from prioritycut_ray.checkpoint import (
-    STEP_FORMAT,
     find_checkpoint,
     has_checkpoint,
     read_config,
-    save_checkpoint,
+    read_progress,
+    take_snapshot,
+    write_snapshot,
 )
 from prioritycut_ray.config import Config, changed_keys, parse_config
 from prioritycut_ray.data.shards import clips_of, read_index
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.failures import (
     Failure,
     Kind,
@@ -50,6 +56,8 @@ from prioritycut_ray.interrupts import StopSignals
 from prioritycut_ray.monitor import Heard, Heart, ask, record_crashes, start_monitor, terminated
 from prioritycut_ray.preflight import check_nodes
 from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.run_storage import STEP_FORMAT, Retention, RunStorage, claim
+from prioritycut_ray.run_writer import RunWriter
 from prioritycut_ray.state import TrainState
 from prioritycut_ray.trainer import train
 from prioritycut_ray.worker import Pulse, Worker
@@ -61,10 +69,11 @@ _PATIENCE_WITH_PEERS_S = 5.0
 """A rank that lost its peers waits so long, for the dead one's own story to come first."""
 _HANG_MARGIN_S = 30.0
 """The collectives of the other ranks time out first; what is still then ends itself."""
+_SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BEFORE_WAITING_IS_TOLD = 60.0
 
 
-def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], None]) -> Path:
+def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], None]) -> str:
     """Train by Ray Train, resuming the run of the same name if there is one.
 
     Args:
@@ -73,7 +82,7 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
         on_warning: called in this process with every warning of a worker.
 
     Returns:
-        The folder of the run.
+        Path or URL of the run's folder.
 
     SIGTERM or Ctrl-C makes the workers save at the step they are in and end; a second one, or the
     end of ``train.grace_seconds``, ends the run at once.
@@ -82,32 +91,44 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
         UserError: the data, the configuration or an older run of this name does not fit.
         RunFailed: the run ended before its time; says why and how to resume.
     """
-    run = Path(config.storage) / config.name
-    clips_of(read_index(config.data.url), config.data.split)
-    if has_checkpoint(run):
-        check_resumable(config, run)
+    index = read_index(config.data.url)
+    clips_of(index, config.data.split)
+    if has_checkpoint(config.run):
+        check_resumable(config, index.fingerprint)
     start_ray()
     check_capacity(config)
     check_nodes(config, on_warning)
     monitor = start_monitor()
-    fit = _Fit(_trainer(config, monitor))
+    fit = _Fit(_trainer(config, monitor, take_over(config)))
     try:
         with StopSignals() as signals:
             fit.start()
             _accompany(fit, monitor, config, signals, on_progress, on_warning)
     except (RayError, ControllerError) as error:
-        raise explain(config.name, _failure(error), _last_checkpoint(run)) from error
-    return run
+        raise explain(config.name, _failure(error), _last_checkpoint(config)) from error
+    return config.run
 
 
-def _trainer(config: Config, monitor: Any) -> TorchTrainer:
+def take_over(config: Config) -> str:
+    """Make an older attempt that still trains this run stop; gives the id of this launch."""
+    storage, launch = RunStorage(config.run), uuid.uuid4().hex
+    claim(storage, launch, first=True)
+    storage.forget_reports()
+    return launch
+
+
+def _trainer(config: Config, monitor: Any, launch: str) -> TorchTrainer:
     fewest, most = config.train.worker_range
     # Ray watches the whole process: a frozen one is as dead as one whose training thread hangs.
     patience = str(config.train.collective_timeout_s + 2 * _HANG_MARGIN_S)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = patience
     return TorchTrainer(
         _train_on_worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "monitor": monitor},
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "monitor": monitor,
+            "launch": launch,
+        },
         scaling_config=ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
             use_gpu=uses_gpu(config),
@@ -120,14 +141,22 @@ def _trainer(config: Config, monitor: Any) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=config.name,
-            storage_path=config.storage,
+            **_ray_storage(config),
             # Which failures are tried again is decided by _Supervisor.
             failure_config=FailureConfig(max_failures=-1),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             callbacks=[_Supervisor(monitor, config), _NoteSigterm()],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
+
+
+def _ray_storage(config: Config) -> dict[str, Any]:
+    """Where Ray keeps its own list of what was reported: in the run's folder too."""
+    storage = RunStorage(config.storage)
+    if storage.local is not None:
+        return {"storage_path": str(storage.local)}
+    handler = FSSpecHandler(storage.fs)
+    return {"storage_path": storage.root, "storage_filesystem": PyFileSystem(handler)}
 
 
 def check_capacity(config: Config) -> None:
@@ -161,15 +190,26 @@ def uses_gpu(config: Config) -> bool:
     return config.train.use_gpu != "no" and available >= wanted
 
 
-def check_resumable(config: Config, run: Path) -> None:
-    """Refuse to continue a run under a configuration that would change what it computes.
+def check_resumable(config: Config, data: str) -> None:
+    """Refuse to continue a run under a configuration or on data that would change its result.
 
     A run that was imported and has not trained yet may be trained in any way that fits it.
+
+    Args:
+        config: resolved.
+        data: fingerprint of the data set.
 
     Raises:
         UserError: naming the keys that differ.
     """
-    directory = find_checkpoint(run)
+    directory, run = find_checkpoint(config.run), config.run
+    trained_on = read_progress(directory).data
+    if trained_on not in ("", data):
+        raise UserError(
+            f"{run}: the run was trained on other clips (fingerprint {trained_on[:12]}) than those "
+            f"at data.url={config.data.url} (fingerprint {data[:12]}); give that data back to "
+            "resume it, or another name=... to start afresh"
+        )
     changed = changed_keys(read_config(directory), config)
     if directory.name == STEP_FORMAT.format(0):
         changed = [key for key in changed if key.startswith(_NETWORKS)]
@@ -184,7 +224,12 @@ def check_resumable(config: Config, run: Path) -> None:
 _NETWORKS = ("model.", "discriminator.", "data.size")
 """Keys that determine the shapes of the weights."""
 _MAY_CHANGE = (
+    "storage",
+    "data.url",
     "data.loader_workers",
+    "data.decoder",
+    "data.cache_dir",
+    "data.cache_gb",
     "train.samples",
     "train.workers",
     "train.cpus_per_worker",
@@ -192,12 +237,13 @@ _MAY_CHANGE = (
     "train.log_every",
     "train.image_every",
     "train.checkpoint_every",
-    "train.keep_checkpoints",
+    "train.keep_",
+    "train.best_metric",
     "train.max_failures",
     "train.grace_seconds",
     "train.collective_timeout_s",
 )
-"""Keys that a resumed run may change: its length, its rhythm, and where it runs."""
+"""Begins of keys that a resumed run may change: its length, its rhythm, and where things are."""
 
 
 def _train_on_worker(arguments: dict[str, Any]) -> None:
@@ -213,36 +259,90 @@ def _train_on_worker(arguments: dict[str, Any]) -> None:
     logging.getLogger("prioritycut_ray").addHandler(_ForwardWarnings(monitor, worker.rank))
     record_crashes()
 
-    def report(metrics: Mapping[str, float], state: TrainState | None) -> None:
-        if state is None or worker.rank != 0:
-            name = None if state is None else STEP_FORMAT.format(state.step)
-            ray.train.report(dict(metrics), checkpoint_dir_name=name)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(state, config, Path(folder))
-            ray.train.report(
-                dict(metrics),
-                checkpoint=Checkpoint.from_directory(folder),
-                checkpoint_dir_name=STEP_FORMAT.format(state.step),
-            )
+    index = read_index(config.data.url)
+    with tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch:
+        patience = config.train.collective_timeout_s + _HANG_MARGIN_S
+        with Heart(monitor, pulse, worker.rank, patience):
+            writer, checkpoint = _begin(config, arguments["launch"], worker.rank, Path(scratch))
+            with writer or nullcontext():
+                try:
+                    train(
+                        config,
+                        index,
+                        worker=worker,
+                        writer=writer,
+                        checkpoint=checkpoint,
+                        report=partial(_report, config, index.fingerprint, writer),
+                        pulse=pulse,
+                    )
+                except Preempted:
+                    if writer:
+                        writer.flush()
+                    barrier()  # Ray ends all ranks when one has ended
+                    raise
+                except Exception as error:
+                    if is_of_a_peer(error):
+                        time.sleep(_PATIENCE_WITH_PEERS_S)
+                    raise
 
-    run = Path(config.storage, config.name)
-    patience = config.train.collective_timeout_s + _HANG_MARGIN_S
-    with Heart(monitor, pulse, worker.rank, patience):
-        try:
-            train(
-                config,
-                read_index(config.data.url),
-                worker=worker,
-                tensorboard=run / "tensorboard",
-                checkpoint=find_checkpoint(run) if has_checkpoint(run) else None,
-                report=report,
-                pulse=pulse,
-            )
-        except Exception as error:
-            if is_of_a_peer(error):
-                time.sleep(_PATIENCE_WITH_PEERS_S)
-            raise
+
+def _begin(
+    config: Config, launch: str, rank: int, scratch: Path
+) -> tuple[RunWriter | None, Path | None]:
+    """Take the run over from older attempts; all ranks begin at the checkpoint that rank 0 finds.
+
+    Returns:
+        The hand in the run's folder, on rank 0 alone, and the checkpoint, if there is one.
+    """
+    storage = RunStorage(config.run)
+    if rank != 0:
+        step = broadcast_from_rank_zero(None)
+        return None, None if step is None else storage.fetch(step, scratch)
+    lease = claim(storage, launch, first=False)
+    step, checkpoint = storage.newest_good(scratch) or (None, None)
+    options = config.train
+    writer = RunWriter(
+        lease,
+        start=step or 0,
+        retention=Retention(options.keep_checkpoints, options.keep_best, options.keep_every),
+        metric=options.best_metric,
+    )
+    broadcast_from_rank_zero(step)
+    return writer, checkpoint
+
+
+def _report(
+    config: Config,
+    data: str,
+    writer: RunWriter | None,
+    metrics: Mapping[str, float],
+    state: TrainState | None,
+) -> None:
+    """Hand metrics, and a checkpoint once it is committed, to Ray; without waiting for either.
+
+    Ray calls what it is told to "upload" by in a thread of its own, and keeps reports in order.
+    """
+    report = partial(
+        ray.train.report, dict(metrics), checkpoint_upload_mode=CheckpointUploadMode.ASYNC
+    )
+    if state is None or writer is None:
+        report()
+        return
+    writer.wait()  # before the copy: there are at most two states in memory
+    write = partial(write_snapshot, take_snapshot(state, config, data))
+    written = writer.save(state.step, metrics, write)
+
+    def committed(checkpoint: Checkpoint, name: str) -> Checkpoint:
+        written.result()
+        return checkpoint
+
+    rays = ray.train.get_context().get_storage()
+    path = rays.build_checkpoint_path_from_name(STEP_FORMAT.format(state.step))
+    report(
+        checkpoint=Checkpoint(path, filesystem=rays.storage_filesystem),
+        checkpoint_upload_fn=committed,
+        delete_local_checkpoint_after_upload=False,
+    )
 
 
 class _ForwardWarnings(logging.Handler):
@@ -360,19 +460,22 @@ def _deliver(monitor: Any, on_progress: Progress, on_warning: Callable[[str], No
 
 
 class _Waiting:
-    """Says it when no worker has run for a while: the cluster may be too small now."""
+    """Says it when no worker has run for a minute: the cluster may be too small now."""
 
     def __init__(self, config: Config, on_warning: Callable[[str], None]) -> None:
         self._config, self._on_warning = config, on_warning
-        self._since = time.monotonic()
+        self._heard = self._looked = time.monotonic()
 
     def look(self, monitor: Any) -> None:
-        """To be called often; asks the monitor only after a quiet minute."""
+        """To be called often; asks the monitor every few seconds."""
         now = time.monotonic()
-        if now - self._since < _SECONDS_BEFORE_WAITING_IS_TOLD:
+        if now - self._looked < _SECONDS_BETWEEN_LOOKS:
             return
-        self._since = now
-        if not ask(monitor.heard.remote(), {"unknown": None}):
+        self._looked = now
+        if ask(monitor.heard.remote(), {"unknown": None}):
+            self._heard = now
+        elif now - self._heard > _SECONDS_BEFORE_WAITING_IS_TOLD:
+            self._heard = now
             free = ray.available_resources().get("CPU", 0)
             train = self._config.train
             self._on_warning(
@@ -391,8 +494,8 @@ def _failure(error: RayError | ControllerError) -> Failure:
     return Failure(kind, f"Ray's controller ended ({type(cause).__name__}: {reason})", None, "", 0)
 
 
-def _last_checkpoint(run: Path) -> str:
+def _last_checkpoint(config: Config) -> str:
     try:
-        return str(find_checkpoint(run))
+        return f"{config.run}/{find_checkpoint(config.run).name}"
     except UserError:
         return "none yet"

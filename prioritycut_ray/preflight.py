@@ -28,20 +28,20 @@ def alive_nodes() -> list[Node]:
 
 
 def on_every_node(
-    function: Callable[..., Any], *arguments: Any
+    function: Callable[..., Any], *arguments: Any, seconds: float = _ANSWER_SECONDS
 ) -> dict[Node, Any | RayError | UserError]:
     """Call a function once on every node.
 
     Returns:
-        Its result by node, the UserError that it raised, or a RayError where the node did not
-        answer.
+        Its result by node, the UserError that it raised, RayTaskError if it raised another error,
+        or another RayError where the node did not answer in time.
     """
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     running = {}
     for node in alive_nodes():
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
         running[node] = task.options(scheduling_strategy=there).remote(*arguments)
-    ray.wait(list(running.values()), num_returns=len(running), timeout=_ANSWER_SECONDS)
+    ray.wait(list(running.values()), num_returns=len(running), timeout=seconds)
     return {node: _result(reference) for node, reference in running.items()}
 
 
@@ -51,7 +51,7 @@ def _result(reference: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             return error.cause
-        raise
+        return error
     except RayError as error:
         return error
 
@@ -77,6 +77,8 @@ def check_nodes(config: Config, on_warning: Callable[[str], None]) -> None:
     for line in _unanswered(answers):
         on_warning(line)
     for node, answer in answers.items():
+        if isinstance(answer, RayTaskError):
+            raise answer
         if isinstance(answer, UserError):
             raise UserError(f"node {node.address}: {answer}") from answer
 
@@ -85,7 +87,7 @@ def _unanswered(answers: Mapping[Node, Any]) -> list[str]:
     return [
         f"node {node.address} does not answer ({type(answer).__name__}); going on without it"
         for node, answer in answers.items()
-        if isinstance(answer, RayError)
+        if isinstance(answer, RayError) and not isinstance(answer, RayTaskError)
     ]
 
 

@@ -77,7 +77,7 @@ class Animator:
             folder = _from_hub(str(model), revision)
         if (folder / CONFIG_NAME).is_file():
             return cls(*_read_export(folder), place)
-        return cls(*load_animator(find_checkpoint(folder), place), place)
+        return cls(*load_animator(find_checkpoint(model), place), place)
 
     @property
     def size(self) -> int:

@@ -42,7 +42,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     if not (data / "index.json").exists():
         shard([str(out / "videos")], str(data), size=size, console=console)
     console.print(f"[3/5] training with Ray Train on {config.train.workers} workers")
-    run = train(config)
+    run = Path(train(config))
     console.print("[4/5] evaluating on clips that it has not seen")
     evaluate(run, str(data), out=out / "evaluation", console=console)
     console.print("[5/5] animating one puppet by another")

@@ -1,20 +1,63 @@
 """Joining or starting Ray, the same way for every job."""
 
 import os
+import socket
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
+
+from prioritycut_ray.errors import UserError
 
 _OBJECT_STORE_BYTES = 200_000_000
 """Small: frames travel through the data loader's shared memory, not through Ray's store."""
+_KNOCK_SECONDS = 15.0
 
 
-def start_ray() -> None:
-    """Join the cluster that ``RAY_ADDRESS`` names, or start one on this machine."""
+def start_ray(address: str | None = None) -> None:
+    """Join a cluster, or start one on this machine.
+
+    Args:
+        address: HOST:PORT of the cluster's head; what ``RAY_ADDRESS`` says unless given, and where
+            neither is, Ray is started here.
+
+    Raises:
+        UserError: nothing answers there, or it does not let this process in.
+    """
     if ray.is_initialized():
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {}
-    if "RAY_ADDRESS" not in os.environ:
+    if address:
+        _knock(address)
+    else:
         options = {"object_store_memory": _OBJECT_STORE_BYTES}
-    # What workers have to say reaches the driver by our own queue; Ray's logs stay in its folder.
-    ray.init(logging_level="ERROR", log_to_driver=False, **options)
+    try:
+        # What workers have to say reaches the driver by our own queue; Ray's logs stay in its
+        # folder.
+        ray.init(address, logging_level="ERROR", log_to_driver=False, **options)
+    except (AuthenticationError, ConnectionError) as error:
+        reason = " ".join(str(error).split(". ")[0].split())
+        raise UserError(
+            f"the Ray cluster {address or 'on this machine'} does not let this process in "
+            f"({reason}); if it asks for its token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
+            "what `ray get-auth-token` prints on its head; if it asks for none, unset both"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Ask whether anybody listens: Ray itself would try for minutes.
+
+    Raises:
+        UserError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return  # "auto", "local", or a scheme: for Ray to judge
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"{address}: no Ray cluster answers ({error}); give HOST:PORT of its head as "
+            "`ray start --head` printed it (port 6379 unless chosen otherwise)"
+        ) from error

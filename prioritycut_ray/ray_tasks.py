@@ -38,7 +38,8 @@ def map_tasks(
             f"--workers {workers}: the cluster has room for {room} at once "
             f"({'GPUs' if gpus else 'CPUs'}); ask for fewer, or join a larger one with RAY_ADDRESS"
         )
-    task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1))(function)
+    # By name, or a task of a search's trial would be confined to what the trial itself reserves.
+    task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), scheduling_strategy="DEFAULT")(function)
     running: dict[Any, int] = {}
     finished: dict[int, Result] = {}
     started = given = 0

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from prioritycut_ray.checkpoint import STEP_FORMAT, has_checkpoint, save_checkpoint
+from prioritycut_ray.checkpoint import has_checkpoint, save_checkpoint
 from prioritycut_ray.config import (
     Config,
     DenseMotionConfig,
@@ -30,6 +30,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.models.blocks import gaussian_kernel
 from prioritycut_ray.models.discriminators import Discriminator
+from prioritycut_ray.run_storage import STEP_FORMAT
 from prioritycut_ray.state import new_state
 from prioritycut_ray.tensor_files import read_tensors
 

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +33,7 @@ class ShowcaseTask(NamedTuple):
 
     data: str
     clip: Clip
-    checkpoint: Path
+    checkpoint: str
 
 
 class Showcase(NamedTuple):

@@ -1,6 +1,8 @@
-"""TensorBoard: what the first worker writes of a run."""
+"""What the first worker logs of a run: TensorBoard, and rows of scalars."""
 
+import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,37 +11,77 @@ from torch.utils.tensorboard import SummaryWriter
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.models.animator import Animation, FramePair
+from prioritycut_ray.run_writer import RunWriter
 from prioritycut_ray.steps import Judged, display_mask
 from prioritycut_ray.visualize import draw_keypoints, grid, method_columns
 
 ROWS = slice(4)
 """Samples of a batch that a picture shows."""
+_EVENT_FILE_BYTES = 4_000_000
 
 
 class Tracker:
-    """Writes scalars and pictures of a run.
+    """Writes scalars and pictures of a run: event files of TensorBoard, and rows of the log.
+
+    Everything is on storage when a later checkpoint is. Event files that cannot lie in the run's
+    folder itself are written on this machine and copied; a new one is begun before they get large.
 
     Args:
-        folder: of the event files.
-        first_step: what an interrupted attempt wrote from this step on is dropped by TensorBoard.
+        run: the hand in the run's folder.
+        start: step that this attempt starts from, 0 if afresh; TensorBoard drops what an earlier
+            attempt wrote of later steps.
     """
 
-    def __init__(self, folder: Path, *, first_step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=first_step if first_step else None)
+    def __init__(self, run: RunWriter, *, start: int) -> None:
+        self._run = run
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        folder = run.storage.local
+        if folder is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="prioritycut-")
+            folder = Path(self._scratch.name)
+        self._folder = folder / "tensorboard"
+        self._writer = SummaryWriter(str(self._folder), purge_step=start + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of a step under their names."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        self._run.submit(partial(self._write_scalars, dict(values), step))
+        self._run.log({"step": step} | dict(values))
 
     def pictures(self, pictures: Mapping[str, Tensor], step: int) -> None:
         """uint8 pictures `[3, H, W]` of a step under their names."""
-        for name, picture in pictures.items():
-            self._writer.add_image(name, picture, step)
+        self._run.submit(partial(self._write_pictures, dict(pictures), step))
 
     def close(self) -> None:
         """Write out what is pending."""
+        self._run.submit(self._close)
+
+    def _write_scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+        self._copy()
+
+    def _write_pictures(self, pictures: Mapping[str, Tensor], step: int) -> None:
+        for name, picture in pictures.items():
+            self._writer.add_image(name, picture, step)
+
+    def _close(self) -> None:
         self._writer.close()
+        self._copy()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def _copy(self) -> None:
+        """Copy event files to where the run is; a large one for the last time."""
+        if self._scratch is None:
+            return
+        for path in self._folder.iterdir():
+            full = path.stat().st_size > _EVENT_FILE_BYTES
+            if full:
+                self._writer.close()  # the next event begins another file
+            self._run.storage.write(f"tensorboard/{path.name}", path.read_bytes())
+            if full:
+                path.unlink()
 
 
 @torch.no_grad()

@@ -10,14 +10,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prioritycut_ray.checkpoint import load_checkpoint
-from prioritycut_ray.config import Config
+from prioritycut_ray.config import Config, DataConfig
 from prioritycut_ray.data.augment import augment
-from prioritycut_ray.data.shards import ClipIndex
+from prioritycut_ray.data.cache import ClipCache
+from prioritycut_ray.data.shards import ClipIndex, is_local
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.precision import resolve_precision
+from prioritycut_ray.run_writer import RunWriter
 from prioritycut_ray.state import TrainState, new_state, set_learning_rates
 from prioritycut_ray.steps import (
     build_perceptual,
@@ -38,7 +40,7 @@ def train(
     index: ClipIndex,
     *,
     worker: Worker,
-    tensorboard: Path,
+    writer: RunWriter | None,
     checkpoint: Path | None,
     report: Report,
     pulse: Pulse,
@@ -50,7 +52,7 @@ def train(
         index: of the shards at ``data.url``.
         worker: rank, world size and device of this process; with more than one worker the
             default process group exists already.
-        tensorboard: folder of the event files, written by rank 0.
+        writer: of rank 0, for what it logs; None on the other ranks.
         checkpoint: directory to resume from, or None to start afresh.
         report: called on every rank with metrics and, at checkpoints, the state.
         pulse: told what this rank is doing; asks it to stop.
@@ -67,7 +69,7 @@ def train(
         load_checkpoint(state, checkpoint)
     perceptual = build_perceptual(config, worker.device)
     animator, discriminator = distribute(state, worker)
-    tracker = Tracker(tensorboard, first_step=state.step) if worker.rank == 0 else None
+    tracker = Tracker(writer, start=state.step) if writer else None
     meter = Meter(worker)
     pulse.mark(state.step, "waiting for data")
     for batch in meter.watch(training_batches(config, index, worker, start=state.samples)):
@@ -148,6 +150,9 @@ def training_batches(
         size=data.size,
         seed=options.seed,
         num_repeats=data.num_repeats,
+        pairs_per_visit=data.pairs_per_visit,
+        decoder=data.decoder,
+        cache=clip_cache(data),
     )
     steps = math.ceil(options.samples / options.batch_size)
     return batches(
@@ -159,6 +164,13 @@ def training_batches(
         world_size=worker.world_size,
         loader_workers=data.loader_workers,
     )
+
+
+def clip_cache(data: DataConfig) -> ClipCache | None:
+    """The cache of a remote data set, if one is configured; local shards need none."""
+    if data.cache_dir is None or is_local(data.url):
+        return None
+    return ClipCache(data.cache_dir, int(data.cache_gb * 1e9))
 
 
 def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:

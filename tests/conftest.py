@@ -7,15 +7,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import fsspec
 import pytest
 from rich.console import Console
 
 from prioritycut_ray import cli
 from prioritycut_ray.config import Config, load_config
+from tests.s3_server import S3, s3_server
 
 TINY = Path(__file__).parent / "data" / "tiny.yaml"
 
@@ -60,6 +63,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory, puppet_videos: Path, local_
     out = tmp_path_factory.mktemp("packed") / "data"
     pack_videos([str(puppet_videos)], str(out), size=32)
     return out
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[S3]:
+    """A real S3 API on this machine, where s3:// leads to; one for all: clients are kept."""
+    with s3_server() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.variables.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def bucket(server: S3) -> str:
+    """URL of a new bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"
 
 
 @pytest.fixture

@@ -108,6 +108,39 @@ def head(cpus: int, environ: Mapping[str, str]) -> Iterator[str]:
         node.end()
 
 
+class Cluster:
+    """A head at 127.0.0.2 with one CPU, and more nodes at 127.0.0.3 and on; a context manager."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ, self._port = environ, free_port()
+        self._nodes: list[Node] = []
+        self.address = f"127.0.0.2:{self._port}"
+
+    def __enter__(self) -> "Cluster":
+        words = ["--head", f"--port={self._port}", "--include-dashboard=False"]
+        head = self._start([*words, f"--ray-client-server-port={free_port()}"], self._environ, ())
+        await_port("127.0.0.2", self._port, head)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in reversed(self._nodes):
+            node.end()
+
+    def add(self, prefix: Sequence[str] = (), **changes: str) -> Node:
+        """Start another node with one CPU; see :class:`Node`. It joins within seconds."""
+        return self._start([f"--address={self.address}"], {**self._environ, **changes}, prefix)
+
+    def node(self, address: str) -> Node:
+        """The node at 127.0.0.N."""
+        return self._nodes[int(address.rpartition(".")[2]) - 2]
+
+    def _start(self, words: list[str], environ: Mapping[str, str], prefix: Sequence[str]) -> Node:
+        words += [f"--node-ip-address=127.0.0.{2 + len(self._nodes)}", "--num-cpus=1"]
+        words += [f"--dashboard-agent-listen-port={free_port()}"]
+        self._nodes.append(Node(words, environ, prefix))
+        return self._nodes[-1]
+
+
 def await_port(host: str, port: int, node: Node, seconds: float = 90) -> None:
     """Wait until a node's port answers."""
     deadline = time.monotonic() + seconds

@@ -1,9 +1,12 @@
 """The command line, with a file beside it of what its ranks do: for tests that kill them.
 
-``python -m tests.watched BEATS train CONFIG ...`` writes a line of JSON into BEATS for every beat.
+``python -m tests.watched BEATS train CONFIG ...`` writes a line of JSON into BEATS for every beat,
+and one with the pid of the monitor. With ``GROW_BYTES`` set, rank 1 takes that much memory, bit by
+bit, after ten steps; into ``SEEDS_FOLDER`` every rank writes its samples' seeds, a line a step.
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -17,16 +20,52 @@ from prioritycut_ray import cli, launch
 
 
 def watch(monitor: Any, path: Path) -> None:
-    """Append the beats of all ranks to a file until the monitor is gone."""
+    """Append the beats of all ranks to a file until this process ends."""
     with path.open("a", buffering=1) as file:
         while True:
+            time.sleep(0.3)
             try:
-                heard = ray.get(monitor.heard.remote())
+                heard = ray.get(monitor.heard.remote(), timeout=10)
+                actor = ray._private.state.actors(monitor._actor_id.hex())
             except RayError:
                 continue
+            file.write(json.dumps({"monitor": actor["Pid"]}) + "\n")
             for item in heard.values():
                 file.write(json.dumps(item.beat._asdict() | {"at": time.time() - item.ago}) + "\n")
-            time.sleep(0.3)
+
+
+def train_and_note(arguments: dict[str, Any]) -> None:
+    """As the train function; sent to the workers by value, for this is the main module there."""
+    import json
+    import os
+    import threading
+    import time
+    from pathlib import Path
+
+    import ray.train
+
+    from prioritycut_ray import launch, trainer
+
+    rank = ray.train.get_context().get_world_rank()
+    prepare, steps = trainer.prepare, []
+
+    def note(batch: Any, *rest: Any) -> Any:
+        steps.append(len(steps))
+        if "SEEDS_FOLDER" in os.environ:
+            with Path(os.environ["SEEDS_FOLDER"], f"rank{rank}.jsonl").open("a") as file:
+                file.write(json.dumps(batch.augment_seeds.tolist()) + "\n")
+        return prepare(batch, *rest)
+
+    def grow() -> None:
+        taken: list[bytes] = []
+        while sum(map(len, taken)) < int(os.environ.get("GROW_BYTES", 0)):
+            if len(steps) >= 10 and rank == 1:
+                taken.append(os.urandom(50_000_000))
+            time.sleep(0.1)
+
+    trainer.prepare = note
+    threading.Thread(target=grow, daemon=True).start()
+    launch._train_on_worker(arguments)
 
 
 def main() -> None:
@@ -39,6 +78,8 @@ def main() -> None:
         return monitor
 
     launch.start_monitor = start_watched
+    if "GROW_BYTES" in os.environ or "SEEDS_FOLDER" in os.environ:
+        launch._train_on_worker = train_and_note
     cli.main()
 
 

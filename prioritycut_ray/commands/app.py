@@ -78,7 +78,7 @@ def serve(
     if len(runs) > 2:
         raise UserError("the page compares two models at most: drop one")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C, and cleans up
-    names = names_of(list(map(Path, runs)))
+    names = names_of(runs)
     animators = {name: Animator.from_pretrained(run) for name, run in zip(names, runs, strict=True)}
     with tempfile.TemporaryDirectory(prefix="prioritycut-app-") as temporary:
         folder = Path(temporary)

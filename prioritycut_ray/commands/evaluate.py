@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.data.shards import clips_of, read_index
+from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation import Evaluation, Mapper, Measures, evaluate_runs
 from prioritycut_ray.progress import ProgressBar
 from prioritycut_ray.report import pick_clips, runs_of, tables, write_report
@@ -16,10 +18,10 @@ from prioritycut_ray.showcase import Showcase, ShowcaseTask, show_clip
 
 
 def evaluate(
-    run: Path,
+    run: str | Path,
     data: str,
     *,
-    compare: Sequence[Path] = (),
+    compare: Sequence[str | Path] = (),
     split: str = "test",
     workers: int | None = None,
     measures: Measures | None = None,
@@ -29,7 +31,7 @@ def evaluate(
     """Score runs on held-out clips and write the report; see :mod:`prioritycut_ray.report`.
 
     Args:
-        run: folder of a run, or of one of its checkpoints.
+        run: folder or fsspec URL of a run, or of one of its checkpoints.
         data: folder of shards, or an fsspec URL.
         compare: further runs; differences are taken to the first.
         split: of the data set.
@@ -38,9 +40,10 @@ def evaluate(
         out: folder of the results, ``RUN/evaluation/SPLIT`` unless given.
         console: where the summary goes.
     """
-    if "://" not in data:
-        data = str(Path(data).absolute())
-    runs = [path.absolute() for path in (run, *compare)]
+    if out is None and "://" in str(run):
+        raise UserError(f"{run}: say with --out which folder the results of a remote run go to")
+    data = absolute(data)  # Tasks run in folders of their own.
+    runs = [absolute(str(place)) for place in (run, *compare)]
     mapper = _mapper(workers)
     with ProgressBar("evaluating", 1.0) as bar:
         evaluation, table = evaluate_runs(
@@ -52,7 +55,7 @@ def evaluate(
             on_clip=lambda done, total, key: bar.update(done / total, f"{done}/{total} {key}"),
         )
     shown = _showcases(evaluation, data, mapper)
-    folder = out or run / "evaluation" / split
+    folder = out or Path(run) / "evaluation" / split
     files = write_report(folder, evaluation, table, shown)
     for key, reason in evaluation.skipped.items():
         console.print(f"skipped: {key}: {reason}")
@@ -86,7 +89,7 @@ def _showcases(evaluation: Evaluation, data: str, mapper: Mapper) -> dict[str, d
     clips = {clip.key: clip for clip in clips_of(read_index(data), evaluation.split)}
     best, worst = pick_clips(runs[0])
     keys = [*best, *worst]
-    tasks = [ShowcaseTask(data, clips[key], Path(run.checkpoint)) for key in keys for run in runs]
+    tasks = [ShowcaseTask(data, clips[key], run.checkpoint) for key in keys for run in runs]
     drawn = iter(mapper(show_clip, tasks))
     return {key: {run.name: next(drawn) for run in runs} for key in keys}
 

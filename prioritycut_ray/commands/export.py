@@ -1,6 +1,5 @@
 """``prioritycut export``."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 from rich.console import Console
 
-from prioritycut_ray.checkpoint import find_checkpoint
+from prioritycut_ray.checkpoint import find_checkpoint, read_progress
 from prioritycut_ray.data.output import check_new_folder, new_folder
 from prioritycut_ray.evaluation import Evaluation, ModelScores, Protocol
 from prioritycut_ray.pretrained import Animator
@@ -39,11 +38,11 @@ class Scores(NamedTuple):
     warnings: list[str]
 
 
-def export(run: Path, out: Path, *, graph: bool, console: Console) -> None:
+def export(run: str | Path, out: Path, *, graph: bool, console: Console) -> None:
     """Write a run's newest model as a folder of its own; see docs/animation.md.
 
     Args:
-        run: folder of a run, or of one of its checkpoints.
+        run: a run or one of its checkpoints, a folder or an fsspec URL.
         out: new folder.
         graph: also write the inference path by torch.export, and compare it with the model.
         console: where the result is told.
@@ -73,14 +72,14 @@ def model_card(
     animator: Animator, checkpoint: Path, scores: list[Scores], difference: float | None
 ) -> str:
     """README.md of an exported model, from what the run knows of itself."""
-    progress = json.loads((checkpoint / "progress.json").read_text())
+    progress = read_progress(checkpoint)
     fingerprints = {score.protocol.data for score in scores}
     return render(
         "model_card.md.j2",
         config=animator.config,
         parameters=sum(parameter.numel() for parameter in animator.network.parameters()),
         progress=progress,
-        fingerprint=progress.get("data") or " or ".join(sorted(fingerprints)),
+        fingerprint=progress.data or " or ".join(sorted(fingerprints)),
         scores=scores,
         difference=difference,
     )

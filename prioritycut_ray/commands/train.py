@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from prioritycut_ray.config import Config
+from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.launch import launch
 from prioritycut_ray.progress import ProgressBar, training_note
 
 
-def train(config: Config) -> Path:
+def train(config: Config) -> str:
     """Train, or resume the run of this name; gives the run's folder."""
     with ProgressBar("training", config.train.samples) as bar:
         return launch(
@@ -25,14 +26,15 @@ def with_absolute_paths(config: Config) -> Config:
         weights = str(Path(weights).absolute())
     return config.model_copy(
         update={
-            "storage": _absolute(config.storage),
-            "data": config.data.model_copy(update={"url": _absolute(config.data.url)}),
+            "storage": absolute(config.storage),
+            "data": config.data.model_copy(
+                update={
+                    "url": absolute(config.data.url),
+                    "cache_dir": config.data.cache_dir and absolute(config.data.cache_dir),
+                }
+            ),
             "loss": config.loss.model_copy(
                 update={"perceptual": perceptual.model_copy(update={"weights": weights})}
             ),
         }
     )
-
-
-def _absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).absolute())

@@ -25,8 +25,10 @@ from typing import IO, Annotated, Literal, NamedTuple
 import pydantic
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from prioritycut_ray.data.storage import ABSENT, read_bytes
 from prioritycut_ray.errors import UserError
 
 INDEX_NAME = "index.json"
@@ -118,6 +120,11 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     return fs, root.rstrip("/")
 
 
+def is_local(url: str) -> bool:
+    """Whether a folder is on a disk of this machine, or mounted like one."""
+    return isinstance(filesystem(url)[0], LocalFileSystem)
+
+
 def read_index(url: str) -> ClipIndex:
     """Read and check the index of a data set.
 
@@ -125,14 +132,19 @@ def read_index(url: str) -> ClipIndex:
         url: the folder, a local path or any fsspec URL.
 
     Raises:
-        UserError: if there is no index, or a damaged one.
+        UserError: if there is no index, or a damaged one, or if the storage cannot be read.
     """
     fs, root = filesystem(url)
     path = f"{url.rstrip('/')}/{INDEX_NAME}"
     try:
-        return ClipIndex.model_validate_json(fs.cat_file(f"{root}/{INDEX_NAME}"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: there is no index; make one with `prioritycut shard`") from None
+        return ClipIndex.model_validate_json(read_bytes(fs, f"{root}/{INDEX_NAME}", path))
+    except ABSENT as error:
+        # An object store says here if it is the bucket that is missing; others repeat the path.
+        said = "" if INDEX_NAME in str(error) else f" ({error})"
+        raise UserError(
+            f"{path}: there is no index{said}; check the place, or make one with "
+            "`prioritycut shard`"
+        ) from None
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -167,20 +179,25 @@ def read_clip(url: str, clip: Clip) -> bytes:
 
     Raises:
         ShardError: if the shard is missing or the bytes are not those that were packed.
-        OSError: if the storage does not answer; trying again may help.
+        UserError: if the storage cannot be read.
     """
     fs, root = filesystem(url)
+    name = f"{url.rstrip('/')}/{clip.shard}"
+    end = clip.offset + clip.size
     try:
-        data: bytes = fs.cat_file(
-            f"{root}/{clip.shard}", start=clip.offset, end=clip.offset + clip.size
-        )
-    except FileNotFoundError:
+        data = read_bytes(fs, f"{root}/{clip.shard}", name, start=clip.offset, end=end)
+    except ABSENT:
         raise ShardError(_no_clip(url, clip, "the shard is missing")) from None
     if len(data) < clip.size:
         raise ShardError(_no_clip(url, clip, f"cut off after {len(data)} of {clip.size} bytes"))
-    if hashlib.sha256(data).hexdigest() != clip.sha256:
+    if not is_whole(data, clip):
         raise ShardError(_no_clip(url, clip, "the checksum does not match"))
     return data
+
+
+def is_whole(data: bytes, clip: Clip) -> bool:
+    """Whether these are the bytes of the clip that was packed."""
+    return hashlib.sha256(data).hexdigest() == clip.sha256
 
 
 def _no_clip(url: str, clip: Clip, reason: str) -> str:

@@ -8,9 +8,9 @@ order, and "samples consumed" is all there is to save and resume.
 
 import functools
 import hashlib
+import itertools
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,18 @@ import torch
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from prioritycut_ray.data.shards import Clip, ClipIndex, ShardError, clips_of, read_clip
-from prioritycut_ray.data.video import VideoError, read_frames
+from prioritycut_ray.data.cache import ClipCache
+from prioritycut_ray.data.loader import load
+from prioritycut_ray.data.shards import (
+    Clip,
+    ClipIndex,
+    ShardError,
+    clips_of,
+    is_whole,
+    read_clip,
+)
+from prioritycut_ray.data.video import DEFAULT_DECODER, VideoError, check_decoder, read_frames
 from prioritycut_ray.errors import DataError, UserError
 
 log = logging.getLogger(__name__)
@@ -30,34 +38,25 @@ log = logging.getLogger(__name__)
 MOST_SUBSTITUTES = 8
 
 
-class Sample(NamedTuple):
-    """Two frames of one clip.
-
-    Attributes:
-        source: RGB in 0..255.
-        driving: RGB in 0..255; another frame than the source, if the clip has two.
-        number: the sample's number in the stream.
-        augment_seed: decides the sample's augmentation; 0 or more.
-    """
-
-    source: UInt8[Tensor, "3 H W"]
-    driving: UInt8[Tensor, "3 H W"]
-    number: int
-    augment_seed: int
-
-
 class Batch(NamedTuple):
-    """One rank's part of a global batch.
+    """One rank's part of a global batch; its frames lie channels last, as decoded.
 
     Attributes:
         source: RGB in 0..255.
-        driving: RGB in 0..255.
-        augment_seeds: one a sample, 0 or more.
+        driving: RGB in 0..255; another frame of the same clip, if it has two.
+        augment_seeds: one a sample, 0 or more; each decides the sample's augmentation.
     """
 
     source: UInt8[Tensor, "B 3 H W"]
     driving: UInt8[Tensor, "B 3 H W"]
     augment_seeds: Int64[Tensor, " B"]
+
+
+class Damage(NamedTuple):
+    """A clip that could not be used, and why."""
+
+    clip: str
+    reason: str
 
 
 class Draw(NamedTuple):
@@ -74,16 +73,26 @@ class Draw(NamedTuple):
     augment_seed: int
 
 
-class FramePairs(Dataset[Sample]):
-    """The stream over one split of a data set: ``pairs[n]`` is sample ``n``, for any n from 0.
+class FramePairs:
+    """The stream over one split of a data set.
 
     It holds no open file, so it may be sent to other processes.
     """
 
     def __init__(
-        self, url: str, index: ClipIndex, split: str, *, size: int, seed: int, num_repeats: int = 1
+        self,
+        url: str,
+        index: ClipIndex,
+        split: str,
+        *,
+        size: int,
+        seed: int,
+        num_repeats: int = 1,
+        pairs_per_visit: int = 1,
+        decoder: str = DEFAULT_DECODER,
+        cache: ClipCache | None = None,
     ) -> None:
-        """Describe the stream; nothing is opened yet.
+        """Describe the stream; no shard is opened yet.
 
         Args:
             url: the folder of the data set.
@@ -91,71 +100,110 @@ class FramePairs(Dataset[Sample]):
             split: which clips to use.
             size: side of the frames in pixels; best the size that the clips were packed at.
             seed: 0 or more.
-            num_repeats: how often an epoch shows each clip.
+            num_repeats: how often an epoch visits each clip.
+            pairs_per_visit: samples in a row from one clip, for one fetch and one opening of it.
+            decoder: ``decord`` or ``pyav``.
+            cache: where clips of a remote data set are kept.
 
         Raises:
-            UserError: if the split has no clips.
+            UserError: if the split has no clips, or the decoder or the cache cannot be used.
         """
+        check_decoder(decoder)
+        if cache is not None:
+            cache.check()
         # The order of the shards must not matter.
         self.clips = sorted(clips_of(index, split), key=lambda clip: clip.key)
         self.url = url
         self.size = size
         self.num_repeats = num_repeats
+        self.pairs_per_visit = pairs_per_visit
+        self.decoder = decoder
+        self.cache = cache
         self.entropy = (seed, int(index.fingerprint[:32], 16))
-        self._damaged = 0
 
     @property
     def epoch_length(self) -> int:
         """Samples in an epoch."""
-        return len(self.clips) * self.num_repeats
+        return len(self.clips) * self.num_repeats * self.pairs_per_visit
 
     def draw(self, number: int) -> Draw:
         """Decide sample ``number``, without reading anything."""
-        epoch, position = divmod(number, self.epoch_length)
-        order = _epoch_order(self.entropy, epoch, self.epoch_length)
+        visits = len(self.clips) * self.num_repeats
+        epoch, position = divmod(number // self.pairs_per_visit, visits)
+        order = _epoch_order(self.entropy, epoch, visits)
         clips = _next_distinct(order, position, len(self.clips))
         rng = _generator(self.entropy, "sample", number)
         first, second = rng.random(2).tolist()
         return Draw(clips, (first, second), int(rng.integers(2**63)))
 
-    def __getitem__(self, number: int) -> Sample:
-        """Read sample ``number``.
+    def read(
+        self,
+        numbers: Sequence[int],
+        avoid: Mapping[int, str] | None = None,
+        on_clip: Callable[[int], None] | None = None,
+    ) -> tuple[Batch, list[Damage]]:
+        """Read samples.
 
-        A damaged clip is replaced by the next one of the epoch's order, with a warning.
+        A damaged clip is replaced by the next one of the epoch's order.
+
+        Args:
+            numbers: of the samples, from 0, at least one.
+            avoid: positions of clips to treat as damaged, with the reason.
+            on_clip: called with the position of a clip before it is opened.
+
+        Returns:
+            The samples, and what was damaged, once for each sample that it was drawn for.
 
         Raises:
             DataError: if all clips that could stand in are damaged too.
+            UserError: if the storage fails.
         """
-        draw = self.draw(number)
-        for position in draw.clips:
+        draws = [self.draw(number) for number in numbers]
+        pictures = torch.empty((2, len(draws), self.size, self.size, 3), dtype=torch.uint8)
+        damage: list[Damage] = []
+        done = 0
+        # Neighbours of one visit name the same clips, and are read together.
+        for _, group in itertools.groupby(draws, key=lambda draw: draw.clips):
+            visit = list(group)
+            frames, missed = self._read_visit(visit, avoid or {}, on_clip or _ignore)
+            shown = torch.from_numpy(frames).view(len(visit), 2, self.size, self.size, 3)
+            pictures[:, done : done + len(visit)] = shown.transpose(0, 1)
+            damage += missed * len(visit)
+            done += len(visit)
+        seeds = torch.tensor([draw.augment_seed for draw in draws], dtype=torch.int64)
+        source, driving = pictures.permute(0, 1, 4, 2, 3)
+        return Batch(source, driving, seeds), damage
+
+    def _read_visit(
+        self, visit: Sequence[Draw], avoid: Mapping[int, str], on_clip: Callable[[int], None]
+    ) -> tuple[NDArray[np.uint8], list[Damage]]:
+        """Read the frames of draws of one clip, ``uint8 [2 len(visit), size, size, 3]``."""
+        damage: list[Damage] = []
+        for position in visit[0].clips:
             clip = self.clips[position]
-            try:
-                frames = self._read(clip, two_frames(draw.places, clip.frames))
-            except (ShardError, VideoError) as error:
-                self._warn(clip, error)
+            if position in avoid:
+                damage.append(Damage(clip.key, avoid[position]))
                 continue
-            source, driving = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
-            return Sample(source, driving, number, draw.augment_seed)
+            indices = [index for draw in visit for index in two_frames(draw.places, clip.frames)]
+            try:
+                on_clip(position)
+                return read_frames(self._fetch(clip), indices, self.size, self.decoder), damage
+            except (ShardError, VideoError) as error:
+                damage.append(Damage(clip.key, str(error)))
         raise DataError(
-            f"{self.url}: {len(draw.clips)} clips in a row cannot be read (the last: "
-            f"{self.clips[draw.clips[-1]].key!r}); restore the data set or pack it anew"
+            f"{self.url}: {len(damage)} clips in a row cannot be read (the last: "
+            f"{damage[-1].clip!r}: {damage[-1].reason}); restore the data set or pack it anew"
         )
 
-    def _read(self, clip: Clip, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Fetch, verify and decode frames of one clip: ``uint8 [N, size, size, 3]``."""
-        return read_frames(read_clip(self.url, clip), indices, self.size)
-
-    def _warn(self, clip: Clip, error: UserError) -> None:
-        self._damaged += 1
-        # At 1, 2, 4, 8, ...: a broken shard must not flood the log.
-        if self._damaged & (self._damaged - 1) == 0:
-            log.warning(
-                "clip %s is replaced by another one: %s (%d so far in process %d)",
-                clip.key,
-                error,
-                self._damaged,
-                os.getpid(),
-            )
+    def _fetch(self, clip: Clip) -> bytes:
+        """Get the verified bytes of a clip, from the cache if they are there."""
+        if self.cache is None:
+            return read_clip(self.url, clip)
+        data = self.cache.get(clip.sha256)
+        if data is None or not is_whole(data, clip):
+            data = read_clip(self.url, clip)
+            self.cache.put(clip.sha256, data)
+        return data
 
 
 def two_frames(places: tuple[float, float], frames: int) -> tuple[int, int]:
@@ -171,7 +219,7 @@ def two_frames(places: tuple[float, float], frames: int) -> tuple[int, int]:
 
 
 def batches(
-    dataset: FramePairs,
+    pairs: FramePairs,
     *,
     start: int,
     stop: int,
@@ -186,7 +234,7 @@ def batches(
     of its ``W`` equal parts. Only whole batches are given, so every rank gets equally many.
 
     Args:
-        dataset: the stream.
+        pairs: the stream.
         start: first sample number; what it costs to begin does not depend on it.
         stop: sample number to end before.
         global_batch: samples G in a batch over all ranks.
@@ -198,7 +246,7 @@ def batches(
         Batches of G / W samples, in pinned memory if there is a GPU.
 
     Raises:
-        UserError: if G cannot be divided by W.
+        UserError: if G cannot be divided by W; from the iterator, if the data cannot be read.
     """
     if global_batch % world_size:
         raise UserError(
@@ -206,42 +254,48 @@ def batches(
             f"choose a multiple of {world_size}"
         )
     share = global_batch // world_size
-    whole = range(start, stop - global_batch + 1, global_batch)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=_Shares(whole, rank * share, share),
-        num_workers=loader_workers,
-        collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
-        # Its own generator: else each iterator would draw from, and so shift, the global one.
-        generator=torch.Generator(),
-        # Fork: the package need not be imported again, which takes seconds in every process.
-        multiprocessing_context="fork" if loader_workers else None,
-    )
-    return iter(loader)
+    firsts = range(start + rank * share, stop - global_batch + 1 + rank * share, global_batch)
+    name_of = lambda position: pairs.clips[position].key  # noqa: E731
+    return _told(pairs, load(pairs.read, _Shares(firsts, share), loader_workers, name_of))
 
 
-class _Shares:
-    """Lists the sample numbers of each of a rank's batches."""
+def _told(pairs: FramePairs, loaded: Iterator[tuple[Batch, list[Damage]]]) -> Iterator[Batch]:
+    """Pass batches on, with a warning of what was damaged."""
+    total = 0
+    clips: set[str] = set()
+    for batch, damage in loaded:
+        for clip, reason in damage:
+            total += 1
+            clips.add(clip)
+            # At 1, 2, 4, 8, ...: a broken shard must not flood the log.
+            if total & (total - 1) == 0:
+                log.warning(
+                    "%s: clip %s is replaced by another one: %s (%d so far, of %d clips)",
+                    pairs.url,
+                    clip,
+                    reason,
+                    total,
+                    len(clips),
+                )
+        yield batch
 
-    def __init__(self, starts: range, offset: int, share: int) -> None:
-        self._starts, self._offset, self._share = starts, offset, share
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in self._starts:
-            first = start + self._offset
-            yield list(range(first, first + self._share))
+class _Shares(Sequence[Sequence[int]]):
+    """The sample numbers of each of a rank's batches."""
+
+    def __init__(self, firsts: range, share: int) -> None:
+        self._firsts, self._share = firsts, share
+
+    def __getitem__(self, place: int) -> range:  # type: ignore[override]
+        first = self._firsts[place]
+        return range(first, first + self._share)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._firsts)
 
 
-def _collate(samples: list[Sample]) -> Batch:
-    return Batch(
-        source=torch.stack([sample.source for sample in samples]),
-        driving=torch.stack([sample.driving for sample in samples]),
-        augment_seeds=torch.tensor([sample.augment_seed for sample in samples], dtype=torch.int64),
-    )
+def _ignore(position: int) -> None:
+    pass
 
 
 def _generator(entropy: tuple[int, int], purpose: str, number: int) -> np.random.Generator:

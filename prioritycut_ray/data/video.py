@@ -1,25 +1,31 @@
 """Frames in and out of files: the only module that knows a video library.
 
-Two readers, for two jobs. PyAV reads what people bring (:func:`frames_upright`): it meets every
-container, rotation and pixel shape, and says so when a file is damaged. decord reads what this
-project wrote itself (:func:`read_frames`): small upright clips with a short GOP, of which it finds
-single frames fast and exactly.
+Two jobs. PyAV reads what people bring (:func:`frames_upright`): it meets every container, rotation
+and pixel shape, and says so when a file is damaged. decord, or PyAV where there is no decord, reads
+what this project wrote itself (:func:`read_frames`): small upright clips with a short GOP, of which
+it finds single frames exactly.
 
 Frames are RGB ``uint8 [H, W, 3]`` in 0..255, upright, with square pixels.
 """
 
+import importlib.util
 import io
+import itertools
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import av.filter
 import numpy as np
 from av.audio import AudioStream
 from av.container import InputContainer, OutputContainer
@@ -42,6 +48,8 @@ FALLBACK_FPS = 25.0
 TICK = Fraction(1, 90_000)
 """Unit of times that are written, in seconds."""
 SOUND_RATE = 48_000
+# decord has no build for ARM, where all else works.
+DEFAULT_DECODER = "decord" if importlib.util.find_spec("decord") else "pyav"
 # Files that hold frames themselves: a playlist dressed up as a video must open and fetch nothing.
 _FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,"
@@ -259,13 +267,16 @@ def copy_stream(source: Source, size: int) -> Copied:
     return Copied(encoded.getvalue(), frames, int(np.diff([*keys, frames]).max(initial=0)))
 
 
-def read_frames(data: bytes, indices: Sequence[int], size: int) -> Frame:
+def read_frames(
+    data: bytes, indices: Sequence[int], size: int, decoder: str = DEFAULT_DECODER
+) -> Frame:
     """Decode chosen frames of a clip that this project wrote, exactly.
 
     Args:
         data: the whole video file.
         indices: frame numbers from 0, in any order, with repeats if you like.
         size: side of the frames in pixels, a multiple of 32; a clip of another size is resized.
+        decoder: one of :data:`DECODERS`.
 
     Returns:
         RGB frames ``uint8 [N, size, size, 3]``.
@@ -274,7 +285,8 @@ def read_frames(data: bytes, indices: Sequence[int], size: int) -> Frame:
         VideoError: if the clip cannot be decoded or has no such frame.
         UserError: if the size is no multiple of 32.
     """
-    return _decoded(data, indices, size)
+    check_size(size)
+    return DECODERS[decoder](data, indices, size)
 
 
 def check_size(size: int) -> None:
@@ -289,12 +301,39 @@ def check_size(size: int) -> None:
         raise UserError(f"a frame size of {size} cannot be used: choose a multiple of {SIZE_STEP}")
 
 
-def read_all(data: bytes, size: int) -> Frame:
+def check_decoder(decoder: str) -> None:
+    """Refuse a decoder that this machine cannot load.
+
+    Args:
+        decoder: one of :data:`DECODERS`.
+
+    Raises:
+        UserError: if decord, which has no build for ARM, cannot be imported.
+    """
+    if decoder != "decord":
+        return
+    try:
+        import decord  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"data.decoder=decord: decord cannot be imported here ({error}); set "
+            "data.decoder=pyav, which reads the same frames"
+        ) from None
+
+
+def decoder_version() -> str:
+    """Name the decoder that is used unless another is asked for, and its version."""
+    packages = {"decord": "decord", "pyav": "av"}
+    return f"{DEFAULT_DECODER} {version(packages[DEFAULT_DECODER])}"
+
+
+def read_all(data: bytes, size: int, decoder: str = DEFAULT_DECODER) -> Frame:
     """Decode a whole clip that this project wrote.
 
     Args:
         data: the whole video file.
         size: side of the frames in pixels, a multiple of 32; a clip of another size is resized.
+        decoder: one of :data:`DECODERS`.
 
     Returns:
         RGB frames ``uint8 [T, size, size, 3]``.
@@ -303,7 +342,8 @@ def read_all(data: bytes, size: int) -> Frame:
         VideoError: if the clip cannot be decoded.
         UserError: if the size is no multiple of 32.
     """
-    return _decoded(data, None, size)
+    check_size(size)
+    return DECODERS[decoder](data, None, size)
 
 
 def write_video(
@@ -623,26 +663,102 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# decord
+# Frames of our own clips: any of two libraries
 # ---------------------------------------------------------------------------------------------
 
 
-def _decoded(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
+def _by_decord(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
     """Decode chosen frames, or all: ``uint8 [N, size, size, 3]``."""
-    import decord  # Here, for it has no build for ARM, where all else works.
+    import decord
 
-    check_size(size)
-    # decord prints the bytes that it cannot open, so PyAV has a look first.
-    with _opened(io.BytesIO(data)):
-        pass
+    _check_mp4(data)
     try:
         # Opened anew each time: a shared reader aborts, and one inherited over a fork hangs.
         reader = decord.VideoReader(io.BytesIO(data), decord.cpu(0), size, size, num_threads=1)
-        chosen = list(range(len(reader)) if indices is None else indices)
-        if wrong := [index for index in chosen if not 0 <= index < len(reader)]:
-            raise VideoError("clip", f"has {len(reader)} frames, none numbered {wrong[0]}")
+        chosen = _existing(indices, len(reader))
         frames: Frame = reader.get_batch(chosen).asnumpy()
     except (RuntimeError, decord.DECORDError):
         # Its own message may quote the bytes of the file.
         raise VideoError("clip", "cannot be decoded: the data is damaged") from None
     return frames
+
+
+def _by_pyav(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
+    """Decode chosen frames, or all: ``uint8 [N, size, size, 3]``."""
+    _check_mp4(data)
+    images: dict[int, Frame] = {}
+    try:
+        with _opened(io.BytesIO(data)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # Loader workers are the parallelism.
+            packets = [
+                (packet.pts, packet.is_keyframe)
+                for packet in container.demux(stream)
+                if packet.pts is not None
+            ]
+            times = sorted(time for time, _ in packets)
+            keys = sorted(time for time, is_key in packets if is_key)
+            wanted = [times[index] for index in _existing(indices, len(times))]
+            # One way from a key frame serves all that depend on it.
+            for _, group in itertools.groupby(sorted(set(wanted)), partial(bisect_right, keys)):
+                images |= _images_of(container, stream, list(group), size)
+            return np.stack([images[time] for time in wanted])
+    except (av.FFmpegError, OSError, KeyError, IndexError):
+        raise VideoError("clip", "cannot be decoded: the data is damaged") from None
+
+
+DECODERS: dict[str, Callable[[bytes, Sequence[int] | None, int], Frame]] = {
+    "decord": _by_decord,
+    "pyav": _by_pyav,
+}
+"""What reads frames of our own clips: ``(data, indices or None for all, size)`` to frames."""
+
+
+def _images_of(
+    container: InputContainer, stream: VideoStream, times: Sequence[int], size: int
+) -> dict[int, Frame]:
+    """Decode frames between two key frames, given their times in order."""
+    container.seek(times[0], stream=stream)
+    images: dict[int, Frame] = {}
+    resized = None if (stream.width, stream.height) == (size, size) else _resizer(stream, size)
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise VideoError("clip", "cannot be decoded: the data is damaged")
+        if frame.pts is not None and frame.pts in times:
+            shown = frame if resized is None else resized(frame)
+            images[frame.pts] = np.asarray(shown.to_ndarray(format="rgb24"), np.uint8)
+        if len(images) == len(times):
+            break
+    return images
+
+
+def _resizer(stream: VideoStream, size: int) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """Scale as decord does, to the bit: by FFmpeg's filter, in one step with the change to RGB."""
+    graph = av.filter.Graph()
+    steps = [
+        graph.add_buffer(template=stream),
+        graph.add("scale", f"{size}:{size}:flags=bilinear"),
+        graph.add("format", "rgb24"),
+        graph.add("buffersink"),
+    ]
+    graph.link_nodes(*steps).configure()
+
+    def resized(frame: av.VideoFrame) -> av.VideoFrame:
+        graph.vpush(frame)
+        return graph.vpull()
+
+    return resized
+
+
+def _check_mp4(data: bytes) -> None:
+    # decord would print what it cannot open: the whole file.
+    if data[4:8] != b"ftyp":
+        raise VideoError("clip", "cannot be decoded: it is no mp4")
+
+
+def _existing(indices: Sequence[int] | None, frames: int) -> Sequence[int]:
+    if indices is None:
+        return range(frames)
+    if wrong := [index for index in indices if not 0 <= index < frames]:
+        raise VideoError("clip", f"has {frames} frames, none numbered {wrong[0]}")
+    return indices

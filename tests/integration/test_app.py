@@ -100,7 +100,7 @@ def test_more_than_the_limits_is_refused(inputs: Inputs, tmp_path: Path) -> None
     with pytest.raises(UserError, match="megapixels"):
         source_with_box(inputs.picture, "auto", Limits(9.0, 1000))
     for clip, limits in ((inputs.long, LIMITS), (inputs.clip, Limits(9.0, 5000))):
-        with pytest.raises(UserError, match="longer than|more than 0.0 megapixels"):
+        with pytest.raises(UserError, match=r"longer than|more than 0\.0 megapixels"):
             animate_upload(
                 {},
                 (inputs.picture, clip),

@@ -13,10 +13,10 @@ from prioritycut_ray.checkpoint import (
     load_checkpoint,
     read_config,
     save_checkpoint,
-    verify_checkpoint,
 )
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.run_storage import verify
 from prioritycut_ray.state import TrainState, new_state
 from tests.conftest import TINY
 
@@ -33,6 +33,7 @@ def a_trained_state(config: Config) -> TrainState:
     state.discriminator_optimizer.step()
     for buffer in state.animator.buffers():
         buffer += 1
+    state.remember_buffers(state.animator)
     state.ema.update_parameters(state.animator)
     state.step, state.samples, state.skipped = 3, 12, 1
     return state
@@ -50,17 +51,40 @@ def tensors(state: TrainState) -> dict[str, torch.Tensor]:
     return found
 
 
+def good_buffers(state: TrainState) -> dict[str, list[torch.Tensor]]:
+    """What the networks' batch statistics are put back to after a bad update."""
+    found = {}
+    for name in ("animator", "discriminator"):
+        module = getattr(state, name)
+        state.restore_buffers(module)
+        found[name] = [buffer.clone() for buffer in module.buffers()]
+    return found
+
+
 def test_a_state_comes_back_bit_for_bit(tiny: Config, tmp_path: Path) -> None:
     saved = a_trained_state(tiny)
     save_checkpoint(saved, tiny, tmp_path / "step_0000003")
     restored = new_state(tiny, CPU)
-    saved.ema.n_averaged.fill_(3)
     load_checkpoint(restored, tmp_path / "step_0000003")
     expected, got = tensors(saved), tensors(restored)
     assert expected.keys() == got.keys()
     for name in expected:
         assert torch.equal(expected[name], got[name]), name
     assert (restored.step, restored.samples, restored.skipped) == (3, 12, 1)
+    for name, buffers in good_buffers(saved).items():
+        assert all(map(torch.equal, buffers, good_buffers(restored)[name])), name
+
+
+def test_moments_come_back_in_the_layout_of_their_parameters(tiny: Config, tmp_path: Path) -> None:
+    """Fused Adam walks through both as they lie in memory."""
+    state = a_trained_state(tiny)
+    save_checkpoint(state, tiny, tmp_path)
+    restored = new_state(tiny, CPU)
+    load_checkpoint(restored, tmp_path)
+    for optimizer in (restored.animator_optimizer, restored.discriminator_optimizer):
+        for parameter, moments in optimizer.state.items():
+            assert moments["exp_avg"].stride() == parameter.stride()
+            assert moments["exp_avg_sq"].stride() == parameter.stride()
 
 
 def test_weights_and_config_are_readable_without_the_project(tiny: Config, tmp_path: Path) -> None:
@@ -97,7 +121,7 @@ def test_any_damage_is_noticed_and_named(
     else:
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=name):
-        verify_checkpoint(tmp_path)
+        verify(tmp_path)
     with pytest.raises(UserError):
         load_checkpoint(new_state(tiny, CPU), tmp_path)
 
@@ -153,4 +177,4 @@ def test_a_pickle_that_would_run_code_is_not_run(tiny: Config, tmp_path: Path) -
 def test_a_copy_of_a_checkpoint_is_a_checkpoint(tiny: Config, tmp_path: Path) -> None:
     save_checkpoint(new_state(tiny, CPU), tiny, tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    verify_checkpoint(tmp_path / "b")
+    verify(tmp_path / "b")

@@ -16,7 +16,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.state import new_state
 from tests.conftest import Prioritycut, Result, assert_one_line
 
-VERBS = ["quickstart", "shard", "train", "submit", "evaluate", "animate", "import-fomm"]
+VERBS = ["quickstart", "shard", "train", "submit", "evaluate", "animate", "doctor", "import-fomm"]
 
 
 @pytest.fixture

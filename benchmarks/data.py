@@ -1,0 +1,346 @@
+"""The stream beside what else could feed a training, on the same clips; in Markdown.
+
+    python benchmarks/data.py                        # synthetic puppets, rendered first
+    python benchmarks/data.py speed --data DATA      # your own shards
+    python benchmarks/data.py start memory encoding
+
+Every way runs in turns with the others, and its best turn counts. Seconds are CPU seconds (of this
+process, or with its loader workers') where nothing else is said: other work on the machine hardly
+changes them. One sample is one pair of frames.
+"""
+
+import hashlib
+import io
+import itertools
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import decord
+import numpy as np
+import torch
+import typer
+import webdataset
+from PIL import Image
+
+from prioritycut_ray.data.puppets import render_clip
+from prioritycut_ray.data.shards import (
+    Clip,
+    Member,
+    ShardWriter,
+    clips_of,
+    read_clip,
+    read_index,
+)
+from prioritycut_ray.data.stream import Batch, FramePairs, batches, two_frames
+from prioritycut_ray.data.video import DECODERS, Frame, read_all, write_video
+
+PARTS = ("speed", "start", "memory", "encoding")
+BATCH = 8
+RSS_UNIT = os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main(
+    parts: Annotated[list[str] | None, typer.Argument(help="Some of: " + ", ".join(PARTS))] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of shards; else puppets.")] = None,
+    size: int = 256,
+    clips: int = 16,
+    frames: int = 128,
+    samples: int = 96,
+    turns: int = 3,
+) -> None:
+    """Measure the parts that are named, or all."""
+    torch.set_num_threads(1)
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"Load of the machine at the start: {load}, on {os.cpu_count()} cores.")
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = parts or PARTS
+        url = data or ""
+        if not data and {"speed", "start"} & set(chosen):
+            url = _pack_puppets(f"{folder}/puppets", clips, frames, size)
+        if "speed" in chosen:
+            _print_speed(url, size, samples, turns, Path(folder))
+        if "start" in chosen:
+            _print_start(url, size, turns)
+        if "memory" in chosen:
+            _print_memory(_pack_puppets(f"{folder}/small", 8, 32, 64))
+        if "encoding" in chosen:
+            _print_encoding(turns)
+
+
+def _pack_puppets(url: str, clips: int, frames: int, size: int) -> str:
+    """Write a data set of synthetic puppets, encoded as `prioritycut shard` does."""
+    with ShardWriter(url, shard_bytes=2**21) as writer:
+        for seed in range(clips):
+            encoded = io.BytesIO()
+            write_video(encoded, render_clip(seed, size=size, frames=frames).frames, 25.0)
+            key = f"puppet{seed}"
+            writer.add(Member(key, encoded.getvalue(), frames, 25.0, size, size, key, key, False))
+        writer.finish({f"puppet{seed}": "train" for seed in range(clips)})
+    return url
+
+
+# ---------------------------------------------------------------------------------------------
+# Speed
+# ---------------------------------------------------------------------------------------------
+
+
+class _Item(NamedTuple):
+    """A sample of the stream: which frames of which clip."""
+
+    clip: Clip
+    indices: tuple[int, int]
+
+
+def _print_speed(url: str, size: int, samples: int, turns: int, folder: Path) -> None:
+    """Samples a second of one process, in every way."""
+    pairs = _pairs_of(url, size)
+    wanted = [_item_of(pairs, number) for number in range(samples)]
+    stored = {clip.key: read_clip(url, clip) for clip in pairs.clips}
+    used = {item.clip.key: item.clip for item in wanted}
+    png = _write_png(folder / "png", {key: stored[key] for key in used}, size)
+    by_pyav = _pairs_of(url, size, decoder="pyav")
+    visits = _pairs_of(url, size, pairs_per_visit=4)
+    of_visits = [
+        [_item_of(visits, number) for number in range(first, first + 4)]
+        for first in range(0, samples, 4)
+    ]
+
+    ways: dict[str, Callable[[], None]] = {
+        "bare decord, bytes in memory": lambda: [
+            _by_decord(stored[item.clip.key], item.indices, size) for item in wanted
+        ],
+        "stream": lambda: _drain(_batches_of(pairs, samples, 0)),
+        "stream, 2 loader workers": lambda: _drain(_batches_of(pairs, samples, 2)),
+        "stream, pyav": lambda: _drain(_batches_of(by_pyav, samples, 0)),
+        "stock webdataset + decord": lambda: _by_webdataset(url, pairs.clips, samples, size),
+        "PNG frames on local disk (Pillow)": lambda: [
+            _by_png(png / item.clip.key, item.indices) for item in wanted
+        ],
+        "bare decord, 4 pairs a visit": lambda: [
+            _by_decord(stored[visit[0].clip.key], [i for item in visit for i in item.indices], size)
+            for visit in of_visits
+        ],
+        "stream, 4 pairs a visit": lambda: _drain(_batches_of(visits, samples, 0)),
+    }
+    seconds = _in_turns(ways, turns)
+    base = {
+        name: "bare decord, 4 pairs a visit" if "4 pairs" in name else next(iter(ways))
+        for name in ways
+    }
+    print(f"\n{samples} samples of {size}x{size}, {len(pairs.clips)} clips.\n")
+    print("| way | samples per CPU second | ÷ bare decord | ÷ PNG |\n|---|---|---|---|")
+    of_png = seconds["PNG frames on local disk (Pillow)"]
+    for name, spent in seconds.items():
+        print(
+            f"| {name} | {samples / spent:.0f} | {seconds[base[name]] / spent:.2f} "
+            f"| {of_png / spent:.2f} |"
+        )
+    _print_bytes(stored, list(used.values()), png)
+    hashing = _in_turns(
+        {"": lambda: [hashlib.sha256(stored[i.clip.key]).hexdigest() for i in wanted]}, turns
+    )[""]
+    print(f"Checksums: {100 * hashing / seconds['stream']:.2f} % of the stream's CPU seconds.")
+
+
+def _print_bytes(stored: dict[str, bytes], clips: Sequence[Clip], png: Path) -> None:
+    frames = sum(clip.frames for clip in clips)
+    video = sum(len(stored[clip.key]) for clip in clips) / frames
+    images = sum(path.stat().st_size for path in png.glob("*/*.png")) / frames
+    print(
+        f"\nBytes a frame: {video:.0f} in shards, {images:.0f} as PNG, "
+        f"{images / video:.0f} times as many."
+    )
+
+
+def _pairs_of(url: str, size: int, num_repeats: int = 75, **options: object) -> FramePairs:
+    return FramePairs(
+        url, read_index(url), "train", size=size, seed=0, num_repeats=num_repeats, **options
+    )
+
+
+def _item_of(pairs: FramePairs, number: int) -> _Item:
+    draw = pairs.draw(number)
+    clip = pairs.clips[draw.clips[0]]
+    return _Item(clip, two_frames(draw.places, clip.frames))
+
+
+def _batches_of(pairs: FramePairs, samples: int, workers: int, start: int = 0) -> Iterator[Batch]:
+    return batches(
+        pairs,
+        start=start,
+        stop=start + samples,
+        global_batch=BATCH,
+        rank=0,
+        world_size=1,
+        loader_workers=workers,
+    )
+
+
+def _drain(given: Iterator[object]) -> None:
+    for _ in given:
+        pass
+
+
+def _by_decord(data: bytes, indices: Sequence[int], size: int) -> Frame:
+    reader = decord.VideoReader(io.BytesIO(data), decord.cpu(0), size, size, num_threads=1)
+    return reader.get_batch(indices).asnumpy()
+
+
+def _by_png(folder: Path, indices: Sequence[int]) -> Frame:
+    return np.stack([np.asarray(Image.open(folder / f"{index:07d}.png")) for index in indices])
+
+
+def _write_png(folder: Path, stored: dict[str, bytes], size: int) -> Path:
+    """Every frame of the clips as a file, as the reference's data sets are laid out."""
+    for key, data in stored.items():
+        (folder / key).mkdir(parents=True)
+        for index, frame in enumerate(read_all(data, size)):
+            Image.fromarray(frame).save(folder / key / f"{index:07d}.png")
+    return folder
+
+
+def _by_webdataset(url: str, clips: Sequence[Clip], samples: int, size: int) -> None:
+    frames = {clip.key: clip.frames for clip in clips}
+    rng = np.random.default_rng(0)
+    for sample in itertools.islice(itertools.cycle(_shards_of(url, clips)), samples):
+        _by_decord(sample["mp4"], rng.integers(frames[sample["__key__"]], size=2).tolist(), size)
+
+
+def _shards_of(url: str, clips: Sequence[Clip]) -> webdataset.WebDataset:
+    names = sorted({f"{url}/{clip.shard}" for clip in clips})
+    known = {clip.key for clip in clips}
+    whole = webdataset.WebDataset(names, shardshuffle=False)
+    return whole.select(lambda sample: sample["__key__"] in known)
+
+
+def _in_turns(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    """CPU seconds of the best turn of each, children included; the first turn warms up."""
+    best = dict.fromkeys(ways, float("inf"))
+    for turn in range(turns + 1):
+        for name, way in ways.items():
+            before = _cpu_seconds()
+            way()
+            if turn > 0:
+                best[name] = min(best[name], _cpu_seconds() - before)
+    return best
+
+
+def _cpu_seconds() -> float:
+    spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+# ---------------------------------------------------------------------------------------------
+# Start, resume, memory
+# ---------------------------------------------------------------------------------------------
+
+
+def _print_start(url: str, size: int, turns: int) -> None:
+    """From nothing to the first batch, at several places of an epoch of 100,000 samples."""
+    clips = clips_of(read_index(url), "train")
+    repeats = -(-100_000 // len(clips))
+    epoch = repeats * len(clips)
+    places = {"start": 0, "10 %": epoch // 10, "90 %": epoch * 9 // 10}
+
+    def first_batch(place: int, workers: int) -> None:
+        given = _batches_of(_pairs_of(url, size, repeats), 10**6, workers, start=place)
+        next(given)
+        del given
+
+    def webdataset_to(place: int) -> None:
+        """What a loader without a state must do: read until it is there again."""
+        samples = iter(itertools.cycle(_shards_of(url, clips)))
+        first = next(itertools.islice(samples, place // BATCH * BATCH, None))
+        for sample in itertools.chain([first], itertools.islice(samples, BATCH - 1)):
+            _by_decord(sample["mp4"], [0, 1], size)
+
+    ways: dict[str, Callable[[], None]] = {}
+    for label, place in places.items():
+        ways[f"stream, in the process, {label}"] = lambda place=place: first_batch(place, 0)
+        ways[f"stream, 2 loader workers, {label}"] = lambda place=place: first_batch(place, 2)
+        # A hundredth of the way, times a hundred: it is a long one.
+        ways[f"stock webdataset, {label}"] = lambda place=place: webdataset_to(place // 100)
+    clock: dict[str, float] = dict.fromkeys(ways, float("inf"))
+
+    def timed(name: str) -> None:
+        before = time.perf_counter()
+        ways[name]()
+        clock[name] = min(clock[name], time.perf_counter() - before)
+
+    seconds = _in_turns({name: lambda name=name: timed(name) for name in ways}, turns)
+    print(f"\nFirst batch of {BATCH}, index read anew; an epoch has {epoch:,} samples.\n")
+    print("| way | CPU seconds | seconds by the clock |\n|---|---|---|")
+    for name in ways:
+        base = f"stock webdataset, {'start'}"
+        if name.startswith("stock") and name != base:
+            spent = seconds[base] + 100 * max(0.0, seconds[name] - seconds[base])
+            print(f"| {name} (from a hundredth) | {spent:.2f} | |")
+        else:
+            print(f"| {name} | {seconds[name]:.3f} | {clock[name]:.3f} |")
+
+
+def _print_memory(url: str, samples: int = 20_000) -> None:
+    """Resident memory while samples are drawn and decoded in this process."""
+    print(f"\nResident MB over {samples:,} samples of 64x64, decoded in this process.\n")
+    print("| samples | MB |\n|---|---|")
+    step = samples // 10 // BATCH
+    given = _batches_of(_pairs_of(url, 64), samples, 0)
+    for count in range(0, samples, step * BATCH):
+        _drain(itertools.islice(given, step))
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        print(f"| {count + step * BATCH:,} | {pages * RSS_UNIT:.1f} |")
+
+
+# ---------------------------------------------------------------------------------------------
+# Encoding
+# ---------------------------------------------------------------------------------------------
+
+
+def _print_encoding(turns: int, frames: int = 96, samples: int = 24) -> None:
+    """Bytes and speed by the distance of key frames and the size."""
+    print(f"\n{frames} frames a clip, CRF 18; decoding of two random frames, opening included.\n")
+    print("| size | GOP | bytes a frame | PSNR dB | pairs per CPU second: decord | pyav |")
+    print("|---|---|---|---|---|---|")
+    rng = np.random.default_rng(0)
+    wanted = [rng.choice(frames, 2, replace=False).tolist() for _ in range(samples)]
+    for size in (64, 128, 256, 512):
+        originals = [render_clip(seed, size=size, frames=frames).frames for seed in range(2)]
+        for gop in (1, 4, 8, 12, 25):
+            clips = [_encoded(original, gop) for original in originals]
+            ways = {name: partial(_decode_all, name, clips, wanted, size) for name in DECODERS}
+            seconds = _in_turns(ways, turns)
+            error = np.mean(
+                [
+                    (original[0].astype(float) - read_all(clip, size)[0]) ** 2
+                    for original, clip in zip(originals, clips, strict=True)
+                ]
+            )
+            print(
+                f"| {size} | {gop} | {sum(map(len, clips)) / 2 / frames:.0f} "
+                f"| {10 * np.log10(255**2 / error):.1f} "
+                + "".join(f"| {samples / seconds[name]:.0f} " for name in DECODERS)
+                + "|"
+            )
+
+
+def _decode_all(
+    decoder: str, clips: Sequence[bytes], wanted: Sequence[Sequence[int]], size: int
+) -> None:
+    for clip, indices in zip(itertools.cycle(clips), wanted, strict=False):
+        DECODERS[decoder](clip, indices, size)
+
+
+def _encoded(frames: Sequence[Frame], gop: int) -> bytes:
+    target = io.BytesIO()
+    write_video(target, frames, 25.0, gop=gop)
+    return target.getvalue()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,40 @@
+"""``prioritycut doctor``."""
+
+import json
+
+from rich.console import Console
+
+from prioritycut_ray.data.inputs import absolute
+from prioritycut_ray.doctor import Check, examine_cluster
+from prioritycut_ray.errors import UserError
+
+
+def doctor(
+    *, address: str | None, storage: str | None, data: str | None, as_json: bool, console: Console
+) -> None:
+    """Examine the driver and every node, and print what was seen.
+
+    Raises:
+        UserError: something is not as it should be.
+    """
+    checks = examine_cluster(
+        address,
+        None if storage is None else absolute(storage),
+        None if data is None else absolute(data),
+    )
+    if as_json:
+        console.print(json.dumps([check._asdict() for check in checks], indent=1), markup=False)
+    else:
+        for check in checks:
+            _show(check, console)
+    findings = [check for check in checks if not check.ok]
+    if findings:
+        names = ", ".join(f"{check.name} ({check.place})" for check in findings)
+        raise UserError(f"{len(findings)} of {len(checks)} checks failed: {names}; see their fixes")
+
+
+def _show(check: Check, console: Console) -> None:
+    mark = "ok     " if check.ok else "FINDING"
+    console.print(f"{mark}  {check.place:<20}  {check.name:<8}  {check.found}", markup=False)
+    if check.fix:
+        console.print(f"         fix: {check.fix}", markup=False)

@@ -1,0 +1,69 @@
+"""``prioritycut tune``."""
+
+import base64
+from pathlib import Path
+
+from rich.console import Console
+
+from prioritycut_ray.commands.train import with_absolute_paths
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.report import render
+from prioritycut_ray.search.driver import run_search, search_folder
+from prioritycut_ray.search.plots import draw_all
+from prioritycut_ray.search.results import best_config, best_trial, table, write_csv
+from prioritycut_ray.search.space import describe, load_base, load_search
+
+
+def tune(file: Path, overrides: list[str], *, smoke: bool, resume: bool, console: Console) -> Path:
+    """Run a search, and write its table, its pictures and the best configuration.
+
+    Args:
+        file: the search's YAML file.
+        overrides: changes to the base configuration.
+        smoke: take the small size that the file names.
+        resume: go on with the search of this name if there is one.
+        console: where the summary goes.
+
+    Returns:
+        The folder of the search.
+
+    Raises:
+        UserError: something does not fit, or every trial failed.
+    """
+    search = load_search(file, smoke=smoke)
+    base = with_absolute_paths(load_base(search, overrides))
+    trials, metric = run_search(search, base, resume=resume)
+    folder = search_folder(search, base)
+    header, rows = table(trials)
+    write_csv(folder / "trials.csv", header, rows)
+    pictures = draw_all(trials, metric)
+    for name, png in pictures.items():
+        (folder / name).write_bytes(png)
+    best = best_trial(trials, metric)
+    page = render(
+        "search.html.j2",
+        search=search,
+        metric=metric,
+        best=best,
+        header=header,
+        rows=rows,
+        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+    )
+    (folder / "search.html").write_text(page)
+    for trial in trials:
+        if trial.status == "failed":
+            console.print(f"failed: trial {trial.key}: {trial.reason}", markup=False)
+    if best is None or best.last is None:
+        raise UserError(
+            f"{folder}: no trial was trained to its end, {folder}/trials.csv says why; "
+            "mend that and search again under another name"
+        )
+    (folder / "best.yaml").write_text(best_config(search, base, best))
+    console.print(
+        f"Best:  {metric.label} {best.last.value:.{metric.decimals}f}: {describe(best.parameters)}",
+        f"Train: prioritycut train {folder}/best.yaml",
+        f"Look:  {folder}/search.html, trials.csv; tensorboard --logdir {folder}",
+        sep="\n",
+        markup=False,
+    )
+    return folder

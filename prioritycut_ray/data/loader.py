@@ -1,0 +1,220 @@
+"""Loader workers: processes that read batches ahead, in order, and any of which may die.
+
+A video decoder can die of a damaged file (a segfault), and so can a process of too little memory.
+Neither ends the training: the work goes on in new processes at the first batch that was not
+delivered. A clip that a worker dies of twice in a row is treated like a damaged one, which is the
+same on every rank, for it would die there too.
+"""
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from logging.handlers import QueueHandler
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from prioritycut_ray.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PACKAGE_LOG = "prioritycut_ray"
+# So many deaths in a row, with nothing delivered and no clip to blame, end the run.
+MOST_DEATHS = 5
+# What a decoder dies of. Others come from outside: no clip is to blame for them.
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+IDLE = -1
+
+T = TypeVar("T")
+
+
+Read = Callable[[Sequence[int], Mapping[int, str], Callable[[int], None]], T]
+"""Reads a batch: sample numbers, clips to avoid (position → reason), where to note a clip before
+it is opened."""
+
+
+def load(
+    read: Read[T], shares: Sequence[Sequence[int]], workers: int, name_of: Callable[[int], str]
+) -> Iterator[T]:
+    """Read batches in order.
+
+    Args:
+        read: reads one batch; runs in the workers. Errors for users are passed on as they are.
+        shares: the sample numbers of each batch.
+        workers: number of processes, forked; 0 reads in this one, where nothing survives a crash.
+        name_of: names a clip by its position, for messages.
+
+    Yields:
+        What ``read`` gives for each batch, its tensors in pinned memory if there is a GPU.
+
+    Raises:
+        UserError: that of ``read``, or if workers die again and again.
+    """
+    if workers == 0:
+        yield from (read(share, {}, _ignore) for share in shares)
+        return
+    avoid: dict[int, str] = {}
+    crashes: Counter[int] = Counter()
+    deaths, done = 0, 0
+    while done < len(shares):
+        team = _Team(_Work(read, shares, dict(avoid), workers), range(done, len(shares)), workers)
+        for answer in team.answers():
+            for record in answer.records:
+                logging.getLogger(record.name).handle(record)
+            if answer.error is not None:
+                raise answer.error
+            crashes.clear()
+            deaths, done = 0, done + 1
+            yield answer.result
+        if done < len(shares):
+            died = team.deaths()
+            del team  # Before the next one starts: its workers hold memory.
+            crashes.update(death.clip for death in died if death.is_crash and death.clip != IDLE)
+            # Once may be bad luck, and then it must not change what is read.
+            blamed = {d.clip: f"its decoder dies ({d.how})" for d in died if crashes[d.clip] > 1}
+            avoid |= blamed
+            deaths = 0 if blamed else deaths + 1
+            _tell_or_give_up(died, deaths, name_of)
+
+
+def _ignore(clip: int) -> None:
+    pass
+
+
+class _Death(NamedTuple):
+    how: str
+    is_crash: bool
+    clip: int
+
+
+class _Answer(NamedTuple):
+    result: Any
+    error: UserError | None
+    records: list[logging.LogRecord]
+
+
+def _tell_or_give_up(died: Sequence[_Death], deaths: int, name_of: Callable[[int], str]) -> None:
+    how = ", ".join(
+        death.how if death.clip == IDLE else f"{death.how} at clip {name_of(death.clip)}"
+        for death in died
+    )
+    if deaths > MOST_DEATHS:
+        raise UserError(
+            f"loader workers died {deaths} times in a row ({how}); if it was for want of memory, "
+            "lower data.loader_workers or train.batch_size"
+        )
+    log.warning("a loader worker died (%s); its batch is read again by a new one", how)
+
+
+class _Work(Dataset[_Answer], Generic[T]):
+    """One item is one batch. Also the board on which each worker notes the clip it has open."""
+
+    def __init__(
+        self, read: Read[T], shares: Sequence[Sequence[int]], avoid: Mapping[int, str], workers: int
+    ) -> None:
+        self._read, self._shares, self._avoid = read, shares, avoid
+        # For each worker its process id and its clip, in memory that all share.
+        self._board = multiprocessing.get_context("fork").RawArray("q", [0, IDLE] * workers)
+
+    def __getitem__(self, place: int) -> _Answer:
+        result, error = None, None
+        try:
+            result = self._read(self._shares[place], self._avoid, self._note)
+        except UserError as caught:
+            error = caught
+        self._note(IDLE)
+        return _Answer(result, error, _drain())
+
+    def _note(self, clip: int) -> None:
+        info = get_worker_info()
+        assert info is not None
+        self._board[2 * info.id : 2 * info.id + 2] = [os.getpid(), clip]
+
+    def clip_of(self, pid: int | None) -> int:
+        """Look up what a process had open last."""
+        pids, clips = self._board[::2], self._board[1::2]
+        clip: int = dict(zip(pids, clips, strict=True)).get(pid, IDLE)
+        return clip
+
+
+class _Team:
+    """A set of workers that ends with its first death."""
+
+    def __init__(self, work: _Work[Any], places: range, workers: int) -> None:
+        self._work = work
+        loader = DataLoader(
+            work,
+            batch_size=None,
+            sampler=places,
+            num_workers=workers,
+            collate_fn=_same,
+            worker_init_fn=_keep_records,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: else each iterator would draw from, and so shift, the global one.
+            generator=torch.Generator(),
+            # Fork: the package need not be imported again, which takes seconds in every process.
+            multiprocessing_context="fork",
+        )
+        before = set(multiprocessing.active_children())
+        self._iterator: Iterator[_Answer] = _begin(loader)
+        self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - before
+
+    def answers(self) -> Iterator[_Answer]:
+        """Yield what the workers give, in order, until all is done or one of them dies."""
+        while True:
+            try:
+                answer = next(self._iterator)
+            except StopIteration:
+                return
+            except RuntimeError:
+                if not self.deaths():
+                    raise
+                return
+            yield answer
+
+    def deaths(self) -> list[_Death]:
+        """List the workers that died."""
+        return [
+            _Death(_how(process.exitcode), -process.exitcode in CRASHES, self._work.clip_of(pid))
+            for process in self._processes
+            if process.exitcode and (pid := process.pid)
+        ]
+
+
+def _begin(loader: DataLoader[_Answer]) -> Iterator[_Answer]:
+    """Start the workers."""
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    # Begun in the main thread, torch would raise for a death in the middle of whatever that
+    # thread does then, and not when the batch is asked for.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(iter, loader).result()
+
+
+def _how(exitcode: int) -> str:
+    return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
+
+
+def _same(answer: Any) -> Any:
+    return answer
+
+
+_records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+
+
+def _keep_records(worker: int) -> None:
+    """Keep what this worker logs, to go with its answer: handlers may not outlive a fork."""
+    package = logging.getLogger(PACKAGE_LOG)
+    package.handlers, package.propagate = [QueueHandler(_records)], False
+
+
+def _drain() -> list[logging.LogRecord]:
+    return [_records.get() for _ in range(_records.qsize())]

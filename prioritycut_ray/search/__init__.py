@@ -1,0 +1,5 @@
+"""Hyperparameter search: Ray Tune around :mod:`prioritycut_ray.launch`.
+
+``space`` says what is searched, ``trial`` runs one point of it, ``driver`` all of them,
+``results`` and ``plots`` turn them into what people look at.
+"""

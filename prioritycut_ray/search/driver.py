@@ -1,0 +1,315 @@
+"""All trials of a search: Ray Tune decides which run, and when."""
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+from rich.console import Console
+
+from prioritycut_ray.config import Config
+from prioritycut_ray.data.shards import clips_of, read_index
+from prioritycut_ray.errors import Preempted, UserError
+from prioritycut_ray.evaluation import Measures, metrics_of
+from prioritycut_ray.launch import uses_gpu
+from prioritycut_ray.metrics.aggregate import Metric
+from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.search.results import Trial, collect
+from prioritycut_ray.search.space import (
+    DRIVER_CPUS,
+    VARIANT,
+    Domain,
+    Halving,
+    Population,
+    SearchConfig,
+    boundaries,
+    check_space,
+    describe,
+    spread,
+)
+from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES, Plan, run_trial
+
+_TUNE = "tune"
+"""Folder of Ray Tune's own files below a search's."""
+_SECONDS_BETWEEN_SNAPSHOTS = "2"
+
+
+def search_folder(search: SearchConfig, base: Config) -> Path:
+    """Where everything of a search lies."""
+    return Path(base.storage) / search.name
+
+
+def run_search(search: SearchConfig, base: Config, *, resume: bool) -> tuple[list[Trial], Metric]:
+    """Run a search to its end, or go on with one.
+
+    Args:
+        search: what to search.
+        base: the configuration that trials change, with absolute paths.
+        resume: go on with the search of this name if there is one.
+
+    Returns:
+        The trials in the order in which they began, and the metric that is the objective.
+
+    Raises:
+        UserError: the space, the data or the objective does not fit, or the cluster is too small.
+        Preempted: the search was asked to stop; it can be resumed.
+    """
+    folder = search_folder(search, base)
+    if "://" in base.storage:
+        raise UserError(
+            f"storage={base.storage}: a search lives in a folder that all nodes see; give its path"
+        )
+    configs = check_space(search, base)
+    metric = check_objective(search, configs)
+    start_ray()
+    concurrent = concurrency(search, configs)
+    tuner = _tuner(search, base, folder, metric, concurrent, resume=resume)
+    _say(f"{folder}: up to {concurrent} trials at the same time")
+    with _sigterm_as_interrupt():
+        tuner.fit()
+    trials = collect(str(folder / _TUNE), base.train.samples)
+    unfinished = [trial for trial in trials if trial.status == "unfinished"]
+    if unfinished:
+        raise Preempted(
+            f"{folder}: stopped with {len(unfinished)} of {len(trials)} trials unfinished; "
+            "the same command with --resume goes on"
+        )
+    return trials, metric
+
+
+def check_objective(search: SearchConfig, configs: list[Config]) -> Metric:
+    """Make sure that every trial can be trained and evaluated on its data.
+
+    Raises:
+        UserError: no such metric, data, or split.
+    """
+    objective = search.objective
+    metrics = {m.key: m for m in metrics_of(Measures(objective.lpips, objective.faces))}
+    if objective.metric not in metrics:
+        raise UserError(
+            f"objective.metric={objective.metric}: is not measured; choose one of "
+            f"{', '.join(metrics)}"
+        )
+    for config in configs:
+        boundaries(config, search.reports)
+    for url, split in {(config.data.url, config.data.split) for config in configs}:
+        index = read_index(url)
+        for name in (split, objective.split):
+            try:
+                clips_of(index, name)
+            except UserError as error:
+                raise UserError(
+                    f"{url}: {error}; the splits are given in the manifest of `prioritycut shard`, "
+                    "or change objective.split"
+                ) from error
+    return metrics[objective.metric]
+
+
+def concurrency(search: SearchConfig, configs: list[Config]) -> int:
+    """How many trials can run at the same time on this cluster.
+
+    Raises:
+        UserError: not even one.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [float(resources.get("CPU", 0)) for resources in nodes]
+    largest = max(configs, key=lambda c: c.train.worker_range[1] * c.train.cpus_per_worker)
+    workers = largest.train.worker_range[1]
+    room = spread(workers, largest.train.cpus_per_worker, cpus)
+    if uses_gpu(largest):
+        gpus = sum(int(resources.get("GPU", 0)) for resources in nodes)
+        room = min(room, gpus // workers)
+    if room == 0:
+        raise UserError(
+            f"search {search.name}: a trial takes train.workers={workers} × train.cpus_per_worker="
+            f"{largest.train.cpus_per_worker} CPUs and {DRIVER_CPUS} for its driver, more than the "
+            f"cluster's {sum(cpus):g} CPUs leave; lower one of them, or join a larger cluster with "
+            "RAY_ADDRESS"
+        )
+    return room
+
+
+def _tuner(
+    search: SearchConfig,
+    base: Config,
+    folder: Path,
+    metric: Metric,
+    concurrent: int,
+    *,
+    resume: bool,
+) -> tune.Tuner:
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the only way to a quiet Tune
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = _SECONDS_BETWEEN_SNAPSHOTS
+    plan = Plan(search, _for_trials(search, base), str(folder / "runs"))
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, plan=plan), {"CPU": DRIVER_CPUS}
+    )
+    path = folder / _TUNE
+    if path.exists():
+        if not resume:
+            raise UserError(
+                f"{folder}: this search exists; --resume goes on with it, another name in the file "
+                "or another storage=... starts afresh"
+            )
+        if not tune.Tuner.can_restore(str(path)):
+            raise UserError(
+                f"{path}: the search was stopped before it had stored anything; remove the folder "
+                "and start again"
+            )
+        return tune.Tuner.restore(str(path), trainable, param_space=_space(search))
+    mode = "max" if metric.higher_is_better else "min"
+    return tune.Tuner(
+        trainable,
+        param_space=_space(search),
+        tune_config=tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode=mode,
+            num_samples=search.trials,
+            search_alg=_searcher(search, concurrent),
+            scheduler=_scheduler(search, base),
+            # Importing torch takes longer than many a short trial.
+            reuse_actors=True,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=_TUNE,
+            storage_path=str(folder),
+            failure_config=tune.FailureConfig(max_failures=search.retries),
+            callbacks=[_Narrator()],
+            verbose=0,
+        ),
+    )
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _for_trials(search: SearchConfig, base: Config) -> Config:
+    """A population takes over checkpoints of reports long past: these are kept, and no others."""
+    if not isinstance(search.scheduler, Population):
+        return base
+    train = base.train.model_copy(
+        update={
+            "checkpoint_every": base.train.samples,
+            "keep_checkpoints": search.reports + 1,
+        }
+    )
+    return base.model_copy(update={"train": train})
+
+
+def _searcher(search: SearchConfig, concurrent: int) -> Any:
+    if search.searcher == "optuna":
+        return tune.search.ConcurrencyLimiter(
+            OptunaSearch(seed=search.seed), max_concurrent=concurrent
+        )
+    # A population lives as a whole: who waits for room holds none.
+    limit = 0 if isinstance(search.scheduler, Population) else concurrent
+    return BasicVariantGenerator(max_concurrent=limit, random_state=search.seed)
+
+
+def _scheduler(search: SearchConfig, base: Config) -> Any:
+    options = search.scheduler
+    if isinstance(options, Halving):
+        reports = boundaries(base, search.reports)
+        return ASHAScheduler(
+            time_attr=SAMPLES,
+            max_t=base.train.samples,
+            grace_period=reports[min(options.grace, len(reports)) - 1],
+            reduction_factor=options.reduction,
+        )
+    if isinstance(options, Population):
+        drawn = {key: domain for key, domain in search.space.items() if not domain.grid}
+        return PopulationBasedTraining(
+            time_attr="training_iteration",
+            perturbation_interval=1,
+            hyperparam_mutations={key: _mutation(domain) for key, domain in drawn.items()},
+            quantile_fraction=options.quantile,
+            resample_probability=options.resample,
+            custom_explore_fn=_Clamp(drawn),
+            synch=True,  # the members take turns where there is no room for all at once
+        )
+    return FIFOScheduler()
+
+
+class _Clamp:
+    """Keeps nudged values inside their ranges."""
+
+    def __init__(self, domains: Mapping[str, Domain]) -> None:
+        self._bounds = {key: domain.bounds for key, domain in domains.items() if domain.bounds}
+
+    def __call__(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        clamped = {
+            key: min(max(parameters[key], low), high) for key, (low, high) in self._bounds.items()
+        }
+        return parameters | clamped
+
+
+def _space(search: SearchConfig) -> dict[str, Any]:
+    space = {key: _domain(domain) for key, domain in search.space.items()}
+    if search.variants:
+        space[VARIANT] = tune.grid_search(list(search.variants))
+    return space
+
+
+def _domain(domain: Domain) -> Any:
+    if domain.grid:
+        return tune.grid_search(list(domain.grid))
+    return _mutation(domain)
+
+
+def _mutation(domain: Domain) -> Any:
+    if domain.choice:
+        return tune.choice(list(domain.choice))
+    if domain.uniform:
+        return tune.uniform(*domain.uniform)
+    if domain.loguniform:
+        return tune.loguniform(*domain.loguniform)
+    assert domain.whole is not None
+    low, high = domain.whole
+    return tune.randint(low, high + 1)
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+class _Narrator(tune.Callback):  # type: ignore[misc]  # ray is untyped
+    """Says what becomes of the trials; stateless, since Tune stores it with the search."""
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune."""
+        _say(f"trial {trial.trial_id}: {describe(trial.config)}")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Called by Tune."""
+        _say(
+            f"trial {trial.trial_id}: {result[SAMPLES]} samples, objective {result[OBJECTIVE]:.5g}"
+        )
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune."""
+        _say(f"trial {trial.trial_id}: failed, tried again from its last report")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune."""
+        _say(f"trial {trial.trial_id}: failed for good")
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Tune ends in order on Ctrl-C; an orchestrator sends SIGTERM."""
+    former = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

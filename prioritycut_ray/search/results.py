@@ -1,0 +1,153 @@
+"""What a search has found: a row a trial, and the best one as a configuration to train."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ray import tune
+
+from prioritycut_ray.config import Config, dump_config
+from prioritycut_ray.metrics.aggregate import Metric
+from prioritycut_ray.search.space import SearchConfig, trial_config
+from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES
+
+
+class Point(NamedTuple):
+    """One report of a trial.
+
+    Attributes:
+        samples: frame pairs seen.
+        value: of the objective.
+        low: lower end of its interval; None if there is none.
+        high: upper end.
+    """
+
+    samples: int
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Trial(NamedTuple):
+    """One point of the space, and what became of it.
+
+    Attributes:
+        key: its name.
+        parameters: by dotted key, and the variant's name, at the last report.
+        status: what it came to.
+        reason: of a failure; otherwise empty.
+        points: its reports, in order.
+        metrics: all metrics at the last report.
+    """
+
+    key: str
+    parameters: dict[str, Any]
+    status: Literal["finished", "stopped early", "failed", "unfinished"]
+    reason: str
+    points: list[Point]
+    metrics: dict[str, float]
+
+    @property
+    def last(self) -> Point | None:
+        """The last report; None before the first."""
+        return self.points[-1] if self.points else None
+
+
+def collect(folder: str, samples: int) -> list[Trial]:
+    """Read what Ray Tune has stored.
+
+    Args:
+        folder: of its files.
+        samples: of a whole trial.
+    """
+    analysis = tune.ExperimentAnalysis(folder)
+    frames = analysis.trial_dataframes
+    return [_trial(trial, frames.get(trial.trial_id), samples) for trial in analysis.trials]
+
+
+def _trial(trial: Any, frame: Any, samples: int) -> Trial:
+    rows = [] if frame is None else frame.to_dict("records")
+    # A report that was made again after a resumption replaces the first.
+    reports = {int(row[SAMPLES]): row for row in rows if row.get(OBJECTIVE) is not None}
+    points = [_point(reports[seen]) for seen in sorted(reports)]
+    last = reports[points[-1].samples] if points else {}
+    if trial.status == "ERROR":
+        status: Any = "failed"
+    elif trial.status != "TERMINATED":
+        status = "unfinished"
+    else:
+        status = "finished" if max(reports, default=0) >= samples else "stopped early"
+    return Trial(
+        key=trial.trial_id,
+        # A population may have given it other values since, which nothing was trained with.
+        parameters={key: last.get(f"config/{key}", value) for key, value in trial.config.items()},
+        status=status,
+        reason=_reason(trial.get_error()) if status == "failed" else "",
+        points=points,
+        metrics={
+            key.removeprefix(_METRICS): float(value)
+            for key, value in last.items()
+            if key.startswith(_METRICS)
+        },
+    )
+
+
+def _point(row: dict[str, Any]) -> Point:
+    low, high = (None if (end := row.get(key)) is None or end != end else end for key in _ENDS)
+    return Point(int(row[SAMPLES]), float(row[OBJECTIVE]), low, high)
+
+
+_METRICS = "metrics/"
+_ENDS = ("low", "high")
+
+
+def _reason(error: Any) -> str:
+    """The last line of a failure: what was raised, without where."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(cause).__name__
+
+
+def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:
+    """The best of those that were trained to the end; None if there is none."""
+    finished = [trial for trial in trials if trial.status == "finished" and trial.last]
+    sign = -1 if metric.higher_is_better else 1
+    return min(finished, key=lambda t: sign * t.last.value if t.last else 0.0, default=None)
+
+
+def best_config(search: SearchConfig, base: Config, trial: Trial) -> str:
+    """A trial's configuration as YAML that ``prioritycut train`` takes."""
+    name = f"{search.name}-best"
+    return dump_config(trial_config(base, search, trial.parameters, name, base.storage))
+
+
+def table(trials: Sequence[Trial]) -> tuple[list[str], list[list[object]]]:
+    """Header and rows, a row a trial."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
+    metrics = list(dict.fromkeys(key for trial in trials for key in trial.metrics))
+    header = ["trial", "status", *keys, "objective", "low", "high", "samples", *metrics, "reason"]
+    rows: list[list[object]] = []
+    for trial in trials:
+        last = trial.last
+        ends: list[object] = [None] * 4
+        if last:
+            ends = [last.value, last.low, last.high, last.samples]
+        rows.append(
+            [
+                *(trial.key, trial.status),
+                *(trial.parameters.get(key) for key in keys),
+                *ends,
+                *(trial.metrics.get(key) for key in metrics),
+                trial.reason,
+            ]
+        )
+    return header, rows
+
+
+def write_csv(path: Path, header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
+    """Write a table."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *rows])
+    path.write_text(text.getvalue())

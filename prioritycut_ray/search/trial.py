@@ -1,0 +1,188 @@
+"""One trial: trained by :mod:`prioritycut_ray.launch` from report to report, evaluated at each.
+
+Between two reports a trial is a run like any other. At a report nothing of it is running: what Ray
+Tune stops or changes there leaves no worker and no placement group behind.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from ray import tune
+
+from prioritycut_ray.checkpoint import (
+    find_checkpoint,
+    fork_checkpoint,
+    has_checkpoint,
+    read_progress,
+)
+from prioritycut_ray.config import Config
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.evaluation import Measures, evaluate_runs
+from prioritycut_ray.launch import launch
+from prioritycut_ray.metrics.aggregate import Estimate
+from prioritycut_ray.ray_tasks import map_tasks
+from prioritycut_ray.search.space import Objective, SearchConfig, boundaries, trial_config
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVE = "objective"
+SAMPLES = "samples"
+_POINTER = "trial.json"
+
+
+class Plan(NamedTuple):
+    """What all trials of a search share.
+
+    Attributes:
+        search: the search.
+        base: the configuration that trials change, with absolute paths.
+        runs: folder of the trials' runs.
+    """
+
+    search: SearchConfig
+    base: Config
+    runs: str
+
+
+class Pointer(BaseModel):
+    """What Ray Tune keeps as a trial's checkpoint: where the real one is.
+
+    Attributes:
+        trial: that reported it.
+        run: name of its run.
+        parameters: that it was trained with.
+        checkpoint: directory of the run's checkpoint.
+        samples: that were seen by then.
+    """
+
+    trial: str
+    run: str
+    parameters: dict[str, Any]
+    checkpoint: Path
+    samples: int
+
+
+def run_trial(parameters: dict[str, Any], *, plan: Plan) -> None:
+    """Train and evaluate one point of the space; the trainable of Ray Tune.
+
+    It begins where its last report stands. Reports that were made before, and lost with the driver,
+    are made again from what is stored, without training.
+
+    Args:
+        parameters: by dotted key, and the variant's name.
+        plan: see :class:`Plan`.
+    """
+    trial = tune.get_context().get_trial_id()
+    pointer = _pointer()
+    name = _run_name(trial, parameters, pointer)
+    config = trial_config(plan.base, plan.search, parameters, name, plan.runs)
+    run = Path(config.storage) / name
+    if pointer is not None and pointer.run != name:
+        fork_checkpoint(pointer.checkpoint, config, run)
+    done = pointer.samples if pointer else 0
+    for samples in boundaries(config, plan.search.reports):
+        if samples <= done:
+            continue
+        until = config.model_copy(
+            update={"train": config.train.model_copy(update={"samples": samples})}
+        )
+        report = _evaluated(until, run, plan.search.objective)
+        new = Pointer(
+            trial=trial,
+            run=name,
+            parameters=parameters,
+            checkpoint=report.checkpoint,
+            samples=samples,
+        )
+        with TemporaryDirectory() as folder:
+            Path(folder, _POINTER).write_text(new.model_dump_json())
+            tune.report(report.metrics(samples), checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _pointer() -> Pointer | None:
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return Pointer.model_validate_json(Path(folder, _POINTER).read_text())
+
+
+def _run_name(trial: str, parameters: Mapping[str, Any], pointer: Pointer | None) -> str:
+    """Name of the run to go on with; a new one where a trial takes over another's weights."""
+    if pointer is None:
+        return trial
+    if pointer.trial == trial and pointer.parameters == parameters:
+        return pointer.run
+    origin = json.dumps([str(pointer.checkpoint), dict(parameters)], sort_keys=True)
+    return f"{trial}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}"
+
+
+class Report(BaseModel):
+    """The evaluation of a trial at one report.
+
+    Attributes:
+        objective: key of the metric that is the objective.
+        checkpoint: that was evaluated.
+        estimates: mean over clips by metric.
+    """
+
+    objective: str
+    checkpoint: Path
+    estimates: dict[str, Estimate]
+
+    def metrics(self, samples: int) -> dict[str, Any]:
+        """What Ray Tune is told."""
+        own = self.estimates[self.objective]
+        values = {key: estimate.value for key, estimate in self.estimates.items()}
+        return {
+            OBJECTIVE: own.value,
+            SAMPLES: samples,
+            "low": own.low,
+            "high": own.high,
+            **{f"metrics/{key}": value for key, value in values.items() if value is not None},
+        }
+
+
+def _samples(run: Path) -> int:
+    """Frame pairs that a run's newest checkpoint has seen."""
+    return read_progress(find_checkpoint(run)).samples
+
+
+def _evaluated(config: Config, run: Path, objective: Objective) -> Report:
+    """Train up to a report and evaluate; what was done before is not done again."""
+    stored = run / "reports" / f"{config.train.samples:09d}.json"
+    if stored.exists():
+        return Report.model_validate_json(stored.read_text())
+    if not has_checkpoint(run) or _samples(run) < config.train.samples:
+        launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
+    checkpoint = find_checkpoint(run)
+    evaluation, _ = evaluate_runs(
+        [str(checkpoint)],
+        config.data.url,
+        split=objective.split,
+        measures=Measures(objective.lpips, objective.faces),
+        # As many as the workers that have just ended: their room is this trial's.
+        mapper=partial(map_tasks, workers=config.train.worker_range[0]),
+        on_clip=lambda done, total, key: None,
+    )
+    scores = next(model for model in evaluation.models if model.checkpoint)
+    report = Report(
+        objective=objective.metric, checkpoint=checkpoint, estimates=scores.mean_over_clips
+    )
+    if report.estimates[objective.metric].value is None:
+        raise UserError(
+            f"{run}: {objective.metric} is defined on no frame of split {objective.split!r}; "
+            "choose another objective.metric"
+        )
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = stored.with_suffix(".partial")
+    partial_file.write_text(report.model_dump_json(indent=1))
+    partial_file.replace(stored)
+    return report

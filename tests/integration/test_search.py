@@ -1,0 +1,319 @@
+"""Searches on a real Ray, with real training: small networks, a few steps a trial."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import ray
+import yaml
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from prioritycut_ray.commands.tune import tune
+from prioritycut_ray.config import load_config
+from prioritycut_ray.errors import UserError
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.integration
+QUIET = Console(quiet=True)
+SHIPPED = sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
+HALVING: dict[str, Any] = {
+    "name": "halving",
+    "base": str(TINY),
+    "set": {"train.samples": 8, "train.workers": 1, "optim.ema_decay": 0},
+    "objective": {"split": "test"},
+    # The second learns nothing, and so is behind at the first report.
+    "space": {"optim.lr": {"grid": [0.005, 0.0]}},
+    "scheduler": {"kind": "asha", "reduction": 2},
+    "reports": 2,
+    "retries": 0,
+}
+
+
+class Search(NamedTuple):
+    file: Path
+    words: list[str]
+    folder: Path
+
+    def rows(self) -> list[dict[str, str]]:
+        return list(csv.DictReader((self.folder / "trials.csv").read_text().splitlines()))
+
+
+def prepare(folder: Path, shards: Path, search: dict[str, Any]) -> Search:
+    file = folder / "search.yaml"
+    file.write_text(yaml.safe_dump(search))
+    storage = folder / "runs"
+    return Search(file, [f"data.url={shards}", f"storage={storage}"], storage / search["name"])
+
+
+def used_by_workers() -> float:
+    """CPUs that are taken, but for the hundredths of drivers and queues."""
+    return round(ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0))
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def halving(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
+    search = prepare(tmp_path_factory.mktemp("search"), shards, HALVING)
+    tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
+    return search
+
+
+@pytest.mark.timeout(600)
+def test_what_lags_behind_is_stopped_early_and_the_table_says_so(halving: Search) -> None:
+    first, second = halving.rows()
+    assert (first["optim.lr"], first["status"], first["samples"]) == ("0.005", "finished", "8")
+    assert (second["optim.lr"], second["status"], second["samples"]) == (
+        "0.0",
+        "stopped early",
+        "4",
+    )
+    assert float(first["objective"]) == float(first["l1"])
+    assert 0 < float(first["ssim"]) < 1
+
+
+def test_no_placement_group_and_no_cpu_is_left_behind(halving: Search) -> None:
+    def all_removed() -> bool:
+        groups = ray.util.placement_group_table().values()
+        return all(group["state"] == "REMOVED" for group in groups)
+
+    assert len(ray.util.placement_group_table()) >= 3, "one for each piece of training"
+    wait_until(all_removed, 60)
+    wait_until(lambda: used_by_workers() == 0, 60)
+
+
+def test_the_best_configuration_can_be_trained(halving: Search) -> None:
+    config = load_config(str(halving.folder / "best.yaml"))
+    assert config.optim.lr == 0.005
+    assert config.name == "halving-best"
+    assert config.train.samples == 8
+
+
+def test_pictures_and_one_page_without_anything_beside_it(halving: Search) -> None:
+    names = {path.name for path in halving.folder.glob("*.png")}
+    assert names == {"l1_against_optim.lr.png", "parallel_coordinates.png", "learning_curves.png"}
+    for name in names:
+        with Image.open(halving.folder / name) as image:
+            assert min(image.size) >= 400
+    page = (halving.folder / "search.html").read_text()
+    assert page.count("data:image/png;base64,") == len(names)
+    assert "stopped early" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_tensorboard_has_a_run_for_each_trial_and_the_hyperparameters(halving: Search) -> None:
+    for row in halving.rows():
+        events = EventAccumulator(str(halving.folder / "tune" / row["trial"]))
+        events.Reload()
+        assert "ray/tune/objective" in events.Tags()["scalars"]
+        assert events.PluginTagToContent("hparams")
+
+
+def test_a_search_that_exists_is_not_begun_again(halving: Search) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        tune(halving.file, halving.words, smoke=False, resume=False, console=QUIET)
+
+
+@pytest.mark.timeout(600)
+def test_resuming_a_search_that_has_ended_trains_nothing(halving: Search) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (halving.folder / "runs").rglob("*")}
+    rows = halving.rows()
+    tune(halving.file, halving.words, smoke=False, resume=True, console=QUIET)
+    assert {p: p.stat().st_mtime_ns for p in (halving.folder / "runs").rglob("*")} == before
+    assert halving.rows() == rows
+
+
+def test_a_search_that_does_not_fit_is_refused_before_anything_starts(
+    shards: Path, tmp_path: Path
+) -> None:
+    for changes, words in [
+        ({"objective": {"metric": "l2", "split": "test"}}, "choose one of l1, psnr"),
+        ({"objective": {"split": "val"}}, "objective.split"),
+        ({"set": {"train.workers": 2}}, "CPUs"),
+    ]:
+        search = prepare(tmp_path, shards, HALVING | changes)
+        with pytest.raises(UserError, match=words):
+            tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
+        assert not search.folder.exists()
+
+
+SMALL = [
+    "data.size=32",
+    "data.loader_workers=0",
+    "model.detector.num_blocks=2",
+    "model.dense_motion.num_blocks=2",
+]
+
+
+@pytest.fixture(scope="module")
+def held_out(
+    puppet_videos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
+) -> Path:
+    """The puppet clips with two of them held out for validation."""
+    from prioritycut_ray.data.packing import pack_videos
+
+    folder = tmp_path_factory.mktemp("held_out")
+    videos = sorted(puppet_videos.glob("*.mp4"))
+    lines = [
+        f"{video},{video.stem},{'val' if place < 2 else 'train'}"
+        for place, video in enumerate(videos)
+    ]
+    manifest = folder / "clips.csv"
+    manifest.write_text("\n".join(["file,identity,split", *lines]))
+    pack_videos([str(manifest)], str(folder / "data"), size=32)
+    return folder / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda path: path.stem)
+def test_the_smoke_size_of_every_shipped_search_runs(
+    file: Path, held_out: Path, tmp_path: Path
+) -> None:
+    words = [f"data.url={held_out}", f"storage={tmp_path}", *SMALL]
+    folder = tune(file, words, smoke=True, resume=False, console=QUIET)
+    rows = Search(file, words, folder).rows()
+    trials = {"ablation": 4, "top_k": 2, "loss_weights": 3, "population": 2}
+    assert len(rows) == trials[file.stem]
+    assert {row["status"] for row in rows} <= {"finished", "stopped early"}
+    assert load_config(str(folder / "best.yaml")).data.url == str(held_out)
+    assert "data:image/png;base64," in (folder / "search.html").read_text()
+    if file.stem == "population":
+        assert_weights_were_taken_over(folder)
+
+
+def assert_weights_were_taken_over(folder: Path) -> None:
+    """Some run began from another one's checkpoint, with other values."""
+    originals = {path.name for path in (folder / "tune").iterdir() if path.is_dir()}
+    taken = [run for run in (folder / "runs").iterdir() if run.name not in originals]
+    assert taken
+    for run in taken:
+        first = min(run.glob("step_*"))
+        weights = (first / "animator.safetensors").read_bytes()
+        origins = [
+            other
+            for other in (folder / "runs").glob(f"*/{first.name}")
+            if other != first and (other / "animator.safetensors").read_bytes() == weights
+        ]
+        assert origins
+        assert len(list(run.glob("step_*"))) > 1, "it has trained on"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_trial_that_fails_is_tried_again_then_failed_and_the_search_goes_on(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {
+        "set": {"train.samples": 24, "train.workers": 1, "optim.max_skipped_in_a_row": 2},
+        "space": {"optim.lr": {"grid": [1.0e30, 0.005]}},
+        "scheduler": None,
+        "reports": 1,
+        "retries": 1,
+    }
+    search = prepare(tmp_path, shards, HALVING | changes)
+    tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
+    failed, finished = search.rows()
+    assert (failed["status"], finished["status"]) == ("failed", "finished")
+    assert "not finite" in failed["reason"]
+    said = capsys.readouterr().err
+    assert said.count(f"trial {failed['trial']}: failed, tried again") == 1
+    assert said.count(f"trial {failed['trial']}: failed for good") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_killed_trial_goes_on_from_its_last_report(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"space": {"optim.lr": {"grid": [0.005]}}, "scheduler": None, "retries": 1}
+    search = prepare(tmp_path, shards, HALVING | changes)
+    first: dict[Path, int] = {}
+
+    def kill_it_after_its_first_report() -> None:
+        wait_until(lambda: any(search.folder.glob("tune/*/result.json")), 600)
+        (results,) = search.folder.glob("tune/*/result.json")
+        wait_until(lambda: "\n" in results.read_text(), 60)
+        first.update({p: p.stat().st_mtime_ns for p in search.folder.glob("runs/*/step_0000001/*")})
+        os.kill(json.loads(results.read_text().splitlines()[0])["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_it_after_its_first_report)
+    killer.start()
+    tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
+    killer.join()
+    (row,) = search.rows()
+    assert (row["status"], row["samples"]) == ("finished", "8")
+    assert "failed, tried again from its last report" in capsys.readouterr().err
+    assert first
+    for path, changed in first.items():
+        assert path.stat().st_mtime_ns == changed, "what was trained is not trained again"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_after_kill_9_of_the_driver_resume_loses_no_result_and_repeats_none(
+    shards: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "set": {"train.samples": 8, "train.workers": 1},
+        "space": {"optim.lr": {"grid": [0.005, 0.001, 0.0001]}},
+        "scheduler": None,
+        "reports": 1,
+    }
+    search = prepare(tmp_path, shards, HALVING | changes)
+    said = tmp_path / "said.txt"
+    with said.open("w") as file:
+        driver = start_driver(search, file)
+    try:
+        # One has ended, the next one trains.
+        wait_until(lambda: said.read_text().count("optim.lr=") == 2, 600)
+        wait_until(lambda: len(list(search.folder.glob("runs/*/tensorboard"))) == 2, 300)
+        os.kill(driver.pid, signal.SIGKILL)
+    finally:
+        driver.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+    (stored,) = search.folder.glob("runs/*/reports/*.json")
+    ended = stored.parents[1]
+    before = {path: path.stat().st_mtime_ns for path in ended.rglob("*")}
+    with (tmp_path / "resumed.txt").open("w") as file:
+        driver = start_driver(search, file, "--resume")
+    try:
+        assert driver.wait(600) == 0, (tmp_path / "resumed.txt").read_text()
+    finally:
+        driver.kill()
+        driver.wait(60)
+    assert {path: path.stat().st_mtime_ns for path in ended.rglob("*")} == before
+    rows = search.rows()
+    assert [row["status"] for row in rows] == ["finished"] * 3
+    assert [row["optim.lr"] for row in rows] == ["0.005", "0.001", "0.0001"]
+    assert json.loads(stored.read_text())["estimates"]["l1"]["value"] == float(rows[0]["l1"])
+
+
+def start_driver(search: Search, output: Any, *options: str) -> subprocess.Popen[bytes]:
+    code = "from prioritycut_ray.cli import main; main()"
+    words = ["tune", str(search.file), *search.words, *options]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )

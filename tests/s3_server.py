@@ -1,0 +1,94 @@
+"""A real S3 API on loopback that can be told to fail; run as a script, it writes its port.
+
+``POST /stumble?count=3&status=503&code=SlowDown`` makes it fail as many requests for objects.
+"""
+
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Stumbling:
+    """Fails requests before they reach the application."""
+
+    def __init__(self, application: Wsgi) -> None:
+        self.application = application
+        self.count, self.status, self.code = 0, "503", "SlowDown"
+
+    def __call__(self, request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        if request["PATH_INFO"] == "/stumble":
+            query = dict(urllib.parse.parse_qsl(request["QUERY_STRING"]))
+            self.count, self.status, self.code = int(query["count"]), query["status"], query["code"]
+            start("200 OK", [("Content-Length", "0")])
+            return []
+        if self.count > 0:
+            self.count -= 1
+            body = (
+                f"<Error><Code>{self.code}</Code><Message>told to fail</Message></Error>".encode()
+            )
+            headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+            start(f"{self.status} Told", headers)
+            return [body]
+        return self.application(request, start)
+
+
+class S3(NamedTuple):
+    """A running server.
+
+    Attributes:
+        url: where it is.
+        variables: environment variables of its clients.
+    """
+
+    url: str
+    variables: dict[str, str]
+
+    def stumble(self, count: int, status: int, code: str) -> None:
+        """Make the next requests fail."""
+        query = f"count={count}&status={status}&code={code}"
+        urllib.request.urlopen(f"{self.url}/stumble?{query}", data=b"", timeout=30).close()
+
+
+@contextmanager
+def s3_server() -> Iterator[S3]:
+    """Run it in a process of its own, so that tests may fork."""
+    process = subprocess.Popen(
+        [sys.executable, __file__], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        variables = {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        yield S3(url, variables)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def main() -> None:
+    import logging
+
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    application = Stumbling(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, application, threaded=True)
+    sys.stdout.write(f"{server.server_port}\n")
+    sys.stdout.flush()
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Loader workers that really die: the work goes on, and a clip that kills is passed over."""
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prioritycut_ray.data import loader
+from prioritycut_ray.data.loader import load
+from prioritycut_ray.data.video import VideoError, read_frames
+from prioritycut_ray.errors import UserError
+
+# torch warns of more workers than cores.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+SHARES = [[number] for number in range(12)]
+
+
+def name_of(clip: int) -> str:
+    return f"film{clip}"
+
+
+class Mortal:
+    """Reads a number, unless a worker has still to die of it; the folder counts its deaths."""
+
+    def __init__(self, folder: Path, deaths: Mapping[int, int], how: signal.Signals) -> None:
+        self.folder, self.deaths, self.how = folder, deaths, how
+
+    def __call__(
+        self, numbers: Sequence[int], avoid: Mapping[int, str], on_clip: Callable[[int], None]
+    ) -> str:
+        [number] = numbers
+        if number in avoid:
+            return f"{number}: {avoid[number]}"
+        on_clip(number)
+        died = len(list(self.folder.glob(f"{number}-*")))
+        if died < self.deaths.get(number, 0):
+            (self.folder / f"{number}-{died}").touch()
+            os.kill(os.getpid(), self.how)
+        return str(number)
+
+
+def read_all(
+    folder: Path, deaths: Mapping[int, int], how: signal.Signals = signal.SIGSEGV, workers: int = 2
+) -> list[str]:
+    return list(load(Mortal(folder, deaths, how), SHARES, workers, name_of))
+
+
+def test_clip_that_kills_again_is_avoided_and_no_other(tmp_path: Path, caplog: Any) -> None:
+    read = read_all(tmp_path, {5: 99, 9: 1})
+    assert read[5] == "5: its decoder dies (SIGSEGV)"
+    assert read[:5] + read[6:] == [str(number) for number in range(12) if number != 5]
+    assert len(list(tmp_path.glob("5-*"))) == 2
+    assert "a loader worker died (SIGSEGV at clip film5)" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("deadly", [[0], [0, 1, 2], [3, 5, 11]])
+def test_any_clips_may_kill(tmp_path: Path, deadly: list[int], workers: int) -> None:
+    read = read_all(tmp_path, dict.fromkeys(deadly, 99), workers=workers)
+    assert read == [
+        f"{number}: its decoder dies (SIGSEGV)" if number in deadly else str(number)
+        for number in range(12)
+    ]
+
+
+def test_no_clip_is_blamed_for_a_kill_from_outside(tmp_path: Path, caplog: Any) -> None:
+    read = read_all(tmp_path, {5: 2}, signal.SIGKILL, workers=1)
+    assert read == [str(number) for number in range(12)]
+    assert "SIGKILL" in caplog.text
+
+
+def test_endless_dying_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "MOST_DEATHS", 0)
+    with pytest.raises(UserError, match=r"died 1 times in a row \(SIGKILL at clip film0\)"):
+        read_all(tmp_path, {0: 99}, signal.SIGKILL, workers=1)
+
+
+def test_warnings_of_workers_are_told_here(tmp_path: Path, caplog: Any) -> None:
+    class Talking(Mortal):
+        def __call__(self, *given: Any) -> str:
+            logging.getLogger("prioritycut_ray.data").warning("seen %s", given[0])
+            return super().__call__(*given)
+
+    list(load(Talking(tmp_path, {}, signal.SIGSEGV), SHARES[:3], 2, name_of))
+    assert [record.getMessage() for record in caplog.records] == [
+        "seen [0]",
+        "seen [1]",
+        "seen [2]",
+    ]
+
+
+def test_clip_that_crashes_decord_still_does() -> None:
+    """The clip behind the crash tests of the stream; if decord learns to bear it, find another."""
+    data = (Path(__file__).parents[1] / "data" / "segfault_decord.mp4").read_bytes()
+    process = multiprocessing.get_context("fork").Process(
+        target=read_frames, args=(data, [0, 11], 64, "decord")
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGSEGV
+    with pytest.raises(VideoError):
+        read_frames(data, [0, 11], 64, "pyav")

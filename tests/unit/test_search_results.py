@@ -1,0 +1,97 @@
+"""Tables and pictures of a search, from trials as they may have ended."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from prioritycut_ray.config import load_config
+from prioritycut_ray.metrics.aggregate import Metric
+from prioritycut_ray.search.plots import draw_all
+from prioritycut_ray.search.results import (
+    Point,
+    Trial,
+    best_config,
+    best_trial,
+    table,
+    write_csv,
+)
+from prioritycut_ray.search.space import SearchConfig
+from tests.conftest import TINY
+
+L1 = Metric(key="l1", label="L1", definition="mean absolute error", decimals=4)
+PSNR = Metric(key="psnr", label="PSNR", definition="dB", decimals=2, higher_is_better=True)
+
+
+def trial(key: str, status: str, *values: float, **parameters: object) -> Trial:
+    points = [
+        Point(8 * (place + 1), value, value - 0.01, value + 0.02)
+        for place, value in enumerate(values)
+    ]
+    metrics = {"l1": values[-1]} if values else {}
+    reason = "learning rate of 1e30" if status == "failed" else ""
+    return Trial(key, dict(parameters), status, reason, points, metrics)  # type: ignore[arg-type]
+
+
+TRIALS = [
+    trial("a", "finished", 0.3, 0.2, **{"priority_cut.top_k": 5, "variant": "unet"}),
+    trial("b", "stopped early", 0.1, **{"priority_cut.top_k": 10, "variant": "unet"}),
+    trial("c", "finished", 0.4, 0.3, **{"priority_cut.top_k": 5, "variant": "cutmix"}),
+    trial("d", "failed", **{"priority_cut.top_k": 20, "variant": "cutmix"}),
+]
+
+
+def test_the_best_is_one_that_was_trained_to_the_end() -> None:
+    lowest, highest = best_trial(TRIALS, L1), best_trial(TRIALS, PSNR)
+    assert lowest is not None
+    assert lowest.key == "a"
+    assert highest is not None
+    assert highest.key == "c"
+    assert best_trial(TRIALS[1:2], L1) is None
+
+
+def test_the_best_configuration_can_be_trained(tmp_path: Path) -> None:
+    search = SearchConfig.model_validate(
+        {
+            "name": "s",
+            "base": str(TINY),
+            "space": {"priority_cut.top_k": {"grid": [5]}},
+            "variants": {"unet": {"priority_cut.mix_prob": 1.0}},
+        }
+    )
+    file = tmp_path / "best.yaml"
+    file.write_text(best_config(search, load_config(str(TINY)), TRIALS[0]))
+    config = load_config(str(file))
+    assert config.name == "s-best"
+    assert config.priority_cut is not None
+    assert (config.priority_cut.top_k, config.priority_cut.mix_prob) == (5, 1.0)
+
+
+def test_the_table_has_every_trial_and_the_reason_of_a_failure(tmp_path: Path) -> None:
+    write_csv(tmp_path / "trials.csv", *table(TRIALS))
+    rows = list(csv.DictReader((tmp_path / "trials.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["finished", "stopped early", "finished", "failed"]
+    assert rows[0]["objective"] == "0.2"
+    assert rows[1]["samples"] == "8"
+    assert rows[3]["objective"] == ""
+    assert rows[3]["reason"] == "learning rate of 1e30"
+
+
+@pytest.mark.parametrize("trials", [TRIALS, TRIALS[:1], TRIALS[1:2]])
+def test_pictures_are_drawn_of_whatever_there_is(trials: list[Trial]) -> None:
+    pictures = draw_all(trials, L1)
+    assert set(pictures) == {
+        "l1_against_priority_cut.top_k.png",
+        "l1_against_variant.png",
+        "parallel_coordinates.png",
+        "learning_curves.png",
+    }
+    for png in pictures.values():
+        with Image.open(io.BytesIO(png)) as image:
+            assert min(image.size) >= 400
+
+
+def test_there_is_no_picture_of_nothing() -> None:
+    assert draw_all(TRIALS[3:], L1) == {}

@@ -1,0 +1,134 @@
+"""The files of searches, and what is refused before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prioritycut_ray.config import load_config
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.search.space import (
+    SearchConfig,
+    boundaries,
+    check_space,
+    load_base,
+    load_search,
+    spread,
+    trial_config,
+)
+from tests.conftest import TINY
+
+SHIPPED = sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
+GRID = {"priority_cut.top_k": {"grid": [5, 40]}}
+
+
+def written(path: Path, **values: Any) -> Path:
+    file = path / "search.yaml"
+    file.write_text(yaml.safe_dump({"name": "s", "base": str(TINY), "space": GRID} | values))
+    return file
+
+
+def checked(path: Path, **values: Any) -> SearchConfig:
+    search = load_search(written(path, **values), smoke=False)
+    check_space(search, load_base(search, []))
+    return search
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_search_is_valid_at_both_sizes(file: Path, smoke: bool) -> None:
+    search = load_search(file, smoke=smoke)
+    for config in check_space(search, load_base(search, [])):
+        assert len(boundaries(config, search.reports)) == search.reports
+
+
+def test_the_ablation_has_the_four_rows_of_the_paper_with_three_seeds_each() -> None:
+    search = load_search(next(path for path in SHIPPED if path.stem == "ablation"), smoke=False)
+    rows = {
+        (c.discriminator.kind, c.priority_cut and c.priority_cut.mask, c.train.seed)
+        for c in check_space(search, load_base(search, []))
+    }
+    ways = [("patch", None), ("unet", None), ("unet", "cutmix"), ("unet", "priority")]
+    assert rows == {(*way, seed) for way in ways for seed in (0, 1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"space": {"optim.rl": {"grid": [1]}}}, ["unknown key 'optim.rl'", "optim.lr"]),
+        ({"space": {"optim.lr": {"grid": [1e-4, "much"]}}}, ["optim.lr", "much"]),
+        ({"space": {"optim.lr": {"grid": [1e-4, -1]}}}, ["optim.lr=-1"]),
+        ({"space": {"optim.lr": {"uniform": [1, 0]}}}, ["the range must go up"]),
+        ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, ["loguniform begins above 0"]),
+        ({"space": {"optim.lr": {"grid": [1], "choice": [1]}}}, ["give one of grid"]),
+        ({"space": {"optim.lr": {"normal": [0, 1]}}}, ["normal"]),
+        ({"space": {"optim.lr": {"uniform": [0, 1]}}}, ["takes grids alone"]),
+        ({"space": {"train.samples": {"grid": [8]}}}, ["set by the search itself"]),
+        ({"space": {"train.batch_size": {"grid": [4, 5]}}}, ["train.batch_size=5", "divisible"]),
+        ({"searcher": "optuna"}, ["takes no grid"]),
+        ({"scheduler": {"kind": "asha"}}, ["reports"]),
+        ({"scheduler": {"kind": "pbt"}, "reports": 2}, ["population"]),
+        ({"scheduler": {"kind": "hyperband"}}, ["asha", "pbt"]),
+        ({"space": {}}, ["nothing to search"]),
+        ({"trails": 3}, ["trails", "trials"]),
+        ({"variants": {"patch": {"discriminator.kind": "patch"}}}, ["per-pixel logits"]),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused_with_the_reason(
+    values: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        checked(tmp_path, **values)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_file_without_a_smoke_size_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no section `smoke`"):
+        load_search(written(tmp_path), smoke=True)
+
+
+def test_a_section_that_is_off_is_switched_on_by_a_key_inside_it(tmp_path: Path) -> None:
+    search = checked(tmp_path, set={"priority_cut": None})
+    config = trial_config(load_base(search, []), search, {"priority_cut.top_k": 5}, "trial", "runs")
+    assert config.priority_cut is not None
+    assert config.priority_cut.top_k == 5
+
+
+@pytest.mark.parametrize(
+    ("samples", "reports", "expected"),
+    [(32, 1, [32]), (32, 2, [16, 32]), (30, 3, [12, 24, 30]), (32, 8, list(range(4, 33, 4)))],
+)
+def test_reports_are_at_whole_steps_at_equal_distances(
+    samples: int, reports: int, expected: list[int]
+) -> None:
+    config = load_config(str(TINY), [f"train.samples={samples}"])
+    assert boundaries(config, reports) == expected
+
+
+def test_more_reports_than_steps_are_refused() -> None:
+    with pytest.raises(UserError, match="8 steps: too short for reports=9"):
+        boundaries(load_config(str(TINY)), 9)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "nodes", "trials"),
+    [
+        (1, 1, [2], 1),  # the second trial's driver would find no hundredth of a CPU
+        (1, 1, [3], 2),
+        (2, 1, [2], 0),
+        (2, 1, [3], 1),
+        (2, 1, [2, 2], 1),
+        (2, 1, [1, 1, 1], 1),
+        (2, 4, [9, 9], 2),
+        (2, 4, [7, 7], 1),
+        (4, 1, [64], 15),
+        (1, 8, [4, 4], 0),
+    ],
+)
+def test_no_more_trials_run_at_once_than_find_room(
+    workers: int, cpus: int, nodes: list[float], trials: int
+) -> None:
+    assert spread(workers, cpus, nodes) == trials

@@ -1,0 +1,117 @@
+"""Storage that stumbles is tried again; storage that refuses is told in one line."""
+
+import http.server
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prioritycut_ray.data import storage
+from prioritycut_ray.data.shards import Member, ShardError, ShardWriter, read_clip, read_index
+from prioritycut_ray.errors import UserError
+
+
+class Stumbling(http.server.BaseHTTPRequestHandler):
+    """Serves a folder with byte ranges; fails as often as its server is told to."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Server"
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        if self.server.failures > 0:
+            self.server.failures -= 1
+            if self.server.status == 0:
+                self.close_connection = True  # Hang up without a word.
+                return
+            self.send_error(self.server.status)
+            return
+        path = self.server.folder / self.path.lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, status = path.read_bytes(), 200
+        if wanted := self.headers.get("Range"):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            data, status = data[int(first) : int(last) + 1], 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    failures, status, asked = 0, 503, 0
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A data set of one clip behind a server on loopback; little waiting between attempts."""
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    with ShardWriter(str(tmp_path)) as writer:
+        writer.add(Member("clip", b"x" * 5000, 5, 25.0, 64, 64, "ann", "clip.mp4", False))
+        writer.finish({"clip": "train"})
+    with Server(("127.0.0.1", 0), Stumbling) as server:
+        server.folder = tmp_path
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 0])
+def test_what_may_pass_is_tried_again(server: Server, status: int, caplog: Any) -> None:
+    index = read_index(server.url)
+    server.failures, server.status, server.asked = 2, status, 0
+    with caplog.at_level(logging.WARNING):
+        assert read_clip(server.url, index.clips[0]) == b"x" * 5000
+    assert server.asked >= 3
+    told = [record.getMessage() for record in caplog.records]
+    assert told
+    assert f"{server.url}/shard-000000.tar: attempt 1 of 6 failed" in told[0]
+
+
+def test_what_does_not_pass_ends_in_one_line(server: Server) -> None:
+    server.failures, server.asked = 10**6, 0
+    with pytest.raises(UserError, match=r"index\.json: cannot be read, tried 6 times") as caught:
+        read_index(server.url)
+    assert server.asked == storage.ATTEMPTS
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_denied_access_is_not_tried_again(server: Server, status: int) -> None:
+    server.failures, server.status, server.asked = 10**6, status, 0
+    with pytest.raises(UserError, match=r"access denied .* credentials"):
+        read_index(server.url)
+    assert server.asked == 1
+
+
+def test_absent_file_is_not_tried_again(server: Server) -> None:
+    clip = read_index(server.url).clips[0]
+    (server.folder / clip.shard).unlink()
+    server.asked = 0
+    with pytest.raises(ShardError, match="the shard is missing"):
+        read_clip(server.url, clip)
+    assert server.asked == 1
+    with pytest.raises(UserError, match="there is no index"):
+        read_index(f"{server.url}/nowhere")
+
+
+def test_unreachable_server_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    server.server_close()
+    with pytest.raises(UserError, match="tried 2 times"):
+        read_index("http://127.0.0.1:9/data")
