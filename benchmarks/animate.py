@@ -19,6 +19,7 @@ from prioritycut_ray.config import ModelConfig
 from prioritycut_ray.inference import animate, default_device, to_tensor
 from prioritycut_ray.precision import autocast
 from prioritycut_ray.state import build_animator
+from prioritycut_ray.visualize import to_uint8
 
 DEVICE = default_device()
 
@@ -40,12 +41,12 @@ def main(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1) ->
             for frame in driving:
                 moved = planes.detector(to_tensor(frame[None], DEVICE))
                 animation = planes.animate(source, keypoints, moved)
-                predictions.append((animation.prediction * 255).round().to(torch.uint8).cpu())
+                predictions.append(to_uint8(animation.prediction))
         return torch.cat(predictions)
 
     def batched() -> Tensor:
         parts = animate(animator, source, iter(driving), relative=False, adapt_scale=False)
-        return torch.cat(list(parts))
+        return torch.cat([to_uint8(part.animation.prediction) for part in parts])
 
     def batched_bfloat16() -> Tensor:
         with autocast("bfloat16", DEVICE):

@@ -2,6 +2,12 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prioritycut_ray.pretrained import Animator
+
+__all__ = ["Animator"]
 
 # Ray reads these when it is first imported; set later, they would contradict what it has read.
 if "ray" not in sys.modules:
@@ -12,3 +18,12 @@ if "ray" not in sys.modules:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # A node that has just died counts as ready for a while: ask for other places soon.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch when a model is asked for, not before: `--help` answers at once."""
+    if name == "Animator":
+        from prioritycut_ray.pretrained import Animator
+
+        return Animator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -164,9 +164,9 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
         UserError: the checkpoint is damaged, or is of another model.
     """
     verify(directory)
-    _load_module(state.animator, directory / "animator.safetensors")
-    _load_module(state.ema.module, directory / "animator_ema.safetensors")
-    _load_module(state.discriminator, directory / "discriminator.safetensors")
+    load_module(state.animator, directory / "animator.safetensors")
+    load_module(state.ema.module, directory / "animator_ema.safetensors")
+    load_module(state.discriminator, directory / "discriminator.safetensors")
     optimizers = read_tensors(directory / "optimizers.pt")
     _load_optimizer(state.animator_optimizer, optimizers["animator"])
     _load_optimizer(state.discriminator_optimizer, optimizers["discriminator"])
@@ -192,7 +192,7 @@ def load_animator(checkpoint: str | Path, device: torch.device) -> tuple[Animato
     verify(directory)
     config = read_config(directory)
     animator = build_animator(config.model)
-    _load_module(animator, directory / "animator_ema.safetensors")
+    load_module(animator, directory / "animator_ema.safetensors")
     return animator.to(device).eval(), config
 
 
@@ -308,7 +308,12 @@ def _load_optimizer(optimizer: Adam, stored: dict[str, Any]) -> None:
             moments[name] = torch.empty_like(parameter).copy_(moments[name])
 
 
-def _load_module(module: nn.Module, path: Path) -> None:
+def load_module(module: nn.Module, path: Path) -> None:
+    """Read a module's weights from a file of tensors.
+
+    Raises:
+        UserError: the file is damaged, or is of another model.
+    """
     try:
         module.load_state_dict(read_tensors(path))
     except RuntimeError as error:

@@ -303,30 +303,112 @@ def evaluate_verb(
         )
 
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A run, a checkpoint, a folder of `prioritycut export`, or OWNER/NAME on the Hugging "
+        "Face hub."
+    ),
+]
+
+
 @app.command(
     "animate",
     epilog="Example: `prioritycut animate runs/vox --source me.png --driving him.mp4 --out me.mp4`",
 )
 def animate_verb(
-    run: Run,
+    run: Model,
     source: Annotated[Path, typer.Option(help="An image, or a video for its first frame.")],
     driving: Annotated[Path, typer.Option(help="The video that gives the motion.")],
-    out: Annotated[Path, typer.Option(help="The .mp4 to write.")],
+    out: Annotated[
+        Path, typer.Option(help="A .mp4, a .gif, or a new folder for PNG frames (no extension).")
+    ],
     relative: Annotated[
         bool,
-        typer.Option(help="Move by the change since the first driving frame; or take its pose."),
+        typer.Option(help="Move by the change since the initial driving frame; or take its pose."),
     ] = True,
     adapt_scale: Annotated[
         bool, typer.Option("--adapt-scale", help="Scale relative motion to the source's size.")
     ] = False,
+    best_frame: Annotated[
+        bool,
+        typer.Option(
+            "--best-frame", help="Start from the driving frame whose pose is nearest the source's."
+        ),
+    ] = False,
+    crop: Annotated[
+        str,
+        typer.Option(
+            help="What the model sees of both: `auto` (largest square, on the motion), `none` "
+            "(everything, squeezed), or LEFT,TOP,RIGHT,BOTTOM in pixels."
+        ),
+    ] = "auto",
+    source_crop: Annotated[
+        str | None, typer.Option(help="Of the source, where it differs from --crop.")
+    ] = None,
+    panel: Annotated[
+        bool, typer.Option("--panel", help="Source, driving and result side by side.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Move a source image like a driving video."""
-    from prioritycut_ray.commands.animate import animate
+    from prioritycut_ray.commands.animate import Motion, animate
 
     with _writing_to(out):
-        animate(run, source, driving, out, relative=relative, adapt_scale=adapt_scale)
-    console.print(f"Animation: {out}")
+        animate(
+            run,
+            source,
+            driving,
+            out,
+            motion=Motion(relative, adapt_scale, best_frame),
+            crop=crop,
+            source_crop=source_crop,
+            panel=panel,
+            console=console,
+        )
+
+
+@app.command("export", epilog="Example: `prioritycut export runs/vox --out vox --torch-export`")
+def export_verb(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="New folder of the model.")],
+    torch_export: Annotated[
+        bool,
+        typer.Option(
+            "--torch-export", help="Also the inference path as a graph, compared with the model."
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as the Hugging Face hub has them: safetensors, config.json, model card."""
+    from prioritycut_ray.commands.export import export
+
+    with _writing_to(out):
+        export(run, out, graph=torch_export, console=console)
+
+
+@app.command("app", epilog="Example: `prioritycut app runs/vox runs/baseline`")
+def app_verb(
+    runs: Annotated[
+        list[str], typer.Argument(help="One or two models, as of `animate`.", metavar="RUN [RUN2]")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="The first free one from 7860 on.")] = None,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Of one upload.")] = 50,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Of a driving video.")] = 30.0,
+    debug: Debug = False,
+) -> None:
+    """Animate on a local web page, by one model or two side by side (extra `app`)."""
+    from prioritycut_ray.commands.app import serve
+
+    serve(
+        runs,
+        host=host,
+        port=port,
+        max_megabytes=max_megabytes,
+        max_seconds=max_seconds,
+        console=console,
+    )
 
 
 jobs_app = typer.Typer(

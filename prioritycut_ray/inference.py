@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import Animation, Animator, FramePair
-from prioritycut_ray.models.keypoints import Keypoints, relative_keypoints
+from prioritycut_ray.models.keypoints import Keypoints, pose_distance, relative_keypoints
 
 BATCH = 16
 """Frames that go through the network together."""
@@ -31,8 +32,13 @@ class Source(NamedTuple):
     features: Float[Tensor, "1 C h w"]
 
 
-class Rebuilt(NamedTuple):
-    """Some frames of a clip, rebuilt from its first frame."""
+class Rendered(NamedTuple):
+    """Some driving frames, and what a source became under them.
+
+    Attributes:
+        pair: the source, once for each driving frame; and those.
+        animation: the source moved.
+    """
 
     pair: FramePair
     animation: Animation
@@ -66,7 +72,7 @@ def render(animator: Animator, source: Source, driving: Keypoints) -> Animation:
 
 
 @torch.inference_mode()
-def reconstruct(animator: Animator, frames: NDArray[np.uint8]) -> Iterator[Rebuilt]:
+def reconstruct(animator: Animator, frames: NDArray[np.uint8]) -> Iterator[Rendered]:
     """Rebuild every frame of a clip from its first one (method §5), in batches.
 
     Args:
@@ -79,7 +85,7 @@ def reconstruct(animator: Animator, frames: NDArray[np.uint8]) -> Iterator[Rebui
         driving = to_tensor(frames[start : start + BATCH], device)
         animation = render(animator, source, animator.detector(driving))
         pair = FramePair(source.image.expand(len(driving), -1, -1, -1), driving)
-        yield Rebuilt(pair, animation)
+        yield Rendered(pair, animation)
 
 
 @torch.inference_mode()
@@ -91,8 +97,12 @@ def animate(
     relative: bool,
     adapt_scale: bool,
     initial: NDArray[np.uint8] | None = None,
-) -> Iterator[UInt8[Tensor, "T 3 H W"]]:
+) -> Iterator[Rendered]:
     """Move a source image like a driving video (method §6), batch by batch.
+
+    A rendered frame depends on the source, its own driving frame and the initial one, and on no
+    other: to start from the best frame and animate outward in both directions gives the same
+    frames as to take them in their order.
 
     Args:
         animator: in evaluation mode.
@@ -112,14 +122,51 @@ def animate(
             return
         driving = chain([initial], driving)
     start = animator.detector(to_tensor(initial[None], source.device))
-    while batch := list(islice(driving, BATCH)):
-        keypoints = animator.detector(to_tensor(np.stack(batch), source.device))
+    for frames in _batches(driving, source.device):
+        keypoints = animator.detector(frames)
         if relative:
             keypoints = relative_keypoints(
                 prepared.keypoints, keypoints, start, adapt_scale=adapt_scale
             )
-        animation = render(animator, prepared, keypoints)
-        yield (animation.prediction * 255).round().to(torch.uint8).cpu()
+        pair = FramePair(source.expand(len(frames), -1, -1, -1), frames)
+        yield Rendered(pair, render(animator, prepared, keypoints))
+
+
+@torch.inference_mode()
+def find_best_frame(
+    animator: Animator,
+    source: Float[Tensor, "1 3 H W"],
+    driving: Iterable[NDArray[np.uint8]],
+) -> int:
+    """The number of the driving frame whose pose is nearest to the source's (method §6).
+
+    Args:
+        animator: in evaluation mode.
+        source: image in [0, 1].
+        driving: square uint8 frames `[H, W, 3]` of the model's size, at least one.
+
+    Raises:
+        UserError: the keypoints of the source, or of every driving frame, span no area.
+    """
+    own = animator.detector(source).value
+    distances = torch.cat(
+        [pose_distance(own, animator.detector(b).value) for b in _batches(driving, source.device)]
+    )
+    best = int(distances.argmin())
+    if not torch.isfinite(distances[best]):
+        raise UserError(
+            "no best frame: the keypoints of every driving frame lie on one line or in one place; "
+            "animate without --best-frame"
+        )
+    return best
+
+
+def _batches(
+    frames: Iterable[NDArray[np.uint8]], device: torch.device
+) -> Iterator[Float[Tensor, "B 3 H W"]]:
+    frames = iter(frames)
+    while batch := list(islice(frames, BATCH)):
+        yield to_tensor(np.stack(batch), device)
 
 
 def _device_of(animator: Animator) -> torch.device:

@@ -48,7 +48,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     console.print("[5/5] animating one puppet by another")
     source, driving = videos[-2:]
     animation = out / "animation.mp4"
-    animate(run, source, driving, animation, relative=True, adapt_scale=False)
+    animate(run, source, driving, animation, console=console)
     console.print(
         "",
         f"Made in {out} (synthetic puppets; small networks; a proxy perceptual loss):",

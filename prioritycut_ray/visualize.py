@@ -88,9 +88,31 @@ def review_panel(
     difference = 0.5 + 2 * (prediction - pair.driving)
     hidden = tint(prediction, 1 - occlusion, (1.0, 0.1, 0.1))
     cut = tint(pair.driving, 1 - mask, (0.1, 0.4, 1.0))
-    above = torch.cat([pair.source, pair.driving, prediction], dim=3)
-    below = torch.cat([difference, hidden, cut], dim=3)
-    return to_uint8(torch.cat([above, below], dim=2)).permute(0, 2, 3, 1)
+    return tiles([pair.source, pair.driving, prediction], [difference, hidden, cut])
+
+
+def motion_panel(
+    pair: FramePair, animation: Animation, mask: Float[Tensor, "B 1 H W"]
+) -> UInt8[Tensor, "B H2 W3 3"]:
+    """Six tiles of an animation of another identity, to watch as a video.
+
+    Above: source, driving, generated. Below: the occlusion map (black is hidden in the source);
+    the generated frame, red where it is hidden; the generated frame, blue where the mask cuts.
+    """
+    prediction = animation.prediction
+    size = prediction.shape[2:]
+    occlusion = F.interpolate(animation.motion.occlusion_map, size=size, mode="bilinear")
+    hidden = tint(prediction, 1 - occlusion, (1.0, 0.1, 0.1))
+    cut = tint(prediction, 1 - mask, (0.1, 0.4, 1.0))
+    return tiles(
+        [pair.source, pair.driving, prediction], [occlusion.expand(-1, 3, -1, -1), hidden, cut]
+    )
+
+
+def tiles(*rows: Sequence[Float[Tensor, "B 3 H W"]]) -> UInt8[Tensor, "B _H _W 3"]:
+    """Pictures of one size side by side, rows below each other, as frames of a video."""
+    whole = torch.cat([torch.cat(list(row), dim=3) for row in rows], dim=2)
+    return to_uint8(whole).permute(0, 2, 3, 1)
 
 
 def tint(

@@ -16,16 +16,18 @@ import re
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 import av.filter
 import numpy as np
+from av.audio import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.video import VideoStream
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
@@ -43,6 +45,9 @@ LARGEST_SIDE = 16384
 INDEXED_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 SIZE_STEP = 32
 FALLBACK_FPS = 25.0
+TICK = Fraction(1, 90_000)
+"""Unit of times that are written, in seconds."""
+SOUND_RATE = 48_000
 # decord has no build for ARM, where all else works.
 DEFAULT_DECODER = "decord" if importlib.util.find_spec("decord") else "pyav"
 # Files that hold frames themselves: a playlist dressed up as a video must open and fetch nothing.
@@ -51,6 +56,8 @@ _FORMATS = (
     "h264,hevc,av1,obu,m4v,mjpeg,dv,rm,swf,wtv"
 )
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+# The muxer keeps packets until those of the other streams are there, however late they come.
+_MP4_OPTIONS = {"movflags": "+faststart", "max_interleave_delta": "0"}
 # A damaged file may ask for a place before its start, of which a Python file complains itself.
 _ERRORS = (av.FFmpegError, OSError)
 # WebM declares no number of frames; its duration is trusted this far, as the last may be long.
@@ -86,7 +93,51 @@ class VideoInfo(NamedTuple):
     packets: int
 
 
+class TimedFrame(NamedTuple):
+    """A frame and when it is shown.
+
+    Attributes:
+        image: RGB ``uint8 [H, W, 3]``.
+        start: seconds, counted as the file counts them; None if it does not.
+        duration: seconds; 0 if unknown.
+    """
+
+    image: Frame
+    start: float | None
+    duration: float
+
+
+class Timing(NamedTuple):
+    """When the frames of a video are shown.
+
+    Attributes:
+        starts: seconds of each frame since the first, growing.
+        end: when the last one ends.
+    """
+
+    starts: Sequence[float]
+    end: float
+
+
+class Sound(NamedTuple):
+    """The sound of a video.
+
+    Attributes:
+        source: a file that :func:`has_sound`.
+        offset: seconds of it that are left out, for the pictures begin there.
+    """
+
+    source: Source
+    offset: float
+
+
 def frames_upright(source: Source) -> Iterator[Frame]:
+    """Decode every frame of a video, as :func:`frames_timed` does, without its time."""
+    for frame in frames_timed(source):
+        yield frame.image
+
+
+def frames_timed(source: Source) -> Iterator[TimedFrame]:
     """Decode every frame of a video, in presentation order, as a viewer would show it.
 
     The display matrix (rotation and mirroring) and the pixel aspect ratio are applied, edit lists
@@ -97,7 +148,7 @@ def frames_upright(source: Source) -> Iterator[Frame]:
         source: a file path, or a seekable binary file.
 
     Yields:
-        RGB frames ``uint8 [H, W, 3]``.
+        RGB frames ``uint8 [H, W, 3]`` with their times.
 
     Raises:
         VideoError: if the source cannot be opened, or if it is damaged or cut off: then all
@@ -116,7 +167,7 @@ def frames_upright(source: Source) -> Iterator[Frame]:
                 for frame in packet.decode():
                     if frame.is_corrupt:
                         raise VideoError(_name(source), _damage(decoded, "a frame is damaged"))
-                    yield _displayed(frame, aspect)
+                    yield TimedFrame(_displayed(frame, aspect), frame.time, _duration(frame))
                     decoded += 1
         except _ERRORS as error:
             reason = _damage(decoded, error.strerror or "unknown error")
@@ -162,6 +213,12 @@ def probe(source: Source) -> VideoInfo:
     # Within a factor of 1.5: rounding to a coarse time base is no variable rate.
     uneven = len(steps) > 0 and steps.max() > 1.5 * steps.min()
     return VideoInfo(fps, bool(uneven), packets)
+
+
+def has_sound(source: Source) -> bool:
+    """Whether a video comes with sound."""
+    with _opened(source) as container:
+        return bool(container.streams.audio)
 
 
 class Copied(NamedTuple):
@@ -290,7 +347,14 @@ def read_all(data: bytes, size: int, decoder: str = DEFAULT_DECODER) -> Frame:
 
 
 def write_video(
-    target: Source, frames: Iterable[Frame], fps: float, *, gop: int = 8, crf: int = 18
+    target: Source,
+    frames: Iterable[Frame],
+    fps: float,
+    *,
+    gop: int = 8,
+    crf: int = 18,
+    timing: Timing | None = None,
+    sound: Sound | None = None,
 ) -> int:
     """Encode frames as H.264 in an mp4 that starts to play before it is whole.
 
@@ -303,6 +367,8 @@ def write_video(
         fps: frames per second, more than 0; rounded to a fraction over at most 1001.
         gop: distance of key frames; what a reader decodes at most to reach one frame.
         crf: 0 (lossless but for colour) to 51; 18 is hard to tell from the original.
+        timing: of exactly these frames, to 1/90000 s; evenly at ``fps`` if not given.
+        sound: goes along as AAC; where it is damaged it ends.
 
     Returns:
         The number of frames.
@@ -313,9 +379,10 @@ def write_video(
     if not 0 < fps < float("inf"):
         raise UserError(f"cannot write a video at {fps} fps: choose a rate above 0")
     encoded = io.BytesIO()
-    count = _encode(encoded, frames, fps, gop, crf)
+    rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
+    count = _encode(encoded, frames, rate, gop, crf, timing, sound)
     if isinstance(target, str | Path):
-        _write_atomically(Path(target), encoded.getbuffer())
+        write_atomically(Path(target), encoded.getbuffer())
     else:
         target.write(encoded.getbuffer())
     return count
@@ -454,6 +521,12 @@ def _declared_seconds(container: InputContainer) -> float:
     return (duration or 0) / av.time_base
 
 
+def _duration(frame: av.VideoFrame) -> float:
+    if not frame.duration or frame.time_base is None:
+        return 0.0
+    return float(frame.duration * frame.time_base)
+
+
 def _end(packet: Any) -> float:
     """Tell when a packet's frame ends, in seconds; 0 if it has no time."""
     if packet.pts is None or packet.time_base is None:
@@ -482,19 +555,26 @@ def _scaled(image: Frame, width: int, height: int) -> Frame:
     if image.shape[:2] == (height, width):
         return image
     scaled = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(scaled)
+    return np.array(scaled)  # torch wants arrays that may be written to
 
 
 def _mp4(target: io.BytesIO) -> OutputContainer:
     """Begin an mp4 that starts to play before it is whole."""
     # To move the index to the front the muxer opens its own output again, for reading.
     reopen = lambda url, flags, options: io.BytesIO(target.getvalue())  # noqa: E731
-    return av.open(target, "w", format="mp4", options={"movflags": "+faststart"}, io_open=reopen)
+    return av.open(target, "w", format="mp4", options=_MP4_OPTIONS, io_open=reopen)
 
 
-def _encode(target: io.BytesIO, frames: Iterable[Frame], fps: float, gop: int, crf: int) -> int:
+def _encode(
+    target: io.BytesIO,
+    frames: Iterable[Frame],
+    rate: Fraction,
+    gop: int,
+    crf: int,
+    timing: Timing | None,
+    sound: Sound | None,
+) -> int:
     """Encode into memory: see :func:`write_video`."""
-    rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
     with _mp4(target) as container:
         # x264 is otherwise not quite repeatable: its fastest code rounds differently with the
         # processor, and even with where its buffers happen to lie. Nor may cores matter.
@@ -506,12 +586,17 @@ def _encode(target: io.BytesIO, frames: Iterable[Frame], fps: float, gop: int, c
         codec.pix_fmt, codec.gop_size, codec.thread_count = "yuv420p", gop, 1
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
         codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        if timing is not None:
+            codec.time_base = TICK
+        track = None if sound is None else container.add_stream("aac", SOUND_RATE, layout="stereo")
         shape, count = None, 0
         for image in frames:
             if shape is None:
                 shape = image.shape
                 _check_even(shape)
                 codec.height, codec.width = shape[:2]
+                if sound is not None and track is not None:
+                    _mux_sound(container, track, sound)
             if image.shape != shape:
                 raise UserError(f"cannot write a video: frames of {shape} and of {image.shape}")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
@@ -520,12 +605,45 @@ def _encode(target: io.BytesIO, frames: Iterable[Frame], fps: float, gop: int, c
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
             )
-            container.mux(stream.encode(planes))
+            if timing is not None:
+                planes.time_base, planes.pts = TICK, _ticks(timing, count)
+            _mux_timed(container, stream.encode(planes), timing)
             count += 1
         if shape is None:
             raise UserError("cannot write a video: there are no frames")
-        container.mux(stream.encode())
+        _mux_timed(container, stream.encode(), timing)
     return count
+
+
+def _mux_timed(container: OutputContainer, packets: list[Any], timing: Timing | None) -> None:
+    """The encoder thinks that the last frame lasts as long as the mean one."""
+    for packet in packets:
+        if timing is not None and packet.pts == _ticks(timing, len(timing.starts) - 1):
+            packet.duration = _ticks(timing, len(timing.starts)) - packet.pts
+        container.mux(packet)
+
+
+def _ticks(timing: Timing, frame: int) -> int:
+    """When a frame starts, or the one before it ends."""
+    seconds = timing.starts[frame] if frame < len(timing.starts) else timing.end
+    return round(seconds / TICK)
+
+
+def _mux_sound(container: OutputContainer, track: AudioStream, sound: Sound) -> None:
+    """Encode a whole sound, as far as it is good; the muxer interleaves it."""
+    resampler = av.AudioResampler("fltp", "stereo", SOUND_RATE, frame_size=1024)
+    for frame in chain(_good_sound(sound.source), [None]):  # None: what the resampler still holds
+        for piece in resampler.resample(frame):
+            start = round(((piece.time or 0.0) - sound.offset) * SOUND_RATE)
+            piece.pts, piece.time_base = start, Fraction(1, SOUND_RATE)
+            if start >= 0:
+                container.mux(track.encode(piece))
+    container.mux(track.encode())
+
+
+def _good_sound(source: Source) -> Iterator[av.AudioFrame]:
+    with _opened(source) as container, suppress(*_ERRORS):
+        yield from container.decode(audio=0)
 
 
 def _check_even(shape: tuple[int, ...]) -> None:
@@ -535,7 +653,8 @@ def _check_even(shape: tuple[int, ...]) -> None:
         )
 
 
-def _write_atomically(path: Path, data: memoryview) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that appears under its name only when it is complete."""
     descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
     try:
         with open(descriptor, "wb") as file:

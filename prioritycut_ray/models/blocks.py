@@ -40,7 +40,7 @@ def conv_of_enlarged(x: Float[Tensor, "B I H W"], conv: nn.Conv2d) -> Float[Tens
 
     The two are one transposed 4x4 convolution with stride 2: 16 products a pixel of ``x``, not 36.
     """
-    if _pixels(x) < _FOLD_FROM:
+    if torch.compiler.is_exporting() or _pixels(x) < _FOLD_FROM:
         enlarged: Tensor = conv(F.interpolate(x, scale_factor=2))
         return enlarged
     folded = _box_filtered(conv.weight.flip(2, 3)).transpose(0, 1)

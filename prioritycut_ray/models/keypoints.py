@@ -148,6 +148,32 @@ def relative_keypoints(
     )
 
 
+def pose_distance(
+    source: Float[Tensor, "1 K 2"], driving: Float[Tensor, "T K 2"]
+) -> Float[Tensor, " T"]:
+    """Σ_k ‖n(μ^S)_k − n(μ^D_t)_k‖², with n(μ) = (μ − mean of μ) / √(hull area of μ) (method §6).
+
+    Infinite for a driving frame whose keypoints span no area.
+
+    Raises:
+        UserError: the source's keypoints span no area.
+    """
+    reference = _normalised(source, "source")
+    distances = [_squared_distance(reference, frame[None]) for frame in driving]
+    return torch.tensor(distances)
+
+
+def _squared_distance(reference: Tensor, driving: Tensor) -> float:
+    try:
+        return float((reference - _normalised(driving, "driving")).square().sum())
+    except UserError:
+        return math.inf
+
+
+def _normalised(value: Float[Tensor, "1 K 2"], frame: str) -> Float[Tensor, "1 K 2"]:
+    return (value - value.mean(dim=1, keepdim=True)) / math.sqrt(_hull_area(value, frame))
+
+
 _SMALLEST_AREA = 1e-6
 """Of a hull, in squared coordinate units: about 1/60 of a pixel of a 256x256 frame."""
 
@@ -165,7 +191,7 @@ def _hull_area(value: Float[Tensor, "1 K 2"], frame: str) -> float:
         area = 0.0
     if area < _SMALLEST_AREA:
         raise UserError(
-            f"the scale cannot be adapted: the {len(points)} keypoints of the {frame} frame lie "
-            "on one line or in one place; animate without adapting the scale"
+            f"no scale: the {len(points)} keypoints of the {frame} frame lie on one line or in one "
+            "place; animate without --adapt-scale and --best-frame"
         )
     return area

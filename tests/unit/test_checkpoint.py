@@ -31,8 +31,10 @@ def a_trained_state(config: Config) -> TrainState:
         loss.backward()
     state.animator_optimizer.step()
     state.discriminator_optimizer.step()
-    for buffer in state.animator.buffers():
-        buffer += 1
+    stored = state.animator.state_dict()
+    for name, buffer in state.animator.named_buffers():
+        if name in stored:  # Others are constants.
+            buffer += 1
     state.remember_buffers(state.animator)
     state.ema.update_parameters(state.animator)
     state.step, state.samples, state.skipped = 3, 12, 1

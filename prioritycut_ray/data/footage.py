@@ -1,0 +1,211 @@
+"""People's pictures and videos on their way into a model: timing, and the square that is cut out.
+
+A model sees squares. Which one is a :data:`Crop`: ``auto`` is the largest square that fits, slid
+along the longer side to where most of the motion is (for a still picture, to the centre); ``none``
+squeezes the whole picture into a square; a :class:`Box` gives its own largest centred square.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import Image
+
+from prioritycut_ray.data.inputs import Box
+from prioritycut_ray.data.video import (
+    Frame,
+    Timing,
+    VideoError,
+    frames_timed,
+    frames_upright,
+    probe,
+    resize,
+)
+from prioritycut_ray.errors import UserError
+
+Crop = Box | Literal["auto", "none"]
+
+_MOTION_SIDE = 96
+"""Longer side, in pixels, of the pictures that motion is measured on."""
+_NOISE = 4.0
+"""Differences of grey values (of 255) that are compression, not motion."""
+_SHORTEST = 0.001
+"""Seconds that a frame is shown at least."""
+
+
+class Footage(NamedTuple):
+    """What one look at a whole video found.
+
+    Attributes:
+        path: of the file.
+        width: of its upright frames, in pixels.
+        height: of its upright frames, in pixels.
+        timing: of its frames.
+        fps: their mean rate.
+        variable_rate: whether they are unevenly spaced.
+        offset: seconds that its clock shows at the first frame; its sound follows the same clock.
+        motion: how much changes between frames at each place, on a coarse raster.
+    """
+
+    path: Path
+    width: int
+    height: int
+    timing: Timing
+    fps: float
+    variable_rate: bool
+    offset: float
+    motion: Float[NDArray[np.float64], "h w"]
+
+
+class Limits(NamedTuple):
+    """What is too much, for videos that strangers bring.
+
+    Attributes:
+        seconds: most duration.
+        pixels: most pixels a frame.
+    """
+
+    seconds: float
+    pixels: int
+
+
+NO_LIMITS = Limits(float("inf"), 2**62)
+
+
+def survey(path: Path, limits: Limits = NO_LIMITS) -> Footage:
+    """Decode a video once, for its timing and for where it moves.
+
+    Raises:
+        VideoError: it cannot be read, is damaged, changes size, has one frame only, or is beyond
+            the limits.
+    """
+    info = probe(path)
+    starts: list[float] = []
+    shape: tuple[int, ...] = ()
+    offset = duration = 0.0
+    motion = before = np.zeros(())
+    for number, frame in enumerate(frames_timed(path)):
+        grey = _coarse(frame.image)
+        if number == 0:
+            shape, offset = frame.image.shape, frame.start or 0.0
+            _check_pixels(path, shape, limits)
+        elif frame.image.shape != shape:
+            raise VideoError(str(path), f"changes its size at frame {number}: cut it there")
+        else:
+            difference = np.abs(grey - before)
+            motion = motion + np.where(difference > _NOISE, difference, 0.0)
+        start = number / info.fps if frame.start is None else frame.start - offset
+        # A broken file may show two frames at once.
+        starts.append(max(start, starts[-1] + _SHORTEST) if starts else 0.0)
+        if starts[-1] > limits.seconds:
+            raise VideoError(str(path), f"is longer than {limits.seconds:g} s: cut it")
+        before, duration = grey, frame.duration
+    if len(starts) < 2:
+        raise VideoError(str(path), "has one frame only: a driving video must move")
+    mean = starts[-1] / (len(starts) - 1)
+    return Footage(
+        path=path,
+        width=shape[1],
+        height=shape[0],
+        timing=Timing(starts, starts[-1] + (duration or mean)),
+        fps=1 / mean,
+        variable_rate=info.variable_rate,
+        offset=offset,
+        motion=motion,
+    )
+
+
+def _check_pixels(path: Path, shape: tuple[int, ...], limits: Limits) -> None:
+    if shape[0] * shape[1] > limits.pixels:
+        raise VideoError(
+            str(path),
+            f"has frames of {shape[1]}x{shape[0]}, more than {limits.pixels / 1e6:g} megapixels",
+        )
+
+
+def _coarse(image: Frame) -> NDArray[np.float64]:
+    factor = max(1, round(max(image.shape) / _MOTION_SIDE))
+    return np.asarray(Image.fromarray(image).reduce(factor).convert("L"), np.float64)
+
+
+def squares(footage: Footage, box: Box, size: int) -> Iterator[Frame]:
+    """The frames of a video, each cut to a box and scaled to ``[size, size, 3]``."""
+    return (cut(frame, box, size) for frame in frames_upright(footage.path))
+
+
+def cut(frame: Frame, box: Box, size: int) -> Frame:
+    """A part of a frame, scaled to ``[size, size, 3]``."""
+    return resize(np.ascontiguousarray(frame[box.top : box.bottom, box.left : box.right]), size)
+
+
+# ---------------------------------------------------------------------------------------------
+# Which part
+# ---------------------------------------------------------------------------------------------
+
+
+def parse_crop(text: str) -> Crop:
+    """Read ``auto``, ``none`` or ``LEFT,TOP,RIGHT,BOTTOM`` in pixels.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else "none"
+    try:
+        left, top, right, bottom = map(int, text.split(","))
+    except ValueError:
+        left = top = right = bottom = 0
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise UserError(f"{text!r} is no crop: give auto, none, or LEFT,TOP,RIGHT,BOTTOM in pixels")
+    return Box(left, top, right, bottom)
+
+
+def box_of(
+    crop: Crop, width: int, height: int, motion: NDArray[np.float64] | None = None, name: str = ""
+) -> Box:
+    """The part of a picture that the model sees; a square but for ``none``.
+
+    Args:
+        crop: what is asked for.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        motion: of a video, see :class:`Footage`.
+        name: of the file, for errors.
+
+    Raises:
+        UserError: the box is not inside the picture.
+    """
+    if crop == "none":
+        return Box(0, 0, width, height)
+    if crop == "auto":
+        across = None if motion is None else motion.sum(axis=0 if width > height else 1)
+        side = min(width, height)
+        slid = _most(across, side / max(width, height), max(width, height) - side)
+        left, top = (slid, 0) if width > height else (0, slid)
+        return Box(left, top, left + side, top + side)
+    if crop.right > width or crop.bottom > height:
+        raise UserError(
+            f"{name}: the crop {','.join(map(str, crop))} is not inside its {width}x{height} pixels"
+        )
+    side = min(crop.right - crop.left, crop.bottom - crop.top)
+    left = crop.left + (crop.right - crop.left - side) // 2
+    top = crop.top + (crop.bottom - crop.top - side) // 2
+    return Box(left, top, left + side, top + side)
+
+
+def _most(profile: NDArray[np.float64] | None, share: float, room: int) -> int:
+    """Where a window over a share of a profile holds most of it, in pixels of its room to slide.
+
+    Of places that hold the same to a hundredth, the one nearest to the centre.
+    """
+    if profile is None or not profile.any():
+        return room // 2
+    length = max(1, round(share * len(profile)))
+    sums = np.convolve(profile, np.ones(length), mode="valid")
+    good = np.flatnonzero(sums >= 0.99 * sums.max())
+    last = len(sums) - 1
+    best = int(good[np.abs(good - last / 2).argmin()])
+    return round(room * best / last) if last else room // 2

@@ -1,0 +1,390 @@
+"""`prioritycut animate`: synthetic clips with sound and awkward timing, small random networks."""
+
+import csv
+import re
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prioritycut_ray.checkpoint import save_checkpoint
+from prioritycut_ray.config import load_config
+from prioritycut_ray.data.footage import Limits, box_of, parse_crop, survey
+from prioritycut_ray.data.inputs import Box
+from prioritycut_ray.data.output import gif_schedule
+from prioritycut_ray.data.puppets import render_clip
+from prioritycut_ray.data.video import (
+    Timing,
+    VideoError,
+    frames_timed,
+    frames_upright,
+    read_image,
+    write_video,
+)
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.inference import animate, find_best_frame, to_tensor
+from prioritycut_ray.models.keypoints import pose_distance
+from prioritycut_ray.state import build_animator, new_state
+from tests.conftest import TINY, Prioritycut, Result, assert_one_line
+
+CPU = torch.device("cpu")
+UNEVEN = [0, 40, 80, 200, 240, 500, 520, 560, 1000, 1040]
+"""Milliseconds at which the frames of the driving video are shown; the last one for 40."""
+BEEP = 0.5
+"""Seconds into the video at which its sound begins; the frame shown then is the sixth."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp("runs") / "random"
+    config = load_config(str(TINY))
+    save_checkpoint(new_state(config, CPU), config, folder / "step_0000001")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def driving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A puppet at the right end of wide frames, at a variable rate, with a late beep."""
+    path = tmp_path_factory.mktemp("driving") / "wide.mkv"
+    write_uneven(path, codec="libopus", rate=48_000)
+    return path
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "me.png"
+    Image.fromarray(render_clip(7, size=64, frames=2).frames[0]).resize((90, 70)).save(path)
+    return path
+
+
+def write_uneven(path: Path, *, codec: str, rate: int, start: int = 0) -> None:
+    """Write frames at the times of UNEVEN, and a sound that begins to beep at BEEP."""
+    frames = render_clip(3, size=64, frames=len(UNEVEN)).frames
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.height, video.width, video.pix_fmt = 64, 160, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        audio = container.add_stream(codec, rate=rate, layout="stereo")
+        for image, time, end in zip(frames, UNEVEN, [*UNEVEN[1:], 1080], strict=True):
+            wide = np.zeros((64, 160, 3), np.uint8)
+            wide[:, 96:] = image
+            frame = av.VideoFrame.from_ndarray(wide, format="rgb24")
+            frame.pts, frame.time_base, frame.duration = time + start, Fraction(1, 1000), end - time
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        seconds = np.arange(round((1.08 + start / 1000) * rate)) / rate
+        wave = np.sin(2 * np.pi * 440 * seconds) * (seconds > BEEP + start / 1000) * 0.5
+        for first in range(0, len(wave), 1000):
+            piece = np.stack([wave[first : first + 1000]] * 2).astype(np.float32)
+            sound = av.AudioFrame.from_ndarray(piece, format="fltp", layout="stereo")
+            sound.sample_rate, sound.pts, sound.time_base = rate, first, Fraction(1, rate)
+            container.mux(audio.encode(sound))
+        container.mux(audio.encode())
+
+
+def beep_of(path: Path) -> float:
+    """Seconds from the first frame to the beep."""
+    first = next(iter(frames_timed(path))).start or 0.0
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            loud = np.flatnonzero(np.abs(frame.to_ndarray()).max(axis=0) > 0.1)
+            if len(loud) and frame.time is not None:
+                return frame.time + float(loud[0]) / frame.sample_rate - first
+    raise AssertionError("no beep")
+
+
+@pytest.fixture
+def animated(
+    prioritycut: Prioritycut, run: Path, picture: Path, driving: Path, tmp_path: Path
+) -> "Animated":
+    return Animated(prioritycut, run, picture, driving, tmp_path)
+
+
+class Animated:
+    """Calls the verb with some inputs changed."""
+
+    def __init__(
+        self, prioritycut: Prioritycut, run: Path, picture: Path, driving: Path, folder: Path
+    ) -> None:
+        self.prioritycut, self.run, self.folder = prioritycut, run, folder
+        self.inputs = {"source": picture, "driving": driving}
+
+    def __call__(self, out: str, *words: str, **inputs: Path) -> Result:
+        pairs = {**self.inputs, **inputs, "out": self.folder / out}
+        options = [f"--{name}={path}" for name, path in pairs.items()]
+        return self.prioritycut("animate", str(self.run), *options, *words)
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------
+# Outputs
+# ---------------------------------------------------------------------------------------------
+
+
+def test_mp4_keeps_the_true_times_and_the_sound_in_step(animated: Animated, tmp_path: Path) -> None:
+    result = animated("out.mp4")
+    assert result.returncode == 0, result.stderr
+    frames = list(frames_timed(tmp_path / "out.mp4"))
+    assert {frame.image.shape for frame in frames} == {(32, 32, 3)}
+    starts = [round(1000 * ((f.start or 0) - (frames[0].start or 0)), 3) for f in frames]
+    assert starts == UNEVEN
+    assert frames[-1].duration == pytest.approx(0.04)
+    assert beep_of(tmp_path / "out.mp4") == pytest.approx(BEEP, abs=0.03)
+    assert "(variable)" in result.stdout
+    assert "100%" in result.stderr
+    assert "10/10 frames" in result.stderr
+    assert animated.left() == ["out.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "start"),
+    [
+        ("a.mp4", "aac", 44_100, 0),
+        ("b.mov", "pcm_s16le", 8_000, 0),
+        ("c.mkv", "libopus", 48_000, 700),
+    ],
+)
+def test_sound_of_any_codec_stays_in_step(
+    animated: Animated, tmp_path: Path, name: str, codec: str, rate: int, start: int
+) -> None:
+    write_uneven(tmp_path / name, codec=codec, rate=rate, start=start)
+    assert beep_of(tmp_path / name) == pytest.approx(BEEP, abs=0.03)
+    assert animated("out.mp4", driving=tmp_path / name).returncode == 0
+    assert beep_of(tmp_path / "out.mp4") == pytest.approx(BEEP, abs=0.03)
+    times = [frame.start or 0 for frame in frames_timed(tmp_path / "out.mp4")]
+    assert [round(1000 * (time - times[0]), 3) for time in times] == UNEVEN
+
+
+def test_gif_shows_every_frame_for_its_time(animated: Animated, tmp_path: Path) -> None:
+    result = animated("out.gif")
+    assert result.returncode == 0, result.stderr
+    assert "only .mp4" in result.stdout
+    with Image.open(tmp_path / "out.gif") as gif:
+        durations = []
+        for number in range(gif.n_frames):
+            gif.seek(number)
+            durations.append(gif.info["duration"])
+    assert sum(durations) == 1080
+    assert durations == list(np.diff([*UNEVEN, 1080]))
+
+
+def test_a_fast_video_as_gif_asks_for_no_frame_shorter_than_browsers_show() -> None:
+    starts = [number / 60 for number in range(60)]
+    schedule = gif_schedule(Timing(starts, 1.0))
+    assert sum(schedule.values()) == 100
+    assert min(schedule.values()) == 2
+    assert len(schedule) == 40
+
+
+def test_folder_holds_frames_and_their_times(animated: Animated, tmp_path: Path) -> None:
+    assert animated("frames").returncode == 0
+    with (tmp_path / "frames" / "times.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["seconds"]) * 1000 for row in rows] == pytest.approx(UNEVEN)
+    assert {read_image(tmp_path / "frames" / row["file"]).shape for row in rows} == {(32, 32, 3)}
+    assert animated.left() == ["frames"]
+
+
+def test_panel_shows_source_driving_crop_and_result(animated: Animated, tmp_path: Path) -> None:
+    assert animated("out", "--panel", "--crop=96,0,160,64", "--source-crop=auto").returncode == 0
+    assert animated("plain", "--crop=96,0,160,64", "--source-crop=auto").returncode == 0
+    panel = read_image(tmp_path / "out" / "000003.png")
+    assert panel.shape == (32, 96, 3)
+    assert (panel[:, 64:] == read_image(tmp_path / "plain" / "000003.png")).all()
+    source = read_image(animated.inputs["source"])[:, 10:80]
+    small = np.asarray(Image.fromarray(source).resize((32, 32), Image.Resampling.LANCZOS))
+    assert np.abs(panel[:, :32].astype(int) - small).max() <= 1
+    driving = list(frames_upright(animated.inputs["driving"]))[3][:, 96:]
+    small = np.asarray(Image.fromarray(driving).resize((32, 32), Image.Resampling.LANCZOS))
+    assert np.abs(panel[:, 32:64].astype(int) - small).max() <= 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Crops
+# ---------------------------------------------------------------------------------------------
+
+
+def test_crops_are_told_and_auto_finds_the_motion(animated: Animated) -> None:
+    told = animated("out.mp4").stdout
+    assert "me.png, crop 10,0,80,70 (70x70) -> 32x32" in told
+    found = re.search(r"160x64, crop (\d+),0,(\d+),64 \(64x64\) -> 32x32, 10 frames, 1.08 s", told)
+    assert found, told
+    # The puppet is between 96 and 160, and fills it but for a rim.
+    assert 80 <= int(found[1]) <= 96
+
+
+def test_boxes_and_no_crop(animated: Animated) -> None:
+    told = animated("a.mp4", "--crop=96,0,160,64", "--source-crop=none").stdout
+    assert "me.png, crop 0,0,90,70 (90x70)" in told
+    assert "crop 96,0,160,64 (64x64)" in told
+    told = animated("b.mp4", "--crop=10,0,60,20").stdout
+    assert "me.png, crop 25,0,45,20 (20x20)" in told, "the centred square of the box"
+
+
+def test_a_crop_beyond_the_picture_or_of_no_kind_is_one_line(animated: Animated) -> None:
+    assert_one_line(animated("a.mp4", "--source-crop=0,0,91,70"), "me.png", "0,0,91,70", "90x70")
+    for text in ("face", "1,2,3", "5,5,5,9", "-1,0,5,5"):
+        assert_one_line(animated("a.mp4", f"--crop={text}"), text, "LEFT,TOP,RIGHT,BOTTOM")
+    assert animated.left() == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300), (100, 100)])
+def test_auto_is_the_largest_square_inside(width: int, height: int) -> None:
+    still = box_of("auto", width, height)
+    left, top = (width - 100) // 2, (height - 100) // 2
+    assert still == Box(left, top, left + 100, top + 100)
+    motion = np.zeros((height // 10, width // 10))
+    motion[0, 0] = 1.0
+    assert box_of("auto", width, height, motion)[:2] == (0, 0)
+    motion[:] = 0.0
+    motion[-1, -1] = 1.0
+    assert box_of("auto", width, height, motion)[2:] == (width, height)
+    assert box_of("auto", width, height, motion * 0) == still
+
+
+def test_parse_crop_reads_what_is_printed() -> None:
+    assert parse_crop("96,0,160,64") == Box(96, 0, 160, 64)
+    assert parse_crop("auto") == "auto"
+
+
+# ---------------------------------------------------------------------------------------------
+# The best frame
+# ---------------------------------------------------------------------------------------------
+
+
+def test_the_best_frame_is_the_one_whose_pose_is_nearest() -> None:
+    animator = build_animator(load_config(str(TINY)).model).eval()
+    frames = render_clip(5, size=32, frames=40).frames
+    still = to_tensor(frames[29:30], CPU)
+    assert find_best_frame(animator, still, frames) == 29
+
+
+def test_the_pose_distance_knows_no_place_and_no_size() -> None:
+    torch.manual_seed(0)
+    pose = torch.rand(1, 5, 2)
+    moved = torch.cat([pose * 0.3 + 0.4, pose.flip(1), torch.zeros(1, 5, 2)])
+    near, far, nothing = pose_distance(pose, moved).tolist()
+    assert near == pytest.approx(0, abs=1e-9)
+    assert far > 0.1
+    assert nothing == float("inf"), "a frame without an area is never the best"
+    with pytest.raises(UserError, match="source frame lie on one line"):
+        pose_distance(torch.zeros(1, 5, 2), pose)
+
+
+def test_outward_from_the_best_frame_equals_its_order_with_that_frame_as_initial() -> None:
+    animator = build_animator(load_config(str(TINY)).model).eval()
+    frames = list(render_clip(5, size=32, frames=20).frames)
+    still, best = to_tensor(render_clip(6, size=32, frames=1).frames, CPU), 7
+
+    def moved(order: list[np.ndarray]) -> torch.Tensor:
+        parts = animate(
+            animator, still, order, relative=True, adapt_scale=False, initial=frames[best]
+        )
+        return torch.cat([part.animation.prediction for part in parts])
+
+    outward = torch.cat([moved(frames[best::-1]).flip(0), moved(frames[best:])[1:]])
+    torch.testing.assert_close(outward, moved(frames), atol=1e-5, rtol=0)
+
+
+def test_best_frame_changes_the_result(animated: Animated, tmp_path: Path) -> None:
+    assert animated("first").returncode == 0
+    assert animated("best", "--best-frame", "--adapt-scale").returncode == 0
+    first, best = (read_image(tmp_path / name / "000004.png") for name in ("first", "best"))
+    assert (first != best).any()
+
+
+# ---------------------------------------------------------------------------------------------
+# What cannot be
+# ---------------------------------------------------------------------------------------------
+
+
+def test_bad_inputs_are_one_line_and_leave_nothing(animated: Animated, tmp_path: Path) -> None:
+    bad = tmp_path / "inputs"
+    bad.mkdir()
+    frames = list(render_clip(1, size=32, frames=30).frames)
+    write_video(bad / "one.mp4", frames[:1], 25)
+    write_video(bad / "whole.mp4", frames, 25)
+    data = (bad / "whole.mp4").read_bytes()
+    (bad / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
+    (bad / "page.png").write_bytes(b"<html>not found</html>")
+    with av.open(str(bad / "sound.wav"), "w") as container:
+        audio = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        piece = av.AudioFrame.from_ndarray(
+            np.zeros((1, 800), np.int16), format="s16", layout="mono"
+        )
+        piece.sample_rate = 8000
+        container.mux(audio.encode(piece))
+    for option, name, reason in (
+        ("driving", "one.mp4", "one frame only"),
+        ("driving", "cut.mp4", "damaged or cut off"),
+        ("driving", "sound.wav", "sound.wav"),
+        ("driving", "missing.mp4", "No such file"),
+        ("source", "page.png", "is no video"),
+        ("source", "missing.png", "No such file"),
+    ):
+        for out in ("out.mp4", "out.gif", "out"):
+            assert_one_line(animated(out, **{option: bad / name}), name, reason)
+    assert animated.left() == ["inputs"]
+
+
+def test_an_output_in_use_is_refused_before_any_work(animated: Animated, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    (tmp_path / "file").write_text("keep")
+    (tmp_path / "folder.mp4").mkdir()
+    for out, reason in (
+        ("full", "in use"),
+        ("file", "in use"),
+        ("folder.mp4", "is a folder"),
+        ("out.avi", ".gif"),
+        ("file/out.mp4", "is a file"),
+    ):
+        assert_one_line(animated(out), out, reason)
+    source = tmp_path / "source.gif"
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(source)
+    assert_one_line(animated("source.gif", source=source), "is an input")
+    assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("option", ["--adapt-scale", "--best-frame"])
+def test_options_of_relative_motion_are_refused_without_it(animated: Animated, option: str) -> None:
+    assert_one_line(animated("a.mp4", option, "--no-relative"), option)
+
+
+def test_an_interrupt_leaves_nothing(
+    run: Path, picture: Path, driving: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    from prioritycut_ray.commands import animate as command
+
+    def stopped(*arguments: object, **named: object) -> object:
+        yield from islice(real(*arguments, **named), 0)
+        raise KeyboardInterrupt
+
+    real = command.render_scene
+    monkeypatch.setattr(command, "render_scene", stopped)
+    for out in ("out.mp4", "out.gif", "out"):
+        with pytest.raises(KeyboardInterrupt):
+            command.animate(run, picture, driving, tmp_path / out, console=Console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_stop_before_a_video_is_read_to_its_end(driving: Path) -> None:
+    with pytest.raises(VideoError, match=r"longer than 0\.3 s"):
+        survey(driving, Limits(seconds=0.3, pixels=10**6))
+    with pytest.raises(VideoError, match=r"160x64, more than 0\.01 megapixels"):
+        survey(driving, Limits(seconds=9.0, pixels=10**4))
+
+
+def test_a_frame_before_its_time_still_comes_after_the_one_before(driving: Path) -> None:
+    starts = survey(driving).timing.starts
+    assert [round(1000 * start) for start in starts] == UNEVEN
