@@ -1,7 +1,9 @@
 """What the first worker logs of a run: TensorBoard, and rows of scalars."""
 
+import shutil
 import tempfile
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -34,11 +36,12 @@ class Tracker:
 
     def __init__(self, run: RunWriter, *, start: int) -> None:
         self._run = run
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._remove_scratch: Callable[[], object] | None = None
         folder = run.storage.local
         if folder is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="prioritycut-")
-            folder = Path(self._scratch.name)
+            folder = Path(tempfile.mkdtemp(prefix="prioritycut-"))
+            # Also where an attempt fails and never closes its tracker.
+            self._remove_scratch = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._folder = folder / "tensorboard"
         self._writer = SummaryWriter(str(self._folder), purge_step=start + 1)
 
@@ -68,12 +71,12 @@ class Tracker:
     def _close(self) -> None:
         self._writer.close()
         self._copy()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        if self._remove_scratch is not None:
+            self._remove_scratch()
 
     def _copy(self) -> None:
         """Copy event files to where the run is; a large one for the last time."""
-        if self._scratch is None:
+        if self._remove_scratch is None:
             return
         for path in self._folder.iterdir():
             full = path.stat().st_size > _EVENT_FILE_BYTES

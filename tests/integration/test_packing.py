@@ -109,7 +109,7 @@ def test_folder_becomes_a_data_set(tmp_path: Path) -> None:
     assert len(clips_of(index, "test")) in (1, 2)
 
     pairs = FramePairs(str(tmp_path / "out"), index, "train", size=64, seed=0)
-    assert pairs[0].source.shape == (3, 64, 64)
+    assert pairs.read([0])[0].source.shape == (1, 3, 64, 64)
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -216,7 +217,8 @@ def assert_logged_once(run: Path, expected: list[int]) -> None:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("generator/perceptual")] == expected
-    lines = [line for file in sorted(run.glob("metrics/*")) for line in file.open()]
+    files = sorted(run.glob("metrics/*"))
+    lines = [line for file in files for line in file.read_text().splitlines()]
     assert [json.loads(line)["step"] for line in lines] == expected
 
 
@@ -241,17 +243,15 @@ def test_a_failure_on_a_worker_is_told_in_one_line(shards_copy: Path, tmp_path: 
     for shard in shards_copy.glob("*.tar"):
         content = shard.read_bytes()
         shard.write_bytes(b"\0" * len(content))
-    warnings: list[str] = []
     with pytest.raises(UserError) as caught:
-        launch(configured(shards_copy, tmp_path), lambda metrics: None, warnings.append)
+        launch(configured(shards_copy, tmp_path), lambda metrics: None, print)
     message = str(caught.value)
     assert "\n" not in message
     assert "rank" in message
-    assert "cannot be read" in message
+    assert re.search(r"clips in a row cannot be read \(the last: 'puppet_\d", message)
     assert "bad data" in message
     assert "last checkpoint: none yet; resume with: " in message
     assert caught.value.exit_code == 65
-    assert any("rank" in line and "is replaced by another one" in line for line in warnings)
 
 
 @pytest.mark.timeout(600)
