@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ class Trial(NamedTuple):
 
 
 def collect(folder: str, samples: int) -> list[Trial]:
-    """Read what Ray Tune has stored.
+    """Read what Ray Tune has stored: the trials in the order in which they began.
 
     Args:
         folder: of its files.
@@ -65,7 +66,15 @@ def collect(folder: str, samples: int) -> list[Trial]:
     """
     analysis = tune.ExperimentAnalysis(folder)
     frames = analysis.trial_dataframes
-    return [_trial(trial, frames.get(trial.trial_id), samples) for trial in analysis.trials]
+    # After a resumption Ray Tune lists them in another order.
+    trials = sorted(analysis.trials, key=_began)
+    return [_trial(trial, frames.get(trial.trial_id), samples) for trial in trials]
+
+
+def _began(trial: Any) -> float:
+    """Time of a trial's first start; those that never started come last."""
+    start: float | None = trial.run_metadata.start_time
+    return math.inf if start is None else start
 
 
 def _trial(trial: Any, frame: Any, samples: int) -> Trial:

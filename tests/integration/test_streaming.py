@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.trainer import prepare, training_batches
 from prioritycut_ray.worker import Worker
 from tests.clip_sets import clip_member, damage, write_members, write_set
-from tests.s3_server import S3, s3_server
+from tests.s3_server import S3
 
 # torch warns of more workers than cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -142,21 +142,9 @@ def test_damage_and_crashes_are_passed_over_alike_on_all_ranks(
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    with s3_server() as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(server: S3, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a new bucket; this process and those forked from it may use it."""
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    fsspec.filesystem("s3").mkdir(name)
-    return f"s3://{name}"
 
 
 def test_object_store_gives_the_same_order_through_a_cache(
