@@ -279,6 +279,32 @@ def webhook(received: list[dict[str, Any]]) -> Iterator[str]:
 
 
 @pytest.mark.slow
+def test_of_two_at_once_one_makes_a_model_and_the_other_leaves(
+    project: Project, tmp_path: Path
+) -> None:
+    project.append("new", range(40, 43), puppet)
+    settings = project.settings()
+    both = [start(["retrain", settings], tmp_path / f"said{place}.txt") for place in range(2)]
+    try:
+        codes = [driver.wait(500) for driver in both]
+    finally:
+        for driver in both:
+            end(driver)
+    assert sorted(codes) == [0, 78]
+    left = (tmp_path / f"said{codes.index(78)}.txt").read_text().splitlines()
+    assert len([line for line in left if line.startswith("error: ")]) == 1
+    assert "another run is at work" in left[-1]
+    first, candidate = project.current()
+    assert first == "first"
+    assert {p.name for p in project.models.iterdir()} == {
+        "current.json",
+        "lease",
+        first,
+        candidate,
+    }
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_killed_at_every_step_and_run_again_it_ends_the_same(
     project: Project, tmp_path: Path
