@@ -160,7 +160,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             )
             stage.bucket.request("", "PUT")
             videos = stage.write_videos("first", ["train", "train", "train", "val", "test"])
-            stage.client("shard", str(videos), f"s3://{BUCKET}/data", "--size", str(SIZE))
+            data = f"s3://{BUCKET}/data"
+            stage.client("shard", str(videos), "--out", data, "--size", str(SIZE))
             yield stage
 
 
@@ -222,7 +223,10 @@ class Pods:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for node in [*reversed(self._nodes.values()), *self._former]:
+        nodes = [*self._nodes.values(), *self._former]
+        for node in nodes:  # all at once; then one by one, until they are gone
+            node.process.terminate()
+        for node in nodes:
             node.end()
 
     def node(self, name: str) -> Node:

@@ -60,6 +60,12 @@ def test_committed_files_are_valid(name: str) -> None:
     assert check_file(ROOT / "cluster" / name) == []
 
 
+def test_samples_of_kuberay_are_valid() -> None:
+    samples = ROOT / "tests" / "data" / "kuberay_samples.yaml"
+    assert len(list(yaml.safe_load_all(samples.read_text()))) == 12
+    assert check_file(samples) == []
+
+
 @pytest.mark.parametrize(
     "changes",
     [
