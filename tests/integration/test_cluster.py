@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,13 +22,14 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.video import write_video
 from prioritycut_ray.kubernetes.options import ManifestOptions
 from prioritycut_ray.kubernetes.render import render
 from tests import network
-from tests.hosts import BIN, ROOT, Node, environment
+from tests.hosts import BIN, ROOT, TOKEN, Node, environment
 from tests.network import Host, Network
 from tests.runs import await_truth
 from tests.s3_server import s3_server
@@ -48,6 +48,13 @@ TINY = [
 ]
 WEIGHTS = ("animator.safetensors", "animator_ema.safetensors", "discriminator.safetensors")
 JOB_SECONDS = 600.0
+AUTOSCALER = {
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+}
+"""What Ray's autoscaler asks of the head's environment where nodes are processes."""
 Object = dict[str, Any]
 
 
@@ -58,14 +65,7 @@ class Bucket(NamedTuple):
     url: str
 
     def request(self, path: str, method: str = "GET") -> bytes:
-        code = (
-            "import sys, urllib.request as r;"
-            "q = r.Request(sys.argv[1], method=sys.argv[2]);"
-            "sys.stdout.buffer.write(r.urlopen(q, timeout=30).read())"
-        )
-        url = f"{self.url}/{BUCKET}{path}"
-        command = [*self.host.prefix, sys.executable, "-I", "-c", code, url, method]
-        return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+        return self.host.request(f"{self.url}/{BUCKET}{path}", method)
 
     def keys(self, prefix: str) -> list[str]:
         listing = ElementTree.fromstring(self.request(f"?list-type=2&prefix={prefix}"))
@@ -218,8 +218,8 @@ class Pods:
 
     def __enter__(self) -> "Pods":
         self.start_head()
-        for name in ("worker1", "worker2"):
-            self.start_worker(name)
+        if not self._spec["enableInTreeAutoscaling"]:
+            self.start_workers("worker1", "worker2")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -233,42 +233,85 @@ class Pods:
         """The node that was started last on a host."""
         return self._nodes[name]
 
-    def start_head(self) -> Node:
-        node = self._start("head", self._spec["headGroupSpec"], ["--head", "--port=6379"])
-        self._await(8265, node)
-        return node
+    def start_head(self) -> None:
+        words, variables = ["--head", "--port=6379"], {}
+        if self._spec["enableInTreeAutoscaling"]:
+            words.append(f"--autoscaling-config={self._autoscaling_config()}")
+            variables = AUTOSCALER
+        self._start("head", self._spec["headGroupSpec"], words, **variables)
+        self._await_nodes({"head"})
 
-    def start_worker(self, name: str) -> Node:
+    def _autoscaling_config(self) -> Path:
+        """Ray's autoscaler of the manifest's groups; its nodes are processes on the head's host."""
+        options, groups = self._spec["autoscalerOptions"], self._spec["workerGroupSpecs"]
+        assert options["version"] == "v2"
+        types: Object = {"head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
+        for group in groups:
+            types[group["groupName"]] = {
+                "resources": {"CPU": int(_limits(group)["cpu"]), "object_store_memory": 10**8},
+                "node_config": {},
+                "min_workers": group["minReplicas"],
+                "max_workers": group["maxReplicas"],
+            }
+        file = self._stage.folder / "autoscaling.json"
+        config = {
+            "cluster_name": "test",
+            "max_workers": sum(group["maxReplicas"] for group in groups),
+            "idle_timeout_minutes": options["idleTimeoutSeconds"] / 60,
+            "upscaling_speed": 1.0,
+            "provider": {
+                "type": "fake_multinode",
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "launch_multiple": True,
+            },
+            "available_node_types": types,
+            "head_node_type": "head",
+        }
+        file.write_text(json.dumps(config))
+        return file
+
+    def start_workers(self, *names: str) -> None:
         address = f"--address={self._stage.hosts['head'].address}:6379"
-        return self._start(name, self._spec["workerGroupSpecs"][0], [address])
+        for name in names:
+            self._start(name, self._spec["workerGroupSpecs"][0], [address])
+        self._await_nodes(set(names))
 
-    def _start(self, name: str, group: Object, words: list[str]) -> Node:
+    def _await_nodes(self, names: set[str]) -> None:
+        """Wait until the head counts them as alive: the operator submits to a whole cluster."""
+        client = self._stage.hosts["client"]
+        addresses = {self._stage.hosts[name].address for name in names}
+
+        def alive() -> bool:
+            for name in names:
+                assert self.node(name).process.poll() is None, self.node(name).output()
+            try:
+                answer = json.loads(client.request(f"{self.url}/nodes?view=summary", token=TOKEN))
+            except subprocess.CalledProcessError:
+                return False
+            nodes = answer["data"]["summary"]
+            states = {node["ip"]: node["raylet"].get("state") for node in nodes}
+            return all(states.get(address) == "ALIVE" for address in addresses)
+
+        await_truth(alive, f"{names} join", 180)
+
+    def _start(self, name: str, group: Object, words: list[str], **variables: str) -> None:
         host = self._stage.hosts[name]
-        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        parameters = {"num-cpus": limits["cpu"], **group["rayStartParams"]}
+        parameters = {"num-cpus": _limits(group)["cpu"], **group["rayStartParams"]}
         words += [f"--{key}={value}" for key, value in parameters.items()]
         words += [f"--node-ip-address={host.address}"]
-        node = Node(words, self._stage.environ, host.prefix, self._stage.home)
+        environ = self._stage.environ | variables
+        node = Node(words, environ, host.prefix, self._stage.home)
         if name in self._nodes:
             self._former.append(self._nodes[name])
         self._nodes[name] = node
-        return node
-
-    def _await(self, port: int, node: Node) -> None:
-        """Wait until a port of the head answers, as seen by the client."""
-        code = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
-        words = [self._stage.hosts["head"].address, str(port)]
-        command = [*self._stage.hosts["client"].prefix, sys.executable, "-I", "-c", code, *words]
-
-        def answers() -> bool:
-            assert node.process.poll() is None, node.output()
-            return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
-
-        await_truth(answers, "the head's dashboard", 120)
 
     def submit(self, job_id: str, *more: str) -> "Job":
         """Run the manifest's entrypoint as the operator's submitter does."""
         return Job(self._stage, self.url, job_id, self.job["spec"]["entrypoint"], more)
+
+
+def _limits(group: Object) -> dict[str, str]:
+    return dict(group["template"]["spec"]["containers"][0]["resources"]["limits"])
 
 
 class Job:
@@ -376,7 +419,7 @@ def test_a_node_dies(stage: Stage, trained: str) -> None:
         job = pods.submit("node-dies", "name=node-dies")
         job.await_step("node-dies", 10)
         pods.node("worker2").kill()
-        pods.start_worker("worker3")  # as the operator replaces a pod
+        pods.start_workers("worker3")  # as the operator replaces a pod
         assert job.end() == 0, job.output()
     assert f"node {stage.hosts['worker2'].address}" in job.output()
     assert stage.bucket.weights("node-dies") == stage.bucket.weights(trained)
@@ -404,8 +447,7 @@ def test_the_head_is_restarted(stage: Stage, trained: str) -> None:
         pods.node("head").kill()
         assert first.end() != 0
         pods.start_head()
-        for name in ("worker1", "worker2"):
-            pods.start_worker(name)
+        pods.start_workers("worker1", "worker2")
         second = pods.submit("head-dies-1", "name=head-dies")
         assert second.end() == 0, second.output()
     assert "step_" in second.output() or stage.bucket.steps("head-dies")[0] > 0
