@@ -78,7 +78,7 @@ class Network:
     def add(self, name: str) -> Host:
         """Another host."""
         number = len(self._namespaces)
-        namespace, port = f"{self._prefix}-{name}", f"port{number}"
+        namespace, port = f"{self._prefix}-{number}", f"port{number}"
         address = f"10.203.0.{number}"
         self._namespaces.append(namespace)
         _ip("netns", "add", namespace)
