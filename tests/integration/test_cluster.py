@@ -65,7 +65,7 @@ class Bucket(NamedTuple):
     url: str
 
     def request(self, path: str, method: str = "GET") -> bytes:
-        return self.host.request(f"{self.url}/{BUCKET}{path}", method)
+        return self.host.request(f"{self.url}/{BUCKET}{path}", method, token="any")
 
     def keys(self, prefix: str) -> list[str]:
         listing = ElementTree.fromstring(self.request(f"?list-type=2&prefix={prefix}"))
