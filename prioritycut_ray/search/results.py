@@ -1,16 +1,15 @@
 """What a search has found: a row a trial, and the best one as a configuration to train."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ray import tune
 
 from prioritycut_ray.config import Config, dump_config
+from prioritycut_ray.launch import ray_storage
 from prioritycut_ray.metrics.aggregate import Metric
+from prioritycut_ray.run_storage import RunStorage
 from prioritycut_ray.search.space import SearchConfig, trial_config
 from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES
 
@@ -56,14 +55,15 @@ class Trial(NamedTuple):
         return self.points[-1] if self.points else None
 
 
-def collect(folder: str, samples: int) -> list[Trial]:
+def collect(storage: RunStorage, samples: int) -> list[Trial]:
     """Read what Ray Tune has stored.
 
     Args:
-        folder: of its files.
+        storage: folder of its files.
         samples: of a whole trial.
     """
-    analysis = tune.ExperimentAnalysis(folder)
+    folder, filesystem = ray_storage(storage)
+    analysis = tune.ExperimentAnalysis(folder, storage_filesystem=filesystem)
     frames = analysis.trial_dataframes
     return [_trial(trial, frames.get(trial.trial_id), samples) for trial in analysis.trials]
 
@@ -149,10 +149,3 @@ def table(trials: Sequence[Trial]) -> tuple[list[str], list[list[object]]]:
             ]
         )
     return header, rows
-
-
-def write_csv(path: Path, header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
-    """Write a table."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([header, *rows])
-    path.write_text(text.getvalue())
