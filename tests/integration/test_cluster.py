@@ -420,6 +420,19 @@ def test_retrain(stage: Stage, trained: str) -> None:
     assert history[0]["model"] == trained
 
 
+def test_tune(stage: Stage) -> None:
+    with Pods(stage, "tune") as pods:
+        job = pods.submit("tune", "--smoke", "train.samples=16")
+        assert job.end() == 0, job.output()
+    keys = stage.bucket.keys("runs/ablation-smoke/")
+    for name in ("best.yaml", "trials.csv", "search.html"):
+        assert f"runs/ablation-smoke/{name}" in keys
+    table = stage.bucket.request("/runs/ablation-smoke/trials.csv").decode()
+    trials = list(csv.DictReader(table.splitlines()))
+    assert {trial["variant"] for trial in trials} == {"baseline", "unet", "cutmix", "prioritycut"}
+    assert {trial["status"] for trial in trials} == {"finished"}
+
+
 def test_a_node_dies(stage: Stage, trained: str) -> None:
     with Pods(stage, "train") as pods:
         job = pods.submit("node-dies", "name=node-dies")
