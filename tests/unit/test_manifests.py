@@ -131,9 +131,14 @@ def test_a_retraining_is_one_file_and_its_places() -> None:
     assert settings.data == "s3://prioritycut/data"
 
 
-def test_a_search_is_one_file() -> None:
+def test_a_search_is_one_file_and_a_trial_a_pod() -> None:
     words = entrypoint(ManifestOptions(), "tune").split()
     assert words[:3] == ["prioritycut", "tune", "tune_configs/ablation.yaml"]
+    assert words[-1] == "--resume", "a retried attempt goes on"
+    config = load_config("vox256", words[3:-1])
+    assert config.data.url == "s3://prioritycut/data"
+    assert (config.train.workers, config.train.use_gpu) == (1, "yes")
+    assert config.train.cpus_per_worker < ManifestOptions().worker.cpus, "room for drivers"
 
 
 def test_the_image_and_the_manifests_have_one_ray() -> None:
