@@ -217,12 +217,19 @@ class Pods:
         self._hosts: dict[str, Host] = {}
 
     def __enter__(self) -> "Pods":
-        self.start_head()
-        if not self._spec["enableInTreeAutoscaling"]:
-            self.start_workers("worker1", "worker2")
+        try:
+            self.start_head()
+            if not self._spec["enableInTreeAutoscaling"]:
+                self.start_workers("worker1", "worker2")
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         for node in self._nodes.values():  # all at once; then one by one, until they are gone
             node.process.terminate()
         for node in self._nodes.values():
