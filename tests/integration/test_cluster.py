@@ -22,7 +22,11 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
+)
 
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.video import write_video
@@ -254,13 +258,14 @@ class Pods:
             words.append(f"--autoscaling-config={self._autoscaling_config()}")
             variables = AUTOSCALER
         self._start("head", self._spec["headGroupSpec"], words, **variables)
-        self._await_nodes({"head"})
+        self._await_node("head")
 
     def _autoscaling_config(self) -> Path:
         """Ray's autoscaler of the manifest's groups; its nodes are processes on the head's host."""
         options, groups = self._spec["autoscalerOptions"], self._spec["workerGroupSpecs"]
         assert options["version"] == "v2"
-        types: Object = {"head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        types: Object = {FAKE_HEAD_NODE_TYPE: head}
         for group in groups:
             types[group["groupName"]] = {
                 "resources": {"CPU": int(_limits(group)["cpu"]), "object_store_memory": 10**8},
@@ -275,39 +280,41 @@ class Pods:
             "idle_timeout_minutes": options["idleTimeoutSeconds"] / 60,
             "upscaling_speed": 1.0,
             "provider": {
-                "type": "fake_multinode",
+                "type": "external",  # the wheel lacks the defaults of "fake_multinode"
+                "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
                 "head_node_id": FAKE_HEAD_NODE_ID,
                 "launch_multiple": True,
             },
             "available_node_types": types,
-            "head_node_type": "head",
+            "head_node_type": FAKE_HEAD_NODE_TYPE,
+            **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
+            **dict.fromkeys((f"{part}setup_commands" for part in ("", "head_", "worker_")), []),
+            **dict.fromkeys(("head_start_ray_commands", "worker_start_ray_commands"), []),
+            **dict.fromkeys(("initialization_commands", "cluster_synced_files"), []),
         }
         file.write_text(json.dumps(config))
         return file
 
     def start_workers(self, *names: str) -> None:
         address = f"--address={self.host('head').address}:6379"
-        for name in names:
+        for name in names:  # one by one: hosts share the session's folder, where two would collide
             self._start(name, self._spec["workerGroupSpecs"][0], [address])
-        self._await_nodes(set(names))
+            self._await_node(name)
 
-    def _await_nodes(self, names: set[str]) -> None:
-        """Wait until the head counts them as alive: the operator submits to a whole cluster."""
-        client = self._stage.client
-        addresses = {self.host(name).address for name in names}
+    def _await_node(self, name: str) -> None:
+        """Wait until the head counts it as alive: the operator submits to a whole cluster."""
+        client, address, node = self._stage.client, self.host(name).address, self.node(name)
 
         def alive() -> bool:
-            for name in names:
-                assert self.node(name).process.poll() is None, self.node(name).output()
+            assert node.process.poll() is None, node.output()
             try:
                 answer = json.loads(client.request(f"{self.url}/nodes?view=summary", token=TOKEN))
             except subprocess.CalledProcessError:
                 return False
-            nodes = answer["data"]["summary"]
-            states = {node["ip"]: node["raylet"].get("state") for node in nodes}
-            return all(states.get(address) == "ALIVE" for address in addresses)
+            known = answer["data"]["summary"]
+            return any(n["ip"] == address and n["raylet"].get("state") == "ALIVE" for n in known)
 
-        await_truth(alive, f"{names} join", 180)
+        await_truth(alive, f"{name} joins", 180)
 
     def _start(self, name: str, group: Object, words: list[str], **variables: str) -> None:
         host = self._hosts[name] = self._stage.network.add(name)
