@@ -59,6 +59,16 @@ AUTOSCALER = {
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
 }
 """What Ray's autoscaler asks of the head's environment where nodes are processes."""
+AUTOSCALER_LISTS = (
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+    "initialization_commands",
+    "cluster_synced_files",
+)
+"""Keys that its configuration must have."""
 Object = dict[str, Any]
 
 
@@ -287,10 +297,10 @@ class Pods:
             },
             "available_node_types": types,
             "head_node_type": FAKE_HEAD_NODE_TYPE,
-            **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
-            **dict.fromkeys((f"{part}setup_commands" for part in ("", "head_", "worker_")), []),
-            **dict.fromkeys(("head_start_ray_commands", "worker_start_ray_commands"), []),
-            **dict.fromkeys(("initialization_commands", "cluster_synced_files"), []),
+            "auth": {},
+            "docker": {},
+            "file_mounts": {},
+            **{key: [] for key in AUTOSCALER_LISTS},
         }
         file.write_text(json.dumps(config))
         return file
