@@ -55,7 +55,7 @@ from prioritycut_ray.failures import (
 from prioritycut_ray.interrupts import StopSignals
 from prioritycut_ray.monitor import Heard, Heart, ask, record_crashes, start_monitor, terminated
 from prioritycut_ray.preflight import check_nodes
-from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.ray_session import grows, room, start_ray
 from prioritycut_ray.run_storage import STEP_FORMAT, Retention, RunStorage, claim
 from prioritycut_ray.run_writer import RunWriter
 from prioritycut_ray.state import TrainState
@@ -166,8 +166,8 @@ def check_capacity(config: Config) -> None:
         UserError: saying what is asked for and what there is.
     """
     wanted = config.train.worker_range[0] * config.train.cpus_per_worker
-    available = int(ray.cluster_resources().get("CPU", 0))
-    if wanted > available:
+    available = int(room("CPU"))
+    if wanted > available and not grows():
         raise UserError(
             f"train.workers={config.train.workers} × train.cpus_per_worker="
             f"{config.train.cpus_per_worker} needs {wanted} CPUs, the cluster has {available}: "
@@ -181,8 +181,10 @@ def uses_gpu(config: Config) -> bool:
     Raises:
         UserError: GPUs were asked for and the cluster lacks them.
     """
-    available, wanted = int(ray.cluster_resources().get("GPU", 0)), config.train.worker_range[0]
+    available, wanted = int(room("GPU")), config.train.worker_range[0]
     if config.train.use_gpu == "yes" and available < wanted:
+        if grows():
+            return True
         raise UserError(
             f"train.use_gpu=yes with train.workers={config.train.workers}, but the cluster has "
             f"{available} GPUs: lower train.workers or set train.use_gpu=auto"

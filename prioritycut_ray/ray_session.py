@@ -2,9 +2,11 @@
 
 import os
 import socket
+import time
 from typing import Any
 
 import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import AuthenticationError
 
 from prioritycut_ray.errors import UserError
@@ -12,6 +14,8 @@ from prioritycut_ray.errors import UserError
 _OBJECT_STORE_BYTES = 200_000_000
 """Small: frames travel through the data loader's shared memory, not through Ray's store."""
 _KNOCK_SECONDS = 15.0
+_AUTOSCALER_SECONDS = 20.0
+"""For an autoscaler that starts with its cluster to be heard of for the first time."""
 
 
 def start_ray(address: str | None = None) -> None:
@@ -43,6 +47,31 @@ def start_ray(address: str | None = None) -> None:
             f"({reason}); if it asks for its token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
             "what `ray get-auth-token` prints on its head; if it asks for none, unset both"
         ) from error
+
+
+def room(resource: str) -> float:
+    """How much of a resource, ``CPU`` or ``GPU``, the nodes of the cluster have in all."""
+    return float(ray.cluster_resources().get(resource, 0))
+
+
+def grows() -> bool:
+    """Whether an autoscaler adds nodes when something waits for room.
+
+    How many it may add is not known here: Ray's autoscalers do not tell.
+    """
+    deadline = time.monotonic()
+    if room("CPU") == 0:  # nobody starts such a cluster, unless it is to grow
+        deadline += _AUTOSCALER_SECONDS
+    while not _has_autoscaler():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(1)
+    return True
+
+
+def _has_autoscaler() -> bool:
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    return status.stats.autoscaler_version not in (None, "", "0")
 
 
 def _knock(address: str) -> None:

@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.ray_session import grows, room, start_ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,12 +31,12 @@ def map_tasks(
             process down each time.
     """
     start_ray()
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    room = gpus or int(ray.cluster_resources().get("CPU", 1))
-    if workers is not None and workers > room:
+    gpus = int(room("GPU"))
+    resource = "GPU" if gpus else "CPU"
+    if workers is not None and workers > room(resource) and not grows():
         raise UserError(
-            f"--workers {workers}: the cluster has room for {room} at once "
-            f"({'GPUs' if gpus else 'CPUs'}); ask for fewer, or join a larger one with RAY_ADDRESS"
+            f"--workers {workers}: the cluster has room for {int(room(resource))} at once "
+            f"({resource}s); ask for fewer, or join a larger one with RAY_ADDRESS"
         )
     # By name, or a task of a search's trial would be confined to what the trial itself reserves.
     task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), scheduling_strategy="DEFAULT")(function)
@@ -44,7 +44,8 @@ def map_tasks(
     finished: dict[int, Result] = {}
     started = given = 0
     while given < len(items):
-        while started < len(items) and len(running) < (workers or room):
+        at_once = workers or max(1, int(room(resource)))  # the cluster may have grown
+        while started < len(items) and len(running) < at_once:
             running[task.remote(items[started])] = started
             started += 1
         (reference,), _ = ray.wait(list(running))

@@ -46,10 +46,15 @@ class Node:
         words: of `ray start`.
         environ: of the node, and so of what runs on it.
         prefix: a command that runs it elsewhere, such as `ip netns exec NAME`.
+        cwd: the folder that it, and the jobs of a head, run in.
     """
 
     def __init__(
-        self, words: Sequence[str], environ: Mapping[str, str], prefix: Sequence[str] = ()
+        self,
+        words: Sequence[str],
+        environ: Mapping[str, str],
+        prefix: Sequence[str] = (),
+        cwd: Path | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pc_ray_", dir="/tmp"))  # sockets: short paths
         common = ["--block", "--disable-usage-stats", "--object-store-memory", "100000000"]
@@ -59,6 +64,7 @@ class Node:
         with (self.folder / "output.txt").open("wb") as output:
             self.process = subprocess.Popen(
                 command,
+                cwd=cwd,
                 env=dict(environ),
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""A real S3 API on loopback that can be told to fail; run as a script, it writes its port.
+"""A real S3 API that can be told to fail; run as a script with an address, it writes its port.
 
 ``POST /stumble?count=3&status=503&code=SlowDown`` makes it fail as many requests for objects.
 """
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -56,14 +56,22 @@ class S3(NamedTuple):
 
 
 @contextmanager
-def s3_server() -> Iterator[S3]:
-    """Run it in a process of its own, so that tests may fork."""
+def s3_server(address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[S3]:
+    """Run it in a process of its own, so that tests may fork.
+
+    Args:
+        address: that it listens at.
+        prefix: a command that runs it elsewhere, such as `ip netns exec NAME`.
+    """
     process = subprocess.Popen(
-        [sys.executable, __file__], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [*prefix, sys.executable, __file__, address],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert process.stdout is not None
-        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        url = f"http://{address}:{int(process.stdout.readline())}"
         variables = {
             "AWS_ENDPOINT_URL": url,
             "AWS_ACCESS_KEY_ID": "test",
@@ -84,7 +92,7 @@ def main() -> None:
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     application = Stumbling(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, application, threaded=True)
+    server = make_server(sys.argv[1], 0, application, threaded=True)
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()
     server.serve_forever()

@@ -160,7 +160,8 @@ def _rules(kind: str, document: Object) -> Iterator[Finding]:
             yield from _pod_rules(document, "")
         case "ConfigMap":
             for key, text in (document.get("data") or {}).items():
-                if key.endswith((".yaml", ".yml")) and "apiVersion:" in (text or ""):
+                holds_object = re.search("^apiVersion:", text or "", re.MULTILINE)
+                if key.endswith((".yaml", ".yml")) and holds_object:
                     for where, message in check_text(text):
                         yield f"data[{key}] {where}", message
 

@@ -62,30 +62,23 @@ _Dumper.add_representer(str, _text)
 
 def entrypoint(options: ManifestOptions, verb: str) -> str:
     """The command line of a job: what a laptop would run."""
-    if verb == "tune":
-        return shlex.join(["prioritycut", "tune", options.tune, *_places(options)])
+    storage, worker = options.storage, options.worker
+    per_pod = max(worker.gpus, 1)
+    use_gpu = f"train.use_gpu={'yes' if worker.gpus else 'no'}"
+    places = [f"storage={storage}/runs", f"data.url={storage}/data"]
     if verb == "retrain":
-        places = [f"models={options.storage}/models", f"data={options.storage}/data"]
-        return shlex.join(["prioritycut", "retrain", options.retrain, *places])
-    worker, config = options.worker, options.train.config
-    words = [
-        f"name={config}",
-        *_places(options),
-        f"data.url={options.storage}/data",
-        f"train.workers={_training_workers(options)}",
-        f"train.cpus_per_worker={worker.cpus // max(worker.gpus, 1)}",
-        f"train.use_gpu={'yes' if worker.gpus else 'no'}",
-        *options.train.overrides,
-    ]
-    return shlex.join(["prioritycut", verb, config, *words])
-
-
-def _places(options: ManifestOptions) -> list[str]:
-    return [f"storage={options.storage}/runs"]
-
-
-def _training_workers(options: ManifestOptions) -> int:
-    return options.max_workers * max(options.worker.gpus, 1)
+        words = [options.retrain, f"models={storage}/models", f"data={storage}/data"]
+    elif verb == "tune":
+        # A trial fills a pod, but for a CPU: the trials' drivers need some.
+        cpus = max((worker.cpus - 1) // per_pod, 1)
+        size = [f"train.workers={per_pod}", f"train.cpus_per_worker={cpus}", use_gpu]
+        words = [options.tune, *places, *size, "--resume"]  # what a retried attempt must do
+    else:
+        workers, cpus = options.max_workers * per_pod, worker.cpus // per_pod
+        size = [f"train.workers={workers}", f"train.cpus_per_worker={cpus}", use_gpu]
+        config = options.train.config
+        words = [config, f"name={config}", *places, *size, *options.train.overrides]
+    return shlex.join(["prioritycut", verb, *words])
 
 
 def ray_job(options: ManifestOptions, verb: str) -> Object:
@@ -109,8 +102,8 @@ def _ray_job_spec(options: ManifestOptions, verb: str) -> Object:
         "backoffLimit": 0 if verb == "retrain" else options.retries,
         "preRunningDeadlineSeconds": _START_DEADLINE_S,
         "activeDeadlineSeconds": options.max_hours * 3600,
-        # A search and a retraining ask for what they need; a training's size is known.
-        "rayClusterSpec": _cluster_spec(options, grows=verb != "train"),
+        # Most nights there is nothing to retrain: its cluster begins without workers.
+        "rayClusterSpec": _cluster_spec(options, grows=verb == "retrain"),
         "submitterPodTemplate": _submitter(options),
     }
 

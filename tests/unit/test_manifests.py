@@ -60,6 +60,12 @@ def test_committed_files_are_valid(name: str) -> None:
     assert check_file(ROOT / "cluster" / name) == []
 
 
+def test_samples_of_kuberay_are_valid() -> None:
+    samples = ROOT / "tests" / "data" / "kuberay_samples.yaml"
+    assert len(list(yaml.safe_load_all(samples.read_text()))) == 12
+    assert check_file(samples) == []
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -125,9 +131,14 @@ def test_a_retraining_is_one_file_and_its_places() -> None:
     assert settings.data == "s3://prioritycut/data"
 
 
-def test_a_search_is_one_file() -> None:
+def test_a_search_is_one_file_and_a_trial_a_pod() -> None:
     words = entrypoint(ManifestOptions(), "tune").split()
     assert words[:3] == ["prioritycut", "tune", "tune_configs/ablation.yaml"]
+    assert words[-1] == "--resume", "a retried attempt goes on"
+    config = load_config("vox256", words[3:-1])
+    assert config.data.url == "s3://prioritycut/data"
+    assert (config.train.workers, config.train.use_gpu) == (1, "yes")
+    assert config.train.cpus_per_worker < ManifestOptions().worker.cpus, "room for drivers"
 
 
 def test_the_image_and_the_manifests_have_one_ray() -> None:
