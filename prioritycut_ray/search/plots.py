@@ -73,7 +73,7 @@ def against(axes: Axes, trials: Sequence[Trial], key: str, metric: Metric) -> No
         axes.legend(frameon=False, fontsize="small")
     if ticks:
         axes.set_xticks(range(len(ticks)), ticks, rotation=20, ha="right")
-    elif key.endswith("lr") and all(x > 0 for x in xs):
+    elif _spans_magnitudes([float(trial.parameters[key]) for trial in trials]):
         axes.set_xscale("log")
     axes.set_xlabel(key)
     axes.set_ylabel(_label(metric))
@@ -132,6 +132,10 @@ def _scale(values: Sequence[Any]) -> tuple[Callable[[Any], float], list[str]]:
         return float, []
     names = list(dict.fromkeys(str(value) for value in values))
     return lambda value: float(names.index(str(value))), names
+
+
+def _spans_magnitudes(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) > 20
 
 
 def _share(value: float, low: float, high: float) -> float:
