@@ -32,7 +32,7 @@ from prioritycut_ray.launch import launch
 from prioritycut_ray.ray_session import start_ray
 from prioritycut_ray.state import TrainState
 from prioritycut_ray.trainer import train
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.worker import Pulse, Worker
 
 LOG_EVERY = 10
 
@@ -57,7 +57,7 @@ def main(steps: int = 60, turns: int = 2) -> None:
             words += [f"train.samples={8 * steps}", "train.image_every=100000"]
             words += ["train.checkpoint_every=100000"]
             config = load_config("quickstart", words)
-            times["bare"].append(_bare(config, Path(folder, f"bare{turn}")))
+            times["bare"].append(_bare(config))
             before = time.perf_counter()
             start_ray()
             starts.append(time.perf_counter() - before)
@@ -93,7 +93,7 @@ def _pack(folder: Path) -> None:
     pack_videos([str(folder / "videos")], str(folder / "data"), size=64)
 
 
-def _bare(config: Config, folder: Path) -> Times:
+def _bare(config: Config) -> Times:
     torch.set_num_threads(1)
     recorder = _Recorder()
 
@@ -104,9 +104,10 @@ def _bare(config: Config, folder: Path) -> Times:
         config,
         read_index(config.data.url),
         worker=Worker(0, 1, torch.device("cpu")),
-        tensorboard=folder,
+        writer=None,
         checkpoint=None,
         report=report,
+        pulse=Pulse(),
     )
     return recorder.times()
 
