@@ -28,7 +28,7 @@ from prioritycut_ray.data.packing import pack_videos
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.data.video import write_video
-from prioritycut_ray.launch import launch
+from prioritycut_ray.launch import KEEP_FREED_MEMORY, launch
 from prioritycut_ray.ray_session import start_ray
 from prioritycut_ray.state import TrainState
 from prioritycut_ray.trainer import train
@@ -144,4 +144,7 @@ def _import_seconds() -> float:
 
 
 if __name__ == "__main__":
+    if not KEEP_FREED_MEMORY.items() <= os.environ.items():
+        # So that both ways allocate alike; glibc reads it when a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_FREED_MEMORY)
     typer.run(main)

@@ -33,8 +33,8 @@ class _MeanMagnitude(torch.autograd.Function):
         return x.abs().mean(dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
         return x.sgn().mul_(gradient / x.numel())
 
 
@@ -44,10 +44,7 @@ def feature_distance(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> S
     Serves the perceptual loss (levels of a frozen network) and feature matching (blocks of the
     discriminator). Features may be bfloat16; means are taken in float32.
     """
-    terms: list[Tensor] = [
-        _MeanMagnitude.apply(x - y.detach())  # type: ignore[no-untyped-call]
-        for x, y in zip(predicted, target, strict=True)
-    ]
+    terms = [_MeanMagnitude.apply(x - y.detach()) for x, y in zip(predicted, target, strict=True)]
     return torch.stack(terms).sum()
 
 
