@@ -12,6 +12,7 @@ Batch statistics to fall back to after a bad update are, between steps, those of
 
 import functools
 import hashlib
+import os
 import shutil
 import tempfile
 import uuid
@@ -38,6 +39,9 @@ from prioritycut_ray.run_storage import (
 )
 from prioritycut_ray.state import TrainState, build_animator
 from prioritycut_ray.tensor_files import read_tensors
+
+COPIES = 4
+"""So many copies of checkpoints from elsewhere a process keeps: each may be a gigabyte."""
 
 
 class Progress(BaseModel):
@@ -238,13 +242,18 @@ def locate_checkpoint(run: str | Path) -> str:
     )
 
 
-@functools.cache
 def local_copy(checkpoint: str | Path) -> Path:
-    """A checkpoint as a directory on this machine, copied there if it is elsewhere."""
+    """A checkpoint as a directory on this machine, copied there if it is elsewhere.
+
+    A copy lives until :data:`COPIES` others have been asked for.
+    """
     if "://" not in str(checkpoint):
         return Path(checkpoint)
     run, _, name = str(checkpoint).rstrip("/").rpartition("/")
-    return RunStorage(run).fetch(int(name.removeprefix("step_")), _scratch(run))
+    copy = _scratch(run) / name
+    if not copy.exists():
+        RunStorage(run).fetch(int(name.removeprefix("step_")), _scratch(run))
+    return _kept(copy)
 
 
 def find_checkpoint(run: str | Path) -> Path:
@@ -252,7 +261,7 @@ def find_checkpoint(run: str | Path) -> Path:
 
     Args:
         run: the folder of a run, or one of its checkpoints; a path or any fsspec URL. What is not
-            on this machine is copied to a temporary folder that lives as long as this process.
+            on this machine is copied, as by :func:`local_copy`.
 
     Raises:
         UserError: there is none.
@@ -270,7 +279,7 @@ def find_checkpoint(run: str | Path) -> Path:
             f"{run}: no usable checkpoint here; give the folder of a run that has written at least "
             "one, see train.checkpoint_every"
         )
-    return found[1]
+    return _kept(found[1]) if storage.local is None else found[1]
 
 
 @functools.cache
@@ -282,6 +291,15 @@ def _scratch_of_process() -> "tempfile.TemporaryDirectory[str]":
 def _scratch(run: str) -> Path:
     """A folder for copies of one run's checkpoints."""
     return Path(_scratch_of_process().name, hashlib.sha256(run.encode()).hexdigest()[:16])
+
+
+def _kept(copy: Path) -> Path:
+    """Note that a copy is in use, and remove those that have not been for longest."""
+    os.utime(copy)
+    copies = Path(_scratch_of_process().name).glob("*/step_*")
+    for old in sorted(copies, key=lambda path: path.stat().st_mtime_ns)[:-COPIES]:
+        shutil.rmtree(old)
+    return copy
 
 
 def has_checkpoint(run: str | Path) -> bool:

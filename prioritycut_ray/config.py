@@ -402,13 +402,16 @@ def shipped_configs() -> dict[str, Path]:
 def read_mapping(source: str) -> dict[str, Any]:
     """Read a YAML file, or a shipped configuration, as plain values.
 
+    Args:
+        source: a path, any fsspec URL, or the name of a shipped configuration.
+
     Raises:
         UserError: there is no such file, or it holds no mapping.
     """
     shipped = shipped_configs()
-    path = shipped.get(source, Path(source))
+    path = str(shipped.get(source, source))
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(_read_url(path) if "://" in path else Path(path).read_text())
     except OSError as error:
         raise UserError(
             f"{source}: {error.strerror or error}; give a YAML file or one of the shipped "
@@ -419,6 +422,16 @@ def read_mapping(source: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{source}: a configuration is a mapping of keys to values")
     return tree
+
+
+def _read_url(url: str) -> bytes:
+    import fsspec  # not for every start of the command line
+
+    try:
+        with fsspec.open(url) as file:
+            return bytes(file.read())
+    except (ValueError, ImportError) as error:  # an unknown scheme, or no driver for it
+        raise UserError(f"{url}: cannot be reached ({error})") from error
 
 
 def _apply_override(tree: dict[str, Any], word: str) -> None:

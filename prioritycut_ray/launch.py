@@ -128,6 +128,7 @@ def take_over(config: Config) -> str:
 
 def _trainer(config: Config, monitor: Any, launch: str) -> TorchTrainer:
     fewest, most = config.train.worker_range
+    folder, filesystem = ray_storage(RunStorage(config.storage))
     # Ray watches the whole process: a frozen one is as dead as one whose training thread hangs.
     patience = str(config.train.collective_timeout_s + 2 * _HANG_MARGIN_S)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = patience
@@ -150,7 +151,8 @@ def _trainer(config: Config, monitor: Any, launch: str) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=config.name,
-            **_ray_storage(config),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             # Which failures are tried again is decided by _Supervisor.
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[_Supervisor(monitor, config), _NoteSigterm()],
@@ -160,13 +162,11 @@ def _trainer(config: Config, monitor: Any, launch: str) -> TorchTrainer:
     )
 
 
-def _ray_storage(config: Config) -> dict[str, Any]:
-    """Where Ray keeps its own list of what was reported: in the run's folder too."""
-    storage = RunStorage(config.storage)
+def ray_storage(storage: RunStorage) -> tuple[str, PyFileSystem | None]:
+    """A folder as Ray takes it: the path, and its file system unless that is of this machine."""
     if storage.local is not None:
-        return {"storage_path": str(storage.local)}
-    handler = FSSpecHandler(storage.fs)
-    return {"storage_path": storage.root, "storage_filesystem": PyFileSystem(handler)}
+        return str(storage.local), None
+    return storage.root, PyFileSystem(FSSpecHandler(storage.fs))
 
 
 def check_capacity(config: Config) -> None:

@@ -65,8 +65,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "evaluation.json": evaluation.model_dump_json(indent=1),
-        "clips.csv": _csv(_clip_rows(evaluation)),
-        "frames.csv": _csv(_frame_rows(evaluation, table)),
+        "clips.csv": csv_text(_clip_rows(evaluation)),
+        "frames.csv": csv_text(_frame_rows(evaluation, table)),
         "report.md": markdown(evaluation),
         "report.html": html(evaluation, table, shown),
     }
@@ -224,7 +224,8 @@ def _at(key: str, tally: Tally, frame: int) -> float | None:
     return value_of(key, Tally(*(part[frame : frame + 1] for part in tally)))
 
 
-def _csv(rows: Iterable[Sequence[object]]) -> str:
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue()

@@ -209,16 +209,18 @@ class RunStorage:
         if self.local is not None:
             verify(self.local / name)
             return self.local / name
-        directory = scratch / name
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        directory, partial = scratch / name, scratch / f".{name}"
+        for former in (directory, partial):
+            shutil.rmtree(former, ignore_errors=True)
+        partial.mkdir(parents=True)
         self.fs.invalidate_cache()
         try:
             for file in [MANIFEST, *_manifest(self.read(f"{name}/{MANIFEST}"))]:
-                self.fs.get_file(self.path(f"{name}/{file}"), str(directory / file))
+                self.fs.get_file(self.path(f"{name}/{file}"), str(partial / file))
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"{self.url}/{name}: no complete checkpoint ({error})") from error
-        verify(directory)
+        verify(partial)
+        os.replace(partial, directory)
         return directory
 
     def forget_reports(self) -> None:

@@ -146,7 +146,7 @@ class Training:
         self.assert_no_orphan()
         return code
 
-    def assert_no_orphan(self, seconds: float = 60) -> None:
+    def assert_no_orphan(self, seconds: float = PATIENCE_S) -> None:
         """All ranks are gone, and so is everything else of the process group."""
 
         def left() -> list[int]:

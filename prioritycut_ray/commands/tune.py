@@ -7,14 +7,15 @@ from rich.console import Console
 
 from prioritycut_ray.commands.train import with_absolute_paths
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.report import render
-from prioritycut_ray.search.driver import run_search, search_folder
+from prioritycut_ray.report import csv_text, render
+from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.search.driver import run_search
 from prioritycut_ray.search.plots import draw_all
-from prioritycut_ray.search.results import best_config, best_trial, table, write_csv
+from prioritycut_ray.search.results import best_config, best_trial, table
 from prioritycut_ray.search.space import describe, load_base, load_search
 
 
-def tune(file: Path, overrides: list[str], *, smoke: bool, resume: bool, console: Console) -> Path:
+def tune(file: Path, overrides: list[str], *, smoke: bool, resume: bool, console: Console) -> str:
     """Run a search, and write its table, its pictures and the best configuration.
 
     Args:
@@ -25,20 +26,21 @@ def tune(file: Path, overrides: list[str], *, smoke: bool, resume: bool, console
         console: where the summary goes.
 
     Returns:
-        The folder of the search.
+        Path or URL of the search's folder.
 
     Raises:
         UserError: something does not fit, or every trial failed.
     """
     search = load_search(file, smoke=smoke)
     base = with_absolute_paths(load_base(search, overrides))
-    trials, metric = run_search(search, base, resume=resume)
-    folder = search_folder(search, base)
+    storage = RunStorage(base.model_copy(update={"name": search.name}).run)
+    folder = storage.url
+    trials, metric = run_search(search, base, storage, resume=resume)
     header, rows = table(trials)
-    write_csv(folder / "trials.csv", header, rows)
+    storage.write("trials.csv", csv_text([header, *rows]).encode())
     pictures = draw_all(trials, metric)
     for name, png in pictures.items():
-        (folder / name).write_bytes(png)
+        storage.write(name, png)
     best = best_trial(trials, metric)
     page = render(
         "search.html.j2",
@@ -49,7 +51,7 @@ def tune(file: Path, overrides: list[str], *, smoke: bool, resume: bool, console
         rows=rows,
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
     )
-    (folder / "search.html").write_text(page)
+    storage.write("search.html", page.encode())
     for trial in trials:
         if trial.status == "failed":
             console.print(f"failed: trial {trial.key}: {trial.reason}", markup=False)
@@ -58,7 +60,7 @@ def tune(file: Path, overrides: list[str], *, smoke: bool, resume: bool, console
             f"{folder}: no trial was trained to its end, {folder}/trials.csv says why; "
             "mend that and search again under another name"
         )
-    (folder / "best.yaml").write_text(best_config(search, base, best))
+    storage.write("best.yaml", best_config(search, base, best).encode())
     console.print(
         f"Best:  {metric.label} {best.last.value:.{metric.decimals}f}: {describe(best.parameters)}",
         f"Train: prioritycut train {folder}/best.yaml",

@@ -25,7 +25,25 @@ from prioritycut_ray.data.shards import filesystem
 from prioritycut_ray.errors import UserError
 
 VIDEO_EXTENSIONS = frozenset(
-    {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"}
+    {
+        ".mp4",
+        ".mov",
+        ".m4v",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".vob",
+        ".flv",
+        ".wmv",
+        ".3gp",
+        ".ogv",
+        ".gif",
+    }
 )
 EXTENSIONS = VIDEO_EXTENSIONS | {".tar"}
 BOX_COLUMNS = ("left", "top", "right", "bottom")

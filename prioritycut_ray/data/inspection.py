@@ -8,14 +8,15 @@ import os
 import posixpath
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from prioritycut_ray.data.loader import Decoding, load
 from prioritycut_ray.data.shards import (
     INDEX_NAME,
     Clip,
@@ -33,6 +34,8 @@ FRAMES_SHOWN = 6
 """Frames of a clip in a contact sheet."""
 SIDE_SHOWN = 96
 """Their side in pixels."""
+SECONDS_PER_CLIP = 600
+"""A decoder that takes longer over a whole clip hangs."""
 
 
 class Verification(NamedTuple):
@@ -72,6 +75,9 @@ class Facts(NamedTuple):
 def verify(url: str, *, on_progress: Callable[[int, int], None] | None = None) -> Verification:
     """Read everything: index, shards, checksums, and every frame of every clip.
 
+    Clips are decoded in processes of their own: a decoder that crashes or hangs is a problem of
+    its clip.
+
     Args:
         url: the folder of a data set, a local path or any fsspec URL.
         on_progress: called with clips done and their number.
@@ -81,16 +87,14 @@ def verify(url: str, *, on_progress: Callable[[int, int], None] | None = None) -
     """
     index = read_index(url)
     problems = _shard_problems(url, index)
-    # Threads: what is decoded has passed its checksum, and the decoder lets other threads run.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pending = {pool.submit(_clip_problem, url, clip): clip for clip in index.clips}
-        found: dict[str, str] = {}
-        for done, future in enumerate(as_completed(pending), start=1):
-            if problem := future.result():
-                found[pending[future].key] = problem
-            if on_progress is not None:
-                on_progress(done, len(pending))
-    problems += [found[clip.key] for clip in index.clips if clip.key in found]
+    shares = [[position] for position in range(len(index.clips))]
+    look = partial(_clip_problem, url, index.clips)
+    name_of = lambda position: index.clips[position].key  # noqa: E731
+    found = load(look, shares, os.cpu_count() or 1, name_of, SECONDS_PER_CLIP)
+    for done, problem in enumerate(found, start=1):
+        problems += [problem] if problem else []
+        if on_progress is not None:
+            on_progress(done, len(index.clips))
     return Verification(len(index.clips), problems, _notes(url, index))
 
 
@@ -142,25 +146,37 @@ def preview(url: str, out: Path, *, clips: int) -> int:
 # ---------------------------------------------------------------------------------------------
 
 
-def _clip_problem(url: str, clip: Clip) -> str:
+def _clip_problem(
+    url: str,
+    clips: Sequence[Clip],
+    positions: Sequence[int],
+    avoid: Mapping[int, str],
+    decoding: Decoding,
+) -> str:
+    """Look at one clip in a loader's process, which it may take down; empty if it is whole."""
+    [position] = positions
+    clip = clips[position]
+    name = f"{clip.shard}: clip {clip.key!r}"
+    if position in avoid:
+        return f"{name}: {avoid[position]}"
     try:
         data = read_clip(url, clip)
     except ShardError as error:
         return str(error)
-    except OSError as error:
-        return f"{clip.shard}: clip {clip.key!r}: cannot be read ({error})"
     try:
-        shapes = Counter(frame.shape[:2] for frame in frames_upright(io.BytesIO(data)))
-        read_frames(data, [0, clip.frames - 1], clip.width)  # By the reader that training uses.
+        with decoding(position):
+            return _decoding_problem(data, clip, name)
     except VideoError as error:
-        return f"{clip.shard}: clip {clip.key!r}: {error.reason}"
-    if dict(shapes) != {(clip.height, clip.width): clip.frames}:
-        there = ", ".join(f"{count} frames of {w}x{h}" for (h, w), count in shapes.items())
-        return (
-            f"{clip.shard}: clip {clip.key!r}: has {there}; the index says {clip.frames} "
-            f"of {clip.width}x{clip.height}"
-        )
-    return ""
+        return f"{name}: {error.reason}"
+
+
+def _decoding_problem(data: bytes, clip: Clip, name: str) -> str:
+    shapes = Counter(frame.shape[:2] for frame in frames_upright(io.BytesIO(data)))
+    read_frames(data, [0, clip.frames - 1], clip.width)  # By the reader that training uses.
+    if dict(shapes) == {(clip.height, clip.width): clip.frames}:
+        return ""
+    there = ", ".join(f"{count} frames of {w}x{h}" for (h, w), count in shapes.items())
+    return f"{name}: has {there}; the index says {clip.frames} of {clip.width}x{clip.height}"
 
 
 def _shard_problems(url: str, index: ClipIndex) -> list[str]:

@@ -1,9 +1,9 @@
 """Loader workers: processes that read batches ahead, in order, and any of which may die.
 
-A video decoder can die of a damaged file (a segfault), and so can a process of too little memory.
-Neither ends the training: the work goes on in new processes at the first batch that was not
-delivered. A clip that a worker dies of twice in a row is treated like a damaged one, which is the
-same on every rank, for it would die there too.
+A video decoder can die of a damaged file (a segfault) or hang, which is ended by an alarm, and a
+process can die of too little memory. None ends the training: the work goes on in new processes at
+the first batch that was not delivered. A clip that a worker dies of twice in a row is treated like
+a damaged one, which is the same on every rank, for it would die there too.
 """
 
 import logging
@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from logging.handlers import QueueHandler
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -29,20 +30,34 @@ log = logging.getLogger(__name__)
 PACKAGE_LOG = "prioritycut_ray"
 # So many deaths in a row, with nothing delivered and no clip to blame, end the run.
 MOST_DEATHS = 5
-# What a decoder dies of. Others come from outside: no clip is to blame for them.
-CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+# A decoder that takes longer over the frames of one clip hangs.
+PATIENCE_S = 120
+# What a decoder dies of, or is ended by. Others come from outside: no clip is to blame for them.
+CRASHES = (
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGABRT,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGALRM,
+)
 IDLE = -1
 
 T = TypeVar("T")
 
 
-Read = Callable[[Sequence[int], Mapping[int, str], Callable[[int], None]], T]
-"""Reads a batch: sample numbers, clips to avoid (position → reason), where to note a clip before
-it is opened."""
+Decoding = Callable[[int], AbstractContextManager[object]]
+"""Within it, the clip at a position is decoded."""
+Read = Callable[[Sequence[int], Mapping[int, str], Decoding], T]
+"""Reads a batch: sample numbers, clips to avoid (position → reason), and what to decode within."""
 
 
 def load(
-    read: Read[T], shares: Sequence[Sequence[int]], workers: int, name_of: Callable[[int], str]
+    read: Read[T],
+    shares: Sequence[Sequence[int]],
+    workers: int,
+    name_of: Callable[[int], str],
+    patience_s: int = PATIENCE_S,
 ) -> Iterator[T]:
     """Read batches in order.
 
@@ -51,6 +66,7 @@ def load(
         shares: the sample numbers of each batch.
         workers: number of processes, forked; 0 reads in this one, where nothing survives a crash.
         name_of: names a clip by its position, for messages.
+        patience_s: how long a worker may decode one clip.
 
     Yields:
         What ``read`` gives for each batch, its tensors in pinned memory if there is a GPU.
@@ -59,13 +75,14 @@ def load(
         UserError: that of ``read``, or if workers die again and again.
     """
     if workers == 0:
-        yield from (read(share, {}, _ignore) for share in shares)
+        yield from (read(share, {}, unwatched) for share in shares)
         return
     avoid: dict[int, str] = {}
     crashes: Counter[int] = Counter()
     deaths, done = 0, 0
     while done < len(shares):
-        team = _Team(_Work(read, shares, dict(avoid), workers), range(done, len(shares)), workers)
+        work = _Work(read, shares, dict(avoid), workers, patience_s)
+        team = _Team(work, range(done, len(shares)), workers)
         for answer in team.answers():
             for record in answer.records:
                 logging.getLogger(record.name).handle(record)
@@ -85,8 +102,9 @@ def load(
             _tell_or_give_up(died, deaths, name_of)
 
 
-def _ignore(clip: int) -> None:
-    pass
+def unwatched(clip: int) -> AbstractContextManager[object]:
+    """Decoding in this very process, which a crash takes with it."""
+    return nullcontext()
 
 
 class _Death(NamedTuple):
@@ -118,20 +136,35 @@ class _Work(Dataset[_Answer], Generic[T]):
     """One item is one batch. Also the board on which each worker notes the clip it has open."""
 
     def __init__(
-        self, read: Read[T], shares: Sequence[Sequence[int]], avoid: Mapping[int, str], workers: int
+        self,
+        read: Read[T],
+        shares: Sequence[Sequence[int]],
+        avoid: Mapping[int, str],
+        workers: int,
+        patience_s: int,
     ) -> None:
         self._read, self._shares, self._avoid = read, shares, avoid
+        self._patience_s = patience_s
         # For each worker its process id and its clip, in memory that all share.
         self._board = multiprocessing.get_context("fork").RawArray("q", [0, IDLE] * workers)
 
     def __getitem__(self, place: int) -> _Answer:
         result, error = None, None
         try:
-            result = self._read(self._shares[place], self._avoid, self._note)
+            result = self._read(self._shares[place], self._avoid, self._decoding)
         except UserError as caught:
             error = caught
-        self._note(IDLE)
         return _Answer(result, error, _drain())
+
+    @contextmanager
+    def _decoding(self, clip: int) -> Iterator[None]:
+        self._note(clip)
+        signal.alarm(self._patience_s)
+        try:
+            yield
+        finally:
+            signal.alarm(0)
+            self._note(IDLE)
 
     def _note(self, clip: int) -> None:
         worker = get_worker_info()
@@ -155,7 +188,7 @@ class _Team:
             sampler=places,
             num_workers=workers,
             collate_fn=_same,
-            worker_init_fn=_keep_records,
+            worker_init_fn=_begin_worker,
             pin_memory=torch.cuda.is_available(),
             # Its own generator: else each iterator would draw from, and so shift, the global one.
             generator=torch.Generator(),
@@ -209,8 +242,10 @@ def _same(answer: Any) -> Any:
 _records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
 
 
-def _keep_records(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """Keep what this worker logs, to go with its answer: handlers may not outlive a fork."""
+    # Ends the process: no Python handler runs while a decoder hangs.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     package = logging.getLogger(PACKAGE_LOG)
     package.handlers, package.propagate = [QueueHandler(_records)], False
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prioritycut_ray.data.cache import ClipCache
-from prioritycut_ray.data.loader import load
+from prioritycut_ray.data.loader import Decoding, load, unwatched
 from prioritycut_ray.data.shards import (
     Clip,
     ClipIndex,
@@ -145,7 +145,7 @@ class FramePairs:
         self,
         numbers: Sequence[int],
         avoid: Mapping[int, str] | None = None,
-        on_clip: Callable[[int], None] | None = None,
+        decoding: Decoding = unwatched,
     ) -> tuple[Batch, list[Damage]]:
         """Read samples.
 
@@ -154,7 +154,7 @@ class FramePairs:
         Args:
             numbers: of the samples, from 0, at least one.
             avoid: positions of clips to treat as damaged, with the reason.
-            on_clip: called with the position of a clip before it is opened.
+            decoding: given the position of a clip, what it is decoded within.
 
         Returns:
             The samples, and what was damaged, once for each sample that it was drawn for.
@@ -170,7 +170,7 @@ class FramePairs:
         # Neighbours of one visit name the same clips, and are read together.
         for _, group in itertools.groupby(draws, key=lambda draw: draw.clips):
             visit = list(group)
-            frames, missed = self._read_visit(visit, avoid or {}, on_clip or _ignore)
+            frames, missed = self._read_visit(visit, avoid or {}, decoding)
             shown = torch.from_numpy(frames).view(len(visit), 2, self.size, self.size, 3)
             pictures[:, done : done + len(visit)] = shown.transpose(0, 1)
             damage += missed * len(visit)
@@ -180,7 +180,7 @@ class FramePairs:
         return Batch(source, driving, seeds), damage
 
     def _read_visit(
-        self, visit: Sequence[Draw], avoid: Mapping[int, str], on_clip: Callable[[int], None]
+        self, visit: Sequence[Draw], avoid: Mapping[int, str], decoding: Decoding
     ) -> tuple[NDArray[np.uint8], list[Damage]]:
         """Read the frames of draws of one clip, ``uint8 [2 len(visit), size, size, 3]``."""
         damage: list[Damage] = []
@@ -191,8 +191,9 @@ class FramePairs:
                 continue
             indices = [index for draw in visit for index in two_frames(draw.places, clip.frames)]
             try:
-                on_clip(position)
-                return read_frames(self._fetch(clip), indices, self.size, self.decoder), damage
+                data = self._fetch(clip)
+                with decoding(position):
+                    return read_frames(data, indices, self.size, self.decoder), damage
             except (ShardError, VideoError) as error:
                 damage.append(Damage(clip.key, str(error)))
         raise DataError(
@@ -297,10 +298,6 @@ class _Shares(Sequence[Sequence[int]]):
 
     def __len__(self) -> int:
         return len(self._firsts)
-
-
-def _ignore(position: int) -> None:
-    pass
 
 
 def _generator(entropy: tuple[int, int], purpose: str, number: int) -> np.random.Generator:

@@ -1,10 +1,10 @@
 """All trials of a search: Ray Tune decides which run, and when."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,9 +18,10 @@ from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.evaluation import Measures, metrics_of
-from prioritycut_ray.launch import uses_gpu
+from prioritycut_ray.launch import ray_storage, uses_gpu
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.run_storage import RunStorage
 from prioritycut_ray.search.results import Trial, collect
 from prioritycut_ray.search.space import (
     DRIVER_CPUS,
@@ -38,20 +39,19 @@ from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES, Plan, run_trial
 
 _TUNE = "tune"
 """Folder of Ray Tune's own files below a search's."""
-_SECONDS_BETWEEN_SNAPSHOTS = "2"
+_SNAPSHOT = re.compile(r"experiment_state-.*\.json")
+"""What Ray Tune resumes from: without one, a search has not begun."""
 
 
-def search_folder(search: SearchConfig, base: Config) -> Path:
-    """Where everything of a search lies."""
-    return Path(base.storage) / search.name
-
-
-def run_search(search: SearchConfig, base: Config, *, resume: bool) -> tuple[list[Trial], Metric]:
+def run_search(
+    search: SearchConfig, base: Config, storage: RunStorage, *, resume: bool
+) -> tuple[list[Trial], Metric]:
     """Run a search to its end, or go on with one.
 
     Args:
         search: what to search.
         base: the configuration that trials change, with absolute paths.
+        storage: folder of the search.
         resume: go on with the search of this name if there is one.
 
     Returns:
@@ -61,24 +61,19 @@ def run_search(search: SearchConfig, base: Config, *, resume: bool) -> tuple[lis
         UserError: the space, the data or the objective does not fit, or the cluster is too small.
         Preempted: the search was asked to stop; it can be resumed.
     """
-    folder = search_folder(search, base)
-    if "://" in base.storage:
-        raise UserError(
-            f"storage={base.storage}: a search lives in a folder that all nodes see; give its path"
-        )
     configs = check_space(search, base)
     metric = check_objective(search, configs)
     start_ray()
     concurrent = concurrency(search, configs)
-    tuner = _tuner(search, base, folder, metric, concurrent, resume=resume)
-    _say(f"{folder}: up to {concurrent} trials at the same time")
+    tuner = _tuner(search, base, storage, metric, concurrent, resume=resume)
+    _say(f"{storage.url}: up to {concurrent} trials at the same time")
     with _sigterm_as_interrupt():
         tuner.fit()
-    trials = collect(str(folder / _TUNE), base.train.samples)
+    trials = collect(RunStorage(f"{storage.url}/{_TUNE}"), base.train.samples)
     unfinished = [trial for trial in trials if trial.status == "unfinished"]
     if unfinished:
         raise Preempted(
-            f"{folder}: stopped with {len(unfinished)} of {len(trials)} trials unfinished; "
+            f"{storage.url}: stopped with {len(unfinished)} of {len(trials)} trials unfinished; "
             "the same command with --resume goes on"
         )
     return trials, metric
@@ -139,31 +134,30 @@ def concurrency(search: SearchConfig, configs: list[Config]) -> int:
 def _tuner(
     search: SearchConfig,
     base: Config,
-    folder: Path,
+    storage: RunStorage,
     metric: Metric,
     concurrent: int,
     *,
     resume: bool,
 ) -> tune.Tuner:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the only way to a quiet Tune
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = _SECONDS_BETWEEN_SNAPSHOTS
-    plan = Plan(search, _for_trials(search, base), str(folder / "runs"))
+    plan = Plan(search, _for_trials(search, base), f"{storage.url}/runs")
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, plan=plan), {"CPU": DRIVER_CPUS}
     )
-    path = folder / _TUNE
-    if path.exists():
+    folder, filesystem = ray_storage(storage)
+    if any(map(_SNAPSHOT.fullmatch, storage.names(_TUNE))):
         if not resume:
             raise UserError(
-                f"{folder}: this search exists; --resume goes on with it, another name in the file "
-                "or another storage=... starts afresh"
+                f"{storage.url}: this search exists; --resume goes on with it, another name in the "
+                "file or another storage=... starts afresh"
             )
-        if not tune.Tuner.can_restore(str(path)):
-            raise UserError(
-                f"{path}: the search was stopped before it had stored anything; remove the folder "
-                "and start again"
-            )
-        return tune.Tuner.restore(str(path), trainable, param_space=_space(search))
+        return tune.Tuner.restore(
+            f"{folder}/{_TUNE}",
+            trainable,
+            param_space=_space(search),
+            storage_filesystem=filesystem,
+        )
     mode = "max" if metric.higher_is_better else "min"
     return tune.Tuner(
         trainable,
@@ -180,7 +174,8 @@ def _tuner(
         ),
         run_config=tune.RunConfig(
             name=_TUNE,
-            storage_path=str(folder),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=search.retries),
             callbacks=[_Narrator()],
             verbose=0,

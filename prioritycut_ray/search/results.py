@@ -1,17 +1,16 @@
 """What a search has found: a row a trial, and the best one as a configuration to train."""
 
-import csv
-import io
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ray import tune
 
 from prioritycut_ray.config import Config, dump_config
+from prioritycut_ray.launch import ray_storage
 from prioritycut_ray.metrics.aggregate import Metric
+from prioritycut_ray.run_storage import RunStorage
 from prioritycut_ray.search.space import SearchConfig, trial_config
 from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES
 
@@ -57,14 +56,15 @@ class Trial(NamedTuple):
         return self.points[-1] if self.points else None
 
 
-def collect(folder: str, samples: int) -> list[Trial]:
+def collect(storage: RunStorage, samples: int) -> list[Trial]:
     """Read what Ray Tune has stored: the trials in the order in which they began.
 
     Args:
-        folder: of its files.
+        storage: folder of its files.
         samples: of a whole trial.
     """
-    analysis = tune.ExperimentAnalysis(folder)
+    folder, filesystem = ray_storage(storage)
+    analysis = tune.ExperimentAnalysis(folder, storage_filesystem=filesystem)
     frames = analysis.trial_dataframes
     # After a resumption Ray Tune lists them in another order.
     trials = sorted(analysis.trials, key=_began)
@@ -158,10 +158,3 @@ def table(trials: Sequence[Trial]) -> tuple[list[str], list[list[object]]]:
             ]
         )
     return header, rows
-
-
-def write_csv(path: Path, header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
-    """Write a table."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([header, *rows])
-    path.write_text(text.getvalue())

@@ -20,6 +20,8 @@ from prioritycut_ray.checkpoint import (
     find_checkpoint,
     fork_checkpoint,
     has_checkpoint,
+    local_copy,
+    locate_checkpoint,
     read_progress,
 )
 from prioritycut_ray.config import Config
@@ -29,6 +31,7 @@ from prioritycut_ray.failures import RunFailed
 from prioritycut_ray.launch import launch
 from prioritycut_ray.metrics.aggregate import Estimate
 from prioritycut_ray.ray_tasks import map_tasks
+from prioritycut_ray.run_storage import RunStorage
 from prioritycut_ray.search.space import Objective, SearchConfig, boundaries, trial_config
 
 logger = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ class Plan(NamedTuple):
     Attributes:
         search: the search.
         base: the configuration that trials change, with absolute paths.
-        runs: folder of the trials' runs.
+        runs: folder of the trials' runs, a path or an fsspec URL.
     """
 
     search: SearchConfig
@@ -59,14 +62,14 @@ class Pointer(BaseModel):
         trial: that reported it.
         run: name of its run.
         parameters: that it was trained with.
-        checkpoint: directory of the run's checkpoint.
+        checkpoint: path or URL of the run's checkpoint.
         samples: that were seen by then.
     """
 
     trial: str
     run: str
     parameters: dict[str, Any]
-    checkpoint: Path
+    checkpoint: str
     samples: int
 
 
@@ -84,17 +87,16 @@ def run_trial(parameters: dict[str, Any], *, plan: Plan) -> None:
     pointer = _pointer()
     name = _run_name(trial, parameters, pointer)
     config = trial_config(plan.base, plan.search, parameters, name, plan.runs)
-    run = Path(config.storage) / name
     done = pointer.samples if pointer else 0
     ahead = [at for at in boundaries(config, plan.search.reports) if at > done]
     # Ray changes the worst of a population once more when all have ended: nothing is ahead then.
     if ahead and pointer is not None and pointer.run != name:
-        fork_checkpoint(pointer.checkpoint, config, str(run))
+        fork_checkpoint(local_copy(pointer.checkpoint), config, config.run)
     for samples in ahead:
         until = config.model_copy(
             update={"train": config.train.model_copy(update={"samples": samples})}
         )
-        report = _evaluated(until, run, plan.search.objective)
+        report = _evaluated(until, plan.search.objective)
         new = Pointer(
             trial=trial,
             run=name,
@@ -121,7 +123,7 @@ def _run_name(trial: str, parameters: Mapping[str, Any], pointer: Pointer | None
         return trial
     if pointer.trial == trial and pointer.parameters == parameters:
         return pointer.run
-    origin = json.dumps([str(pointer.checkpoint), dict(parameters)], sort_keys=True)
+    origin = json.dumps([pointer.checkpoint, dict(parameters)], sort_keys=True)
     return f"{trial}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}"
 
 
@@ -130,12 +132,12 @@ class Report(BaseModel):
 
     Attributes:
         objective: key of the metric that is the objective.
-        checkpoint: that was evaluated.
+        checkpoint: path or URL of the one that was evaluated.
         estimates: mean over clips by metric.
     """
 
     objective: str
-    checkpoint: Path
+    checkpoint: str
     estimates: dict[str, Estimate]
 
     def metrics(self, samples: int) -> dict[str, Any]:
@@ -151,25 +153,25 @@ class Report(BaseModel):
         }
 
 
-def _samples(run: Path) -> int:
-    """Frame pairs that a run's newest checkpoint has seen."""
-    return read_progress(find_checkpoint(run)).samples
+def _samples(run: str) -> int:
+    """Frame pairs that a run's newest checkpoint has seen; 0 if there is none."""
+    return read_progress(find_checkpoint(run)).samples if has_checkpoint(run) else 0
 
 
-def _evaluated(config: Config, run: Path, objective: Objective) -> Report:
+def _evaluated(config: Config, objective: Objective) -> Report:
     """Train up to a report and evaluate; what was done before is not done again."""
-    stored = run / "reports" / f"{config.train.samples:09d}.json"
-    if stored.exists():
-        return Report.model_validate_json(stored.read_text())
-    if not has_checkpoint(run) or _samples(run) < config.train.samples:
+    storage, name = RunStorage(config.run), f"reports/{config.train.samples:09d}.json"
+    if storage.exists(name):
+        return Report.model_validate_json(storage.read(name))
+    if _samples(config.run) < config.train.samples:
         try:
             launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
         except RunFailed as failed:
             # How to resume is for the search to say, not for the trial.
             raise UserError(failed.summary) from failed
-    checkpoint = find_checkpoint(run)
+    checkpoint = locate_checkpoint(config.run)
     evaluation, _ = evaluate_runs(
-        [str(checkpoint)],
+        [checkpoint],
         config.data.url,
         split=objective.split,
         measures=Measures(objective.lpips, objective.faces),
@@ -183,11 +185,8 @@ def _evaluated(config: Config, run: Path, objective: Objective) -> Report:
     )
     if report.estimates[objective.metric].value is None:
         raise UserError(
-            f"{run}: {objective.metric} is defined on no frame of split {objective.split!r}; "
-            "choose another objective.metric"
+            f"{config.run}: {objective.metric} is defined on no frame of split "
+            f"{objective.split!r}; choose another objective.metric"
         )
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = stored.with_suffix(".partial")
-    partial_file.write_text(report.model_dump_json(indent=1))
-    partial_file.replace(stored)
+    storage.write(name, report.model_dump_json(indent=1).encode())
     return report

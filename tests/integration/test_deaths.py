@@ -45,6 +45,21 @@ def test_the_driver_is_killed_and_the_same_command_resumes(start: Start, quiet: 
     assert_same_weights(quiet, start.run)
 
 
+def test_a_truncated_checkpoint_is_passed_over(start: Start, quiet: Path) -> None:
+    with start() as training:
+        training.at_step(12)
+        training.process.kill()
+        assert training.end() == -signal.SIGKILL
+    newest = find_checkpoint(start.run)
+    os.truncate(newest / "optimizers.pt", 1000)
+    saved = int(find_checkpoint(start.run).name.removeprefix("step_"))
+    with start() as training:
+        assert training.end() == 0, training.output()
+        assert training.starts() == [saved]
+        assert f"{newest}/optimizers.pt: damaged checkpoint" in training.output()
+    assert_same_weights(quiet, start.run)
+
+
 def test_a_worker_is_told_to_go_and_no_step_is_lost(start: Start, quiet: Path) -> None:
     with start() as training:
         os.kill(training.at_step(7)[1].pid, signal.SIGTERM)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prioritycut_ray.checkpoint import find_checkpoint
+from prioritycut_ray.run_storage import RunStorage
 from tests.hosts import BIN, Cluster, prioritycut
 from tests.runs import ENVIRON, Start, assert_same_weights, await_truth
 
@@ -72,6 +73,28 @@ def test_a_run_grows_and_shrinks_with_the_cluster(cluster: Cluster, start: Start
         assert training.end() == 75, training.output()
     saved = json.loads((find_checkpoint(start.run) / "progress.json").read_text())
     assert saved["samples"] == 4 * saved["step"]
+
+
+@pytest.mark.parametrize("hidden", ["storage", "data"])
+def test_a_place_that_one_node_does_not_see_is_refused(
+    cluster: Cluster, start: Start, shards: Path, hidden: str
+) -> None:
+    start.run.parent.mkdir(parents=True)
+    place = start.run.parent if hidden == "storage" else shards
+    own = ["unshare", "--mount", "bash", "-c", f'mount -t tmpfs none {place} && exec "$@"', "node"]
+    if subprocess.run([*own, "true"], capture_output=True).returncode:
+        pytest.skip("file systems can be mounted by root alone")
+    cluster.add(own)
+
+    def refusal() -> str:
+        with start(RAY_ADDRESS=cluster.address) as training:
+            assert training.end() == 1, training.output()
+            return "" if "the cluster has 1: " in training.output() else training.output()
+
+    told = await_truth(refusal, "the node joins").strip().splitlines()[-1]
+    assert f"node 127.0.0.3: {place if hidden == 'data' else f'storage={place}'}" in told
+    assert ("all nodes share" if hidden == "storage" else "there is no index") in told
+    assert RunStorage(str(start.run)).steps() == []
 
 
 def examined(cluster: Cluster, cwd: Path, *words: str) -> dict[str, set[str]]:

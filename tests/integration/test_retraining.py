@@ -31,6 +31,7 @@ from prioritycut_ray.retraining.registry import read_current
 from prioritycut_ray.run_storage import RunStorage
 from prioritycut_ray.state import new_state
 from tests.conftest import TINY, Result, assert_one_line
+from tests.s3_server import S3
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 Prioritycut = Callable[..., Result]
@@ -214,7 +215,7 @@ def test_an_improvement_is_promoted_once_and_told(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_models_may_live_in_a_bucket(
-    project: Project, tmp_path: Path, bucket: str, object_store: dict[str, str]
+    project: Project, tmp_path: Path, bucket: str, server: S3
 ) -> None:
     """Ray's workers must know the bucket's credentials, so the command has a Ray of its own."""
     project.append("new", range(40, 43), puppet)
@@ -224,7 +225,7 @@ def test_models_may_live_in_a_bucket(
         ["models", "promote", str(project.folder / "first"), "--models", models],
         ["retrain", settings],
     ):
-        driver = start(words, tmp_path / "said.txt", object_store)
+        driver = start(words, tmp_path / "said.txt", server.variables)
         try:
             assert driver.wait(600) == 0, (tmp_path / "said.txt").read_text()
         finally:
@@ -275,6 +276,32 @@ def webhook(received: list[dict[str, Any]]) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.slow
+def test_of_two_at_once_one_makes_a_model_and_the_other_leaves(
+    project: Project, tmp_path: Path
+) -> None:
+    project.append("new", range(40, 43), puppet)
+    settings = project.settings()
+    both = [start(["retrain", settings], tmp_path / f"said{place}.txt") for place in range(2)]
+    try:
+        codes = [driver.wait(500) for driver in both]
+    finally:
+        for driver in both:
+            end(driver)
+    assert sorted(codes) == [0, 78]
+    left = (tmp_path / f"said{codes.index(78)}.txt").read_text().splitlines()
+    assert len([line for line in left if line.startswith("error: ")]) == 1
+    assert "another run is at work" in left[-1]
+    first, candidate = project.current()
+    assert first == "first"
+    assert {p.name for p in project.models.iterdir()} == {
+        "current.json",
+        "lease",
+        first,
+        candidate,
+    }
 
 
 @pytest.mark.slow

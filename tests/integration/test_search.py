@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import fsspec
 import pytest
 import ray
 import yaml
@@ -25,6 +27,7 @@ from prioritycut_ray.commands.tune import tune
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
 from tests.conftest import TINY
+from tests.s3_server import S3
 
 pytestmark = pytest.mark.integration
 QUIET = Console(quiet=True)
@@ -181,7 +184,7 @@ def test_the_smoke_size_of_every_shipped_search_runs(
     file: Path, held_out: Path, tmp_path: Path
 ) -> None:
     words = [f"data.url={held_out}", f"storage={tmp_path}"]
-    folder = tune(file, words, smoke=True, resume=False, console=QUIET)
+    folder = Path(tune(file, words, smoke=True, resume=False, console=QUIET))
     rows = Search(file, words, folder).rows()
     trials = {"ablation": 4, "top_k": 2, "loss_weights": 3, "population": 2}
     assert len(rows) == trials[file.stem]
@@ -318,7 +321,75 @@ def test_sigterm_ends_the_search_in_order(shards: Path, tmp_path: Path) -> None:
     assert "--resume goes on" in said.read_text().splitlines()[-1]
 
 
-def start_driver(search: Search, output: Any, *options: str) -> subprocess.Popen[bytes]:
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_search_in_a_bucket_goes_on_after_kill_9(
+    shards: Path, tmp_path: Path, bucket: str, server: S3
+) -> None:
+    changes = {
+        "set": {"train.samples": 8, "train.workers": 1},
+        "space": {"optim.lr": {"grid": [0.005, 0.0]}},
+        "scheduler": None,
+    }
+    search = prepare(tmp_path, shards, HALVING | changes)
+    words = [f"data.url={shards}", f"storage={bucket}/runs"]
+    search = search._replace(words=words, folder=tmp_path / "fetched")
+    environ = {
+        **server.variables,
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        # So that workers know the keys too.
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": server.variables}}),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    said = tmp_path / "said.txt"
+    with said.open("w") as file:
+        driver = start_driver(search, file, environ=environ)
+    try:
+        # One has ended, the other one trains.
+        wait_until(lambda: said.read_text().count("optim.lr=") == 2, 600)
+    finally:
+        driver.kill()
+        driver.wait(60)
+    fs, folder = fsspec.filesystem("s3"), f"{bucket}/runs/halving"
+    fs.invalidate_cache()
+    reports = fs.glob(f"{folder}/runs/*/reports/*.json")
+    assert len(reports) == 2, "of the one that has ended"
+    ended = reports[0].rpartition("/reports/")[0]
+    before = fs.find(ended, detail=True)
+
+    with (tmp_path / "refused.txt").open("w") as file:
+        driver = start_driver(search, file, environ=environ)
+    assert driver.wait(300) == 1
+    assert "--resume goes on with it" in (tmp_path / "refused.txt").read_text()
+    with said.open("w") as file:
+        driver = start_driver(search, file, "--resume", environ=environ)
+    try:
+        assert driver.wait(600) == 0, said.read_text()
+    finally:
+        driver.kill()
+        driver.wait(60)
+    fs.invalidate_cache()
+    assert fs.find(ended, detail=True) == before, "nothing of it was done again"
+    fs.get(folder, str(search.folder), recursive=True)
+    rows = search.rows()
+    assert [(row["optim.lr"], row["status"], row["samples"]) for row in rows] == [
+        ("0.005", "finished", "8"),
+        ("0.0", "finished", "8"),
+    ]
+    for row in rows:
+        assert list((search.folder / "tune" / row["trial"]).glob("events.out.tfevents*"))
+    assert "data:image/png;base64," in (search.folder / "search.html").read_text()
+    assert (search.folder / "learning_curves.png").exists()
+    best = load_config(f"{folder}/best.yaml")
+    assert (best.optim.lr, best.run) == (0.005, f"{bucket}/runs/halving-best")
+
+
+def start_driver(
+    search: Search,
+    output: Any,
+    *options: str,
+    environ: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[bytes]:
     code = "from prioritycut_ray.cli import main; main()"
     words = ["tune", str(search.file), *search.words, *options]
     return subprocess.Popen(
@@ -326,4 +397,5 @@ def start_driver(search: Search, output: Any, *options: str) -> subprocess.Popen
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        env={**os.environ, **environ},
     )

@@ -8,15 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from prioritycut_ray.checkpoint import (
+    COPIES,
     find_checkpoint,
     load_animator,
     load_checkpoint,
+    local_copy,
     read_config,
     save_checkpoint,
 )
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.run_storage import verify
+from prioritycut_ray.run_storage import RunStorage, seal, verify
 from prioritycut_ray.state import TrainState, new_state
 from tests.conftest import TINY
 
@@ -180,3 +182,20 @@ def test_a_copy_of_a_checkpoint_is_a_checkpoint(tiny: Config, tmp_path: Path) ->
     save_checkpoint(new_state(tiny, CPU), tiny, tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     verify(tmp_path / "b")
+
+
+def test_few_copies_of_remote_checkpoints_are_kept(tmp_path: Path) -> None:
+    run = f"memory://{tmp_path.name}/run"
+    storage, copies = RunStorage(run), []
+    for step in range(COPIES + 2):
+        (tmp_path / "made").mkdir(exist_ok=True)
+        (tmp_path / "made" / "weights").write_text(str(step))
+        seal(tmp_path / "made")
+        storage.fs.put(f"{tmp_path}/made/", storage.path(f"step_{step:07d}/"), recursive=True)
+        copies.append(find_checkpoint(run))
+    assert [copy.exists() for copy in copies] == [False, False, *[True] * COPIES]
+    assert local_copy(f"{run}/step_0000002") == copies[2], "used again, so kept longer"
+    for step in (0, 1, COPIES + 1):
+        again = local_copy(f"{run}/step_{step:07d}")
+        assert (again / "weights").read_text() == str(step)
+    assert [copy.exists() for copy in copies[2:]] == [True, *[False] * (COPIES - 2), True]

@@ -1,8 +1,12 @@
 """What ``data verify``, ``info`` and ``preview`` see of whole and of damaged data sets."""
 
+import io
 import os
 import shutil
+import signal
 import tarfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +16,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from prioritycut_ray.cli import app
+from prioritycut_ray.data import inspection
 from prioritycut_ray.data.inspection import facts, preview, verify
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.shards import Member, ShardWriter, fingerprint, read_index
-from prioritycut_ray.data.video import write_video
+from prioritycut_ray.data.shards import Member, ShardWriter, fingerprint, read_clip, read_index
+from prioritycut_ray.data.video import Frame, frames_upright, write_video
 from prioritycut_ray.errors import UserError
 
 
@@ -96,6 +101,26 @@ def test_index_that_says_otherwise_is_named(
 ) -> None:
     edit_index(data, **changes)
     assert problem in "\n".join(verify(str(data)).problems)
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_decoder_that_dies_is_a_problem_of_its_clip(
+    data: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a real signal, in the process that decodes."""
+    deadly = read_clip(str(data), read_index(str(data)).clips[1])
+
+    def decode(source: io.BytesIO) -> Iterator[Frame]:
+        if source.getvalue() == deadly:
+            if how == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            threading.Event().wait()
+        yield from frames_upright(source)
+
+    monkeypatch.setattr(inspection, "frames_upright", decode)
+    monkeypatch.setattr(inspection, "SECONDS_PER_CLIP", 300 if how == "crash" else 1)
+    name = "SIGSEGV" if how == "crash" else "SIGALRM"
+    assert verify(str(data)).problems == [f"shard-000001.tar: clip 'c1': its decoder dies ({name})"]
 
 
 def test_shard_without_its_json_is_named(data: Path) -> None:

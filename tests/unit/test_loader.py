@@ -3,14 +3,14 @@
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prioritycut_ray.data import loader
-from prioritycut_ray.data.loader import load
+from prioritycut_ray.data.loader import Decoding, load
 from prioritycut_ray.errors import UserError
 
 # torch warns of more workers than cores.
@@ -28,17 +28,15 @@ class Mortal:
     def __init__(self, folder: Path, deaths: Mapping[int, int], how: signal.Signals) -> None:
         self.folder, self.deaths, self.how = folder, deaths, how
 
-    def __call__(
-        self, numbers: Sequence[int], avoid: Mapping[int, str], on_clip: Callable[[int], None]
-    ) -> str:
+    def __call__(self, numbers: Sequence[int], avoid: Mapping[int, str], decoding: Decoding) -> str:
         [number] = numbers
         if number in avoid:
             return f"{number}: {avoid[number]}"
-        on_clip(number)
-        died = len(list(self.folder.glob(f"{number}-*")))
-        if died < self.deaths.get(number, 0):
-            (self.folder / f"{number}-{died}").touch()
-            os.kill(os.getpid(), self.how)
+        with decoding(number):
+            died = len(list(self.folder.glob(f"{number}-*")))
+            if died < self.deaths.get(number, 0):
+                (self.folder / f"{number}-{died}").touch()
+                os.kill(os.getpid(), self.how)
         return str(number)
 
 

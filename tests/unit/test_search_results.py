@@ -9,6 +9,7 @@ from PIL import Image
 
 from prioritycut_ray.config import load_config
 from prioritycut_ray.metrics.aggregate import Metric
+from prioritycut_ray.report import csv_text
 from prioritycut_ray.search.plots import draw_all
 from prioritycut_ray.search.results import (
     Point,
@@ -16,7 +17,6 @@ from prioritycut_ray.search.results import (
     best_config,
     best_trial,
     table,
-    write_csv,
 )
 from prioritycut_ray.search.space import SearchConfig
 from tests.conftest import TINY
@@ -69,9 +69,9 @@ def test_the_best_configuration_can_be_trained(tmp_path: Path) -> None:
     assert (config.priority_cut.top_k, config.priority_cut.mix_prob) == (5, 1.0)
 
 
-def test_the_table_has_every_trial_and_the_reason_of_a_failure(tmp_path: Path) -> None:
-    write_csv(tmp_path / "trials.csv", *table(TRIALS))
-    rows = list(csv.DictReader((tmp_path / "trials.csv").read_text().splitlines()))
+def test_the_table_has_every_trial_and_the_reason_of_a_failure() -> None:
+    header, body = table(TRIALS)
+    rows = list(csv.DictReader(csv_text([header, *body]).splitlines()))
     assert [row["status"] for row in rows] == ["finished", "stopped early", "finished", "failed"]
     assert rows[0]["objective"] == "0.2"
     assert rows[1]["samples"] == "8"
