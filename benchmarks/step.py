@@ -5,17 +5,21 @@
     python benchmarks/step.py noise                  # losses over 200 steps, float32 and bfloat16
 
 Each way does the same work on the same frames in turns with the others, so that other work on the
-machine hardly changes their ratios. Seconds are CPU seconds of one process on a CPU, and time by
-the clock on a GPU. The baseline "reference's way" is described in reference_way.py. The perceptual
-network is VGG-19 with random weights: they change no time.
+machine hardly changes their ratios. Seconds are CPU seconds of one process on a CPU (and by the
+clock beside them), and time by the clock on a GPU. The baseline
+"reference's way" is described in reference_way.py; it allocates as glibc does by default, our ways
+as in a worker that `prioritycut train` starts (launch.KEEP_FREED_MEMORY). The perceptual network is
+VGG-19 with random weights: they change no time.
 """
 
+import ctypes
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -60,6 +64,9 @@ PHASES = (
     "rest",
 )
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt, from malloc.h."""
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -80,6 +87,7 @@ class Cost(NamedTuple):
     batch: int
     way: str
     seconds: float
+    clock: float
     flops: int
     memory: int
     phases: dict[str, float]
@@ -213,21 +221,44 @@ def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> li
     """Of all ways at one size: timed in turns, after one that warms up."""
     runs = {name: _run(name, size, batch, kind) for name in names}
     first = {name: run.step() for name, run in runs.items()}
-    seconds = defaultdict(list)
+    seconds, clock = defaultdict(list), defaultdict(list)
     for _ in range(turns):
         for name, run in runs.items():
-            before = _now()
-            run.step()
-            seconds[name].append(_now() - before)
+            with _allocating_as(name):
+                run.step()  # Touches the memory that it will need, and the caches.
+                before = _now(), time.perf_counter()
+                run.step()
+                after = _now(), time.perf_counter()
+            seconds[name].append(after[0] - before[0])
+            clock[name].append(after[1] - before[1])
     costs = []
     for name, run in runs.items():
-        phases = {} if name == REFERENCE or name.endswith("compiled") else _phases(run)
+        with _allocating_as(name):
+            phases = {} if name == REFERENCE or name.endswith("compiled") else _phases(run)
         total = sum(float(v) for key, v in first[name].items() if not key.endswith("total"))
         flops = 0 if name.endswith("compiled") else _flops(run)
         median = statistics.median(seconds[name])
+        by_clock = statistics.median(clock[name])
         peak = 0 if name.endswith("compiled") else _peak_memory(name, size, batch, kind)
-        costs.append(Cost(size, batch, name, median, flops, peak, phases, total))
+        costs.append(Cost(size, batch, name, median, by_clock, flops, peak, phases, total))
     return costs
+
+
+@contextmanager
+def _allocating_as(way: str) -> Iterator[None]:
+    """Within it, this process allocates by glibc's defaults (reference) or as our workers do."""
+    libc = ctypes.CDLL(None)
+    if way != REFERENCE and hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        if hasattr(libc, "gnu_get_libc_version"):
+            # What the defaults have become after the first large tensors were freed.
+            libc.mallopt(_M_MMAP_MAX, 65536)
+            libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+            libc.malloc_trim(0)
 
 
 def _now() -> float:
@@ -339,18 +370,23 @@ def _print_table(
 ) -> None:
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {threads} thread(s)"
     print(f"Median of {turns} steps in turns, {kind} discriminator, {device}.\n")
-    print("| size | batch | way | s/step | pairs/s | speed-up | TFLOP/step | GFLOP/s", end="")
-    print(" | of GEMM (%) | of 3x3 conv (%) | peak memory (GB) | first loss |")
-    print("|---" * 12 + "|")
-    base: dict[tuple[int, int], float] = {}
+    titles = [
+        *("size", "batch", "way", "s/step", "by the clock", "speed-up", "by the clock", "pairs/s"),
+        *("TFLOP/step", "GFLOP/s", "of GEMM (%)", "of 3x3 conv (%)", "peak memory (GB)"),
+        "first loss",
+    ]
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
+    base: dict[tuple[int, int], Cost] = {}
     for cost in costs:
-        baseline = base.setdefault((cost.size, cost.batch), cost.seconds)
+        baseline = base.setdefault((cost.size, cost.batch), cost)
         speed = cost.flops / cost.seconds
         shares = [100 * speed / ceiling for ceiling in ceilings[cost.way]]
         cells = [
             f"{cost.seconds:.2f}",
-            f"{cost.batch / cost.seconds:.2f}",
-            f"{baseline / cost.seconds:.2f}",
+            f"{cost.clock:.2f}",
+            f"{baseline.seconds / cost.seconds:.2f}",
+            f"{baseline.clock / cost.clock:.2f}",
+            f"{cost.batch / cost.clock:.2f}",
             f"{cost.flops / 1e12:.2f}",
             f"{speed / 1e9:.0f}",
             *(f"{share:.0f}" for share in shares),

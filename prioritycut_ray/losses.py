@@ -4,6 +4,7 @@ Every function returns an unweighted scalar; weights are applied by the trainer,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +21,30 @@ from prioritycut_ray.priority_cut import mix
 Scalar = Float[Tensor, ""]
 
 
+class _MeanMagnitude(torch.autograd.Function):
+    """Mean |x| in float32, with its gradient in one pass, laid out like x.
+
+    Autograd's own goes by a float32 tensor of x's size in planes: 3 to 4 times slower.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.abs().mean(dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return x.sgn().mul_(gradient / x.numel())
+
+
 def feature_distance(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> Scalar:
     """Σ_i mean |x_i − y_i| over feature levels, the target detached (method §2).
 
     Serves the perceptual loss (levels of a frozen network) and feature matching (blocks of the
     discriminator). Features may be bfloat16; means are taken in float32.
     """
-    terms = [
-        (x - y.detach()).abs().mean(dtype=torch.float32)
-        for x, y in zip(predicted, target, strict=True)
-    ]
+    terms = [_MeanMagnitude.apply(x - y.detach()) for x, y in zip(predicted, target, strict=True)]
     return torch.stack(terms).sum()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.inference import prepare_source, render
+from prioritycut_ray.losses import feature_distance
 from prioritycut_ray.models import blocks
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.blocks import conv_of_enlarged, coordinate_grid, pooled_conv
@@ -59,6 +60,20 @@ def test_heatmaps_as_products_equal_the_two_dimensional_gaussian() -> None:
     torch.testing.assert_close(
         keypoint_heatmaps(value, 9, 14), torch.exp(-squared / (2 * HEATMAP_VARIANCE))
     )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_feature_distance_has_the_gradient_of_mean_absolute_differences(
+    layout: torch.memory_format,
+) -> None:
+    x, y = (torch.randn(2, 3, 5, 7, dtype=torch.float64).to(memory_format=layout) for _ in range(2))
+    y[0] = x[0]  # |0| has the gradient 0.
+    x.requires_grad_()
+    ours, plain = feature_distance([x], [y]), (x - y).abs().mean()
+    torch.testing.assert_close(ours.double(), plain)
+    (gradient,) = torch.autograd.grad(3 * ours, x)
+    torch.testing.assert_close(gradient, *torch.autograd.grad(3 * plain, x), rtol=1e-6, atol=0)
+    assert gradient.stride() == x.stride()
 
 
 @pytest.mark.parametrize(
