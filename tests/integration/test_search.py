@@ -237,8 +237,12 @@ def test_a_trial_that_fails_is_tried_again_then_failed_and_the_search_goes_on(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_killed_trial_goes_on_from_its_last_report(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "1")  # or the trial ends before it is killed
     changes = {"space": {"optim.lr": {"grid": [0.005]}}, "scheduler": None, "retries": 1}
     search = prepare(tmp_path, shards, HALVING | changes)
     first: dict[Path, int] = {}
