@@ -6,10 +6,10 @@
 
 Each way does the same work on the same frames in turns with the others, so that other work on the
 machine hardly changes their ratios. Seconds are CPU seconds of one process on a CPU (and by the
-clock beside them), and time by the clock on a GPU. The baseline
-"reference's way" is described in reference_way.py; it allocates as glibc does by default, our ways
-as in a worker that `prioritycut train` starts (launch.KEEP_FREED_MEMORY). The perceptual network is
-VGG-19 with random weights: they change no time.
+clock beside them), and time by the clock on a GPU. The baseline "reference's way" is described in
+reference_way.py; it allocates as glibc does by default, our ways as in a worker that
+`prioritycut train` starts (launch.KEEP_FREED_MEMORY). The perceptual network is VGG-19 with random
+weights: they change no time.
 """
 
 import ctypes

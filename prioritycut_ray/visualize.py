@@ -29,6 +29,8 @@ _PALETTE = torch.tensor(
     ],
     dtype=torch.float32,
 ).div(255)
+_HIDDEN, _CUT = (1.0, 0.1, 0.1), (0.1, 0.4, 1.0)
+"""Colours, red and blue, of parts that the source does not show and of parts that a mask cuts."""
 
 
 def to_uint8(image: Float[Tensor, "... H W"]) -> UInt8[Tensor, "... H W"]:
@@ -83,12 +85,10 @@ def review_panel(
     the mask cuts.
     """
     prediction = animation.prediction
-    size = prediction.shape[2:]
-    occlusion = F.interpolate(animation.motion.occlusion_map, size=size, mode="bilinear")
     difference = 0.5 + 2 * (prediction - pair.driving)
-    hidden = tint(prediction, 1 - occlusion, (1.0, 0.1, 0.1))
-    cut = tint(pair.driving, 1 - mask, (0.1, 0.4, 1.0))
-    return tiles([pair.source, pair.driving, prediction], [difference, hidden, cut])
+    hidden = tint(prediction, 1 - _full_size_occlusion(animation), _HIDDEN)
+    cut = tint(pair.driving, 1 - mask, _CUT)
+    return tiles([*pair, prediction], [difference, hidden, cut])
 
 
 def motion_panel(
@@ -99,14 +99,15 @@ def motion_panel(
     Above: source, driving, generated. Below: the occlusion map (black is hidden in the source);
     the generated frame, red where it is hidden; the generated frame, blue where the mask cuts.
     """
-    prediction = animation.prediction
-    size = prediction.shape[2:]
-    occlusion = F.interpolate(animation.motion.occlusion_map, size=size, mode="bilinear")
-    hidden = tint(prediction, 1 - occlusion, (1.0, 0.1, 0.1))
-    cut = tint(prediction, 1 - mask, (0.1, 0.4, 1.0))
-    return tiles(
-        [pair.source, pair.driving, prediction], [occlusion.expand(-1, 3, -1, -1), hidden, cut]
-    )
+    prediction, occlusion = animation.prediction, _full_size_occlusion(animation)
+    hidden = tint(prediction, 1 - occlusion, _HIDDEN)
+    cut = tint(prediction, 1 - mask, _CUT)
+    return tiles([*pair, prediction], [occlusion.expand(-1, 3, -1, -1), hidden, cut])
+
+
+def _full_size_occlusion(animation: Animation) -> Float[Tensor, "B 1 H W"]:
+    size = animation.prediction.shape[2:]
+    return F.interpolate(animation.motion.occlusion_map, size=size, mode="bilinear")
 
 
 def tiles(*rows: Sequence[Float[Tensor, "B 3 H W"]]) -> UInt8[Tensor, "B _H _W 3"]:

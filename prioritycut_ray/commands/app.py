@@ -1,5 +1,6 @@
 """``prioritycut app``: a local web page (Gradio) that animates what is dropped on it."""
 
+import functools
 import os
 import shutil
 import signal
@@ -28,6 +29,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_PIXELS = 4096 * 2304
 """Of a picture, or of a frame of a driving video."""
 _KEPT_SECONDS = 3600
+# Looked at for every change of the crop. Gradio names an upload by its content.
+_survey = functools.lru_cache(maxsize=4)(survey)
 _INTRO = (
     "# PriorityCut\n\nDrop a picture and a clip: the picture moves like the clip. Use pictures of "
     "people who agreed to it, and say of the result that it is animated."
@@ -234,7 +237,7 @@ def animate_upload(
     source, driving = files
     parsed = parse_crop(crops[0]), parse_crop(crops[1])
     _read_limited(source, limits)
-    footage = survey(driving, limits)
+    footage = _survey(driving, limits)
     sound = sound_of(footage)
     shutil.rmtree(results, ignore_errors=True)
     made = []
@@ -289,7 +292,7 @@ def _read_limited(path: Path, limits: Limits) -> Frame:
 
 def driving_with_box(path: Path, crop: str, limits: Limits) -> Frame:
     """The first frame of a driving video with the part that the model sees in a frame."""
-    footage = survey(path, limits)
+    footage = _survey(path, limits)
     box = box_of(parse_crop(crop), footage.width, footage.height, footage.motion, str(path))
     return _framed(next(frames_upright(path)), box)
 

@@ -89,8 +89,13 @@ def verify(url: str, *, on_progress: Callable[[int, int], None] | None = None) -
     problems = _shard_problems(url, index)
     shares = [[position] for position in range(len(index.clips))]
     look = partial(_clip_problem, url, index.clips)
-    name_of = lambda position: index.clips[position].key  # noqa: E731
-    found = load(look, shares, os.cpu_count() or 1, name_of, SECONDS_PER_CLIP)
+    found = load(
+        look,
+        shares,
+        os.cpu_count() or 1,
+        lambda position: index.clips[position].key,
+        SECONDS_PER_CLIP,
+    )
     for done, problem in enumerate(found, start=1):
         problems += [problem] if problem else []
         if on_progress is not None:
