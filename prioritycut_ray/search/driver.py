@@ -20,7 +20,7 @@ from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.evaluation import Measures, metrics_of
 from prioritycut_ray.launch import ray_storage, uses_gpu
 from prioritycut_ray.metrics.aggregate import Metric
-from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.ray_session import grows, start_ray
 from prioritycut_ray.run_storage import RunStorage
 from prioritycut_ray.search.results import Trial, collect
 from prioritycut_ray.search.space import (
@@ -41,6 +41,8 @@ _TUNE = "tune"
 """Folder of Ray Tune's own files below a search's."""
 _SNAPSHOT = re.compile(r"experiment_state-.*\.json")
 """What Ray Tune resumes from: without one, a search has not begun."""
+_TRIALS_WHERE_NODES_ARE_ADDED = 8
+"""How far a cluster can grow is not known; a trial that waits costs its driver's half gigabyte."""
 
 
 def run_search(
@@ -110,6 +112,8 @@ def check_objective(search: SearchConfig, configs: list[Config]) -> Metric:
 def concurrency(search: SearchConfig, configs: list[Config]) -> int:
     """How many trials can run at the same time on this cluster.
 
+    Where an autoscaler adds nodes, trials that wait for room are what it adds them for.
+
     Raises:
         UserError: not even one.
     """
@@ -121,6 +125,8 @@ def concurrency(search: SearchConfig, configs: list[Config]) -> int:
     if uses_gpu(largest):
         gpus = sum(int(resources.get("GPU", 0)) for resources in nodes)
         room = min(room, gpus // workers)
+    if grows():
+        return max(room, _TRIALS_WHERE_NODES_ARE_ADDED)
     if room == 0:
         raise UserError(
             f"search {search.name}: a trial takes train.workers={workers} × train.cpus_per_worker="

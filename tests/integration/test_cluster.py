@@ -226,14 +226,14 @@ class Pods:
     def __init__(self, stage: Stage, verb: str) -> None:
         self._stage = stage
         self.job = stage.ray_job(verb)
-        self._spec = self.job["spec"]["rayClusterSpec"]
+        self.spec = self.job["spec"]["rayClusterSpec"]
         self._nodes: dict[str, Node] = {}
         self._hosts: dict[str, Host] = {}
 
     def __enter__(self) -> "Pods":
         try:
             self.start_head()
-            if not self._spec["enableInTreeAutoscaling"]:
+            if not self.spec["enableInTreeAutoscaling"]:
                 self.start_workers("worker1", "worker2")
         except BaseException:
             self.close()
@@ -264,15 +264,15 @@ class Pods:
 
     def start_head(self) -> None:
         words, variables = ["--head", "--port=6379"], {}
-        if self._spec["enableInTreeAutoscaling"]:
+        if self.spec["enableInTreeAutoscaling"]:
             words.append(f"--autoscaling-config={self._autoscaling_config()}")
             variables = AUTOSCALER
-        self._start("head", self._spec["headGroupSpec"], words, **variables)
+        self._start("head", self.spec["headGroupSpec"], words, **variables)
         self._await_node("head")
 
     def _autoscaling_config(self) -> Path:
         """Ray's autoscaler of the manifest's groups; its nodes are processes on the head's host."""
-        options, groups = self._spec["autoscalerOptions"], self._spec["workerGroupSpecs"]
+        options, groups = self.spec["autoscalerOptions"], self.spec["workerGroupSpecs"]
         assert options["version"] == "v2"
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
         types: Object = {FAKE_HEAD_NODE_TYPE: head}
@@ -308,7 +308,7 @@ class Pods:
     def start_workers(self, *names: str) -> None:
         address = f"--address={self.host('head').address}:6379"
         for name in names:  # one by one: hosts share the session's folder, where two would collide
-            self._start(name, self._spec["workerGroupSpecs"][0], [address])
+            self._start(name, self.spec["workerGroupSpecs"][0], [address])
             self._await_node(name)
 
     def _await_node(self, name: str) -> None:
@@ -448,10 +448,24 @@ def test_tune(stage: Stage) -> None:
     with Pods(stage, "tune") as pods:
         job = pods.submit("tune", "--smoke", "train.samples=16")
         assert job.end() == 0, job.output()
-    keys = stage.bucket.keys("runs/ablation-smoke/")
+    assert_search_finished(stage, "runs/ablation-smoke")
+
+
+def test_a_search_makes_a_cluster_without_workers_grow(stage: Stage) -> None:
+    with Pods(stage, "retrain") as pods:
+        assert pods.spec["enableInTreeAutoscaling"]
+        entrypoint = stage.ray_job("tune")["spec"]["entrypoint"]
+        words = ["--smoke", "train.samples=16", f"storage=s3://{BUCKET}/grown"]
+        job = Job(stage, pods.url, "tune-grows", entrypoint, words)
+        assert job.end() == 0, job.output()
+    assert_search_finished(stage, "grown/ablation-smoke")
+
+
+def assert_search_finished(stage: Stage, folder: str) -> None:
+    keys = stage.bucket.keys(f"{folder}/")
     for name in ("best.yaml", "trials.csv", "search.html"):
-        assert f"runs/ablation-smoke/{name}" in keys
-    table = stage.bucket.request("/runs/ablation-smoke/trials.csv").decode()
+        assert f"{folder}/{name}" in keys
+    table = stage.bucket.request(f"/{folder}/trials.csv").decode()
     trials = list(csv.DictReader(table.splitlines()))
     assert {trial["variant"] for trial in trials} == {"baseline", "unet", "cutmix", "prioritycut"}
     assert {trial["status"] for trial in trials} == {"finished"}
