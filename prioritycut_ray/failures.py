@@ -185,6 +185,21 @@ def diagnose(
     return Failure(kind, reason, rank, beat.address if beat else "", step)
 
 
+def diagnose_controller(error: BaseException, step: int) -> Failure:
+    """What the end of Ray's controller, the process that directs the ranks, means.
+
+    Args:
+        error: what Ray says of it.
+        step: that the ranks had reached.
+    """
+    kind, reason = _cause(error)
+    if kind is Kind.OUT_OF_MEMORY and isinstance(error, RayError):
+        reason = "Ray's memory monitor killed the run's controller: its node was nearly full"
+    elif kind is Kind.KILLED:
+        reason = "the process of the run's controller is gone"
+    return Failure(kind or Kind.ERROR, reason, None, "", step)
+
+
 _CONSEQUENCES: dict[Kind | None, int] = {Kind.PREEMPTED: 1, Kind.HANG: 2, None: 3}
 """What may only follow from another rank's failure; the higher, the less it says."""
 

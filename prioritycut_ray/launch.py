@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
-    CheckpointUploadMode,
     ControllerError,
     FailureConfig,
     LoggingConfig,
@@ -48,12 +47,21 @@ from prioritycut_ray.failures import (
     RetryPolicy,
     RunEnded,
     diagnose,
+    diagnose_controller,
     examine,
     explain,
     is_of_a_peer,
 )
 from prioritycut_ray.interrupts import StopSignals
-from prioritycut_ray.monitor import Heard, Heart, ask, record_crashes, start_monitor, terminated
+from prioritycut_ray.monitor import (
+    Beat,
+    Heard,
+    Heart,
+    ask,
+    record_crashes,
+    start_monitor,
+    terminated,
+)
 from prioritycut_ray.preflight import check_nodes
 from prioritycut_ray.ray_session import grows, room, start_ray
 from prioritycut_ray.run_storage import STEP_FORMAT, Retention, RunStorage, claim
@@ -107,22 +115,31 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
     start_ray()
     check_capacity(config)
     check_nodes(config, on_warning)
-    monitor = start_monitor()
-    fit = _Fit(_trainer(config, monitor, take_over(config)))
-    try:
-        with StopSignals() as signals:
+    monitor, launch = start_monitor(), take_over(config)
+    policy = RetryPolicy(config.train.max_failures)
+    with StopSignals() as signals:
+        while True:
+            fit = _Fit(_trainer(config, monitor, launch))
             fit.start()
-            _accompany(fit, monitor, config, signals, on_progress, on_warning)
-    except (RayError, ControllerError) as error:
-        raise explain(config.name, _failure(error), _last_checkpoint(config)) from error
-    return config.run
+            try:
+                _accompany(fit, monitor, config, signals, on_progress, on_warning)
+                return config.run
+            except ControllerError as error:
+                failure = _failure(error, _beats(monitor))
+                raise explain(config.name, failure, _last_checkpoint(config)) from error
+            except RayError as error:  # the controller, which decides what is tried again, is gone
+                beats = _beats(monitor)
+                failure = diagnose_controller(error, _furthest(beats))
+                if signals.received or policy.ends(failure, _started_from(beats)):
+                    raise explain(config.name, failure, _last_checkpoint(config)) from error
+                on_warning(f"{failure}; starting again from the last checkpoint")
+                monitor.forget.remote()
 
 
 def take_over(config: Config) -> str:
     """Make an older attempt that still trains this run stop; gives the id of this launch."""
-    storage, launch = RunStorage(config.run), uuid.uuid4().hex
-    claim(storage, launch, first=True)
-    storage.forget_reports()
+    launch = uuid.uuid4().hex
+    claim(RunStorage(config.run), launch, first=True)
     return launch
 
 
@@ -330,31 +347,16 @@ def _report(
     metrics: Mapping[str, float],
     state: TrainState | None,
 ) -> None:
-    """Hand metrics, and a checkpoint once it is committed, to Ray; without waiting for either.
+    """Begin to write a checkpoint, if there is a state, and hand metrics to Ray.
 
-    Ray calls what it is told to "upload" by in a thread of its own, and keeps reports in order.
+    Ray is not told of checkpoints. It would list them in the run's folder, and refuse to start
+    where one of its list is gone: removed by retention, or by another attempt.
     """
-    report = partial(
-        ray.train.report, dict(metrics), checkpoint_upload_mode=CheckpointUploadMode.ASYNC
-    )
-    if state is None or writer is None:
-        report()
-        return
-    writer.wait()  # before the copy: there are at most two states in memory
-    write = partial(write_snapshot, take_snapshot(state, config, data))
-    written = writer.save(state.step, metrics, write)
-
-    def committed(checkpoint: Checkpoint, name: str) -> Checkpoint:
-        written.result()
-        return checkpoint
-
-    rays = ray.train.get_context().get_storage()
-    path = rays.build_checkpoint_path_from_name(STEP_FORMAT.format(state.step))
-    report(
-        checkpoint=Checkpoint(path, filesystem=rays.storage_filesystem),
-        checkpoint_upload_fn=committed,
-        delete_local_checkpoint_after_upload=False,
-    )
+    if state is not None and writer is not None:
+        writer.wait()  # before the copy: there are at most two states in memory
+        write = partial(write_snapshot, take_snapshot(state, config, data))
+        writer.save(state.step, metrics, write)
+    ray.train.report(dict(metrics))
 
 
 class _ForwardWarnings(logging.Handler):
@@ -403,8 +405,7 @@ class _Supervisor(UserCallback):  # type: ignore[misc]  # ray is untyped
         heard = self._heard | ask(self._monitor.heard.remote(), {})
         self._heard = {}
         failure = diagnose(worker_exceptions, heard, self._timeout_s, examine)
-        started_from = max((h.beat.started_from for h in heard.values()), default=0)
-        ends = self._policy.ends(failure, started_from)
+        ends = self._policy.ends(failure, _started_from(h.beat for h in heard.values()))
         if ends or ask(self._monitor.stops.remote(), default=False):
             raise RunEnded(failure)
         self._monitor.tell.remote(f"{failure}; starting again from the last checkpoint")
@@ -462,8 +463,7 @@ def _accompany(
 
 
 def _preempted(reason: str, monitor: Any) -> ControllerError:
-    heard: dict[int, Heard] = ask(monitor.heard.remote(), {})
-    step = max((h.beat.step for h in heard.values()), default=0)
+    step = _furthest(_beats(monitor))
     return ControllerError(RunEnded(Failure(Kind.PREEMPTED, reason, None, "", step)))
 
 
@@ -500,14 +500,25 @@ class _Waiting:
             )
 
 
-def _failure(error: RayError | ControllerError) -> Failure:
-    """What Ray ended with, in our terms."""
-    cause = getattr(error, "controller_failure", error)
+def _failure(error: ControllerError, beats: Collection[Beat]) -> Failure:
+    """What Ray's controller ended with, in our terms."""
+    cause = error.controller_failure
     if isinstance(cause, RunEnded):
         return cause.failure
-    reason = (str(cause).strip().splitlines() or [""])[-1]
-    kind = Kind.LOST_NODE if isinstance(cause, RayError) else Kind.ERROR
-    return Failure(kind, f"Ray's controller ended ({type(cause).__name__}: {reason})", None, "", 0)
+    return diagnose_controller(cause, _furthest(beats))
+
+
+def _beats(monitor: Any) -> list[Beat]:
+    heard: dict[int, Heard] = ask(monitor.heard.remote(), {})
+    return [h.beat for h in heard.values()]
+
+
+def _furthest(beats: Iterable[Beat]) -> int:
+    return max((beat.step for beat in beats), default=0)
+
+
+def _started_from(beats: Iterable[Beat]) -> int:
+    return max((beat.started_from for beat in beats), default=0)
 
 
 def _last_checkpoint(config: Config) -> str:

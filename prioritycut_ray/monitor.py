@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from prioritycut_ray.worker import PHASES, Pulse
+from prioritycut_ray.worker import Pulse
 
 BEAT_SECONDS = 0.5
 SILENT_AFTER_S = 10.0
@@ -139,7 +139,6 @@ class Heart:
         self._monitor, self._pulse, self._rank = monitor, pulse, rank
         self._node, self._address = context.get_node_id(), ray.util.get_node_ip_address()
         self._timeout_s = timeout_s
-        self._started_from: int | None = None
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
@@ -162,14 +161,12 @@ class Heart:
 
     def _beat(self) -> Beat:
         pulse = self._pulse
-        if self._started_from is None and pulse.phase != PHASES[0]:
-            self._started_from = pulse.step
         return Beat(
             self._rank,
             self._node,
             self._address,
             os.getpid(),
-            self._started_from or 0,
+            pulse.started_from,
             pulse.step,
             pulse.phase,
             time.monotonic() - pulse.since,

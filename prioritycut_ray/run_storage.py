@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STEP_FORMAT = "step_{:07d}"
 _STEP_NAME = re.compile(r"step_(\d{7,})")
-_RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 class Attempt(BaseModel):
@@ -222,14 +221,6 @@ class RunStorage:
         verify(partial)
         os.replace(partial, directory)
         return directory
-
-    def forget_reports(self) -> None:
-        """Drop Ray's own list of checkpoints before a launch.
-
-        It may name some that retention has removed since, and Ray would refuse to start. Which
-        checkpoint to go on from is decided by :meth:`newest_good` alone.
-        """
-        self.remove(_RAY_SNAPSHOT)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -24,12 +24,14 @@ class Pulse:
     """What a rank is doing, noted by its training thread and read by the one that reports it.
 
     Attributes:
+        started_from: optimiser steps taken by earlier processes, 0 until that is known.
         step: optimiser steps taken.
         phase: one of :data:`PHASES`.
         since: when the phase began, by this process's monotonic clock, in seconds.
         stop: set from outside: the run is to save its state and end at the next step.
     """
 
+    started_from: int = 0
     step: int = 0
     phase: str = PHASES[0]
     since: float = field(default_factory=time.monotonic)
@@ -37,4 +39,6 @@ class Pulse:
 
     def mark(self, step: int, phase: str) -> None:
         """Note the begin of a phase."""
+        if self.phase == PHASES[0]:
+            self.started_from = step
         self.step, self.phase, self.since = step, phase, time.monotonic()

@@ -113,9 +113,9 @@ class Training:
         starts = [line["started_from"] for line in self._lines() if line.get("step", 0) > 0]
         return [s for i, s in enumerate(starts) if i == 0 or s != starts[i - 1]]
 
-    def monitor(self) -> int:
-        """The pid of the monitor."""
-        return int([line["monitor"] for line in self._lines() if "monitor" in line][-1])
+    def actor(self, name: str) -> int:
+        """The last known pid of the monitor, or of Ray's controller."""
+        return int([line[name] for line in self._lines() if line.get(name)][-1])
 
     def ranks(self) -> dict[int, Rank]:
         """The beats of the last two seconds."""

@@ -1,8 +1,9 @@
 """The command line, with a file beside it of what its ranks do: for tests that kill them.
 
 ``python -m tests.watched BEATS train CONFIG ...`` writes a line of JSON into BEATS for every beat,
-and one with the pid of the monitor. With ``GROW_BYTES`` set, rank 1 takes that much memory, bit by
-bit, after ten steps; into ``SEEDS_FOLDER`` every rank writes its samples' seeds, a line a step.
+and one with the pids of the monitor and of Ray's controller. With ``GROW_BYTES`` set, rank 1 takes
+that much memory, bit by bit, after ten steps; into ``SEEDS_FOLDER`` every rank writes its samples'
+seeds, a line a step.
 """
 
 import json
@@ -25,10 +26,14 @@ def watch(monitor: Any, path: Path, ended: threading.Event) -> None:
         while not ended.wait(0.3):
             try:
                 heard = ray.get(monitor.heard.remote(), timeout=10)
-                actor = ray._private.state.actors(monitor._actor_id.hex())
+                actors = ray._private.state.actors()
             except RayError:
                 continue
-            file.write(json.dumps({"monitor": actor["Pid"]}) + "\n")
+            alive = {
+                a["ActorClassName"]: a["Pid"] for a in actors.values() if a["State"] == "ALIVE"
+            }
+            pids = {"monitor": alive.get("_Monitor"), "controller": alive.get("TrainController")}
+            file.write(json.dumps(pids) + "\n")
             for item in heard.values():
                 file.write(json.dumps(item.beat._asdict() | {"at": time.time() - item.ago}) + "\n")
 

@@ -110,9 +110,19 @@ def test_a_frozen_rank_is_a_collective_time_out_with_its_name(start: Start) -> N
 def test_the_monitor_is_killed_and_nobody_minds(start: Start, quiet: Path) -> None:
     with start() as training:
         training.at_step(7)
-        os.kill(training.monitor(), signal.SIGKILL)
+        os.kill(training.actor("monitor"), signal.SIGKILL)
         assert training.end() == 0, training.output()
         assert training.starts() == [0]
+    assert_same_weights(quiet, start.run)
+
+
+def test_rays_controller_is_killed_and_the_run_goes_on(start: Start, quiet: Path) -> None:
+    with start() as training:
+        training.at_step(7)
+        os.kill(training.actor("controller"), signal.SIGKILL)
+        assert training.end() == 0, training.output()
+        assert "worker killed: the process of the run's controller is gone" in training.output()
+        assert len(training.starts()) == 2
     assert_same_weights(quiet, start.run)
 
 

@@ -22,9 +22,21 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
+def add_two(cluster: Cluster) -> None:
+    """Two more nodes, once both have joined."""
+    for _ in range(2):
+        cluster.add()
+    command = [str(BIN / "ray"), "status", f"--address={cluster.address}"]
+
+    def joined() -> bool:
+        told = subprocess.run(command, env=ENVIRON, capture_output=True, text=True, timeout=120)
+        return told.stdout.count(" 1 node_") == 3
+
+    await_truth(joined, "the nodes join")
+
+
 def test_a_whole_node_is_killed(cluster: Cluster, start: Start, quiet: Path) -> None:
-    cluster.add()
-    cluster.add()
+    add_two(cluster)
     with start(RAY_ADDRESS=cluster.address) as training:
         ranks = training.at_step(7)
         victim = max(ranks, key=lambda rank: ranks[rank].address)
@@ -36,8 +48,7 @@ def test_a_whole_node_is_killed(cluster: Cluster, start: Start, quiet: Path) -> 
 
 
 def test_a_node_is_drained_and_no_step_is_lost(cluster: Cluster, start: Start, quiet: Path) -> None:
-    cluster.add()
-    cluster.add()
+    add_two(cluster)
     with start(RAY_ADDRESS=cluster.address) as training:
         ranks = training.at_step(7)
         victim = max(ranks.values(), key=lambda rank: rank.address)
@@ -62,7 +73,7 @@ def test_a_run_grows_and_shrinks_with_the_cluster(cluster: Cluster, start: Start
     ) as training:
         training.at_step(7, workers=1)
         added = cluster.add()
-        at = training.at_step(0, workers=2)[0].started_from
+        at = training.at_step(6, workers=2)[0].started_from
         assert at >= 5
         training.at_step(at + 7, workers=2)
         added.kill()
