@@ -13,6 +13,7 @@ from torch import Tensor
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import Animation, Animator, FramePair
 from prioritycut_ray.models.keypoints import Keypoints, pose_distance, relative_keypoints
+from prioritycut_ray.precision import Precision, autocast
 
 BATCH = 16
 """Frames that go through the network together."""
@@ -97,6 +98,7 @@ def animate(
     relative: bool,
     adapt_scale: bool,
     initial: NDArray[np.uint8] | None = None,
+    precision: Precision = "float32",
 ) -> Iterator[Rendered]:
     """Move a source image like a driving video (method §6), batch by batch.
 
@@ -113,23 +115,27 @@ def animate(
         adapt_scale: scale that change by the ratio of the two keypoint hulls (relative only).
         initial: the driving frame whose pose is that of the source, `[H, W, 3]`; the first one
             unless given.
+        precision: of the networks.
     """
-    prepared = prepare_source(animator, source)
     driving = iter(driving)
     if initial is None:
         initial = next(driving, None)
         if initial is None:
             return
         driving = chain([initial], driving)
-    start = animator.detector(to_tensor(initial[None], source.device))
+    with autocast(precision, source.device):
+        prepared = prepare_source(animator, source)
+        start = animator.detector(to_tensor(initial[None], source.device))
     for frames in _batches(driving, source.device):
-        keypoints = animator.detector(frames)
-        if relative:
+        with autocast(precision, source.device):
+            keypoints = animator.detector(frames)
+        if relative:  # products of jacobians, which stay float32
             keypoints = relative_keypoints(
                 prepared.keypoints, keypoints, start, adapt_scale=adapt_scale
             )
-        pair = FramePair(source.expand(len(frames), -1, -1, -1), frames)
-        yield Rendered(pair, render(animator, prepared, keypoints))
+        with autocast(precision, source.device):
+            animation = render(animator, prepared, keypoints)
+        yield Rendered(FramePair(source.expand(len(frames), -1, -1, -1), frames), animation)
 
 
 @torch.inference_mode()

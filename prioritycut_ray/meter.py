@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prioritycut_ray.data.stream import Batch
+from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.worker import Worker
 
 
@@ -23,16 +23,16 @@ class Meter:
     _waiting: float = 0.0
     _since: float = field(default_factory=time.perf_counter)
 
-    def watch(self, source: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on, timing the wait for each."""
+    def watch(self, pairs: Iterator[FramePair]) -> Iterator[FramePair]:
+        """Pass frames on, timing the wait for each batch."""
         while True:
             before = time.perf_counter()
-            batch = next(source, None)
+            pair = next(pairs, None)
             self._waiting += time.perf_counter() - before
-            if batch is None:
+            if pair is None:
                 return
-            self._samples += len(batch.source) * self.worker.world_size
-            yield batch
+            self._samples += len(pair.source) * self.worker.world_size
+            yield pair
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Add the losses of a step; they stay on the device."""

@@ -95,7 +95,8 @@ class Animator:
     ) -> Iterator[Frame]:
         """Move a source picture like a driving video.
 
-        Pictures are RGB ``uint8 [H, W, 3]`` of any size; their centred square is taken.
+        Pictures are RGB ``uint8 [H, W, 3]`` of any size; their centred square is taken. The
+        networks compute in the precision of their training, ``train.precision``.
 
         Args:
             source: the picture.
@@ -147,6 +148,7 @@ class Animator:
             relative=relative,
             adapt_scale=adapt_scale,
             initial=initial,
+            precision=self.config.train.precision,
         )
 
     def save_pretrained(self, folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from prioritycut_ray.ahead import ahead
 from prioritycut_ray.checkpoint import load_checkpoint
 from prioritycut_ray.config import Config, DataConfig
 from prioritycut_ray.data.augment import augment
@@ -72,10 +73,9 @@ def train(
     tracker = Tracker(writer, start=state.step) if writer else None
     meter = Meter(worker)
     pulse.mark(state.step, "waiting for data")
-    for batch in meter.watch(training_batches(config, index, worker, start=state.samples)):
+    for pair in meter.watch(training_pairs(config, index, worker, start=state.samples)):
         pulse.mark(state.step, "generator step")
         state.stop_wanted = pulse.stop
-        pair = prepare(batch, config, worker.device)
         randomness = draw_randomness(config, state.step, worker)
         parts = micro_batches(pair, randomness, config.train.accumulate)
         set_learning_rates(state, config)
@@ -136,6 +136,16 @@ def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]
         # Batch statistics over all GPUs, as in the reference; gloo on CPU has no such thing.
         state.animator = nn.SyncBatchNorm.convert_sync_batchnorm(state.animator)
     return DistributedDataParallel(state.animator), DistributedDataParallel(state.discriminator)
+
+
+def training_pairs(
+    config: Config, index: ClipIndex, worker: Worker, *, start: int
+) -> Iterator[FramePair]:
+    """What :func:`training_batches` gives, on the device and augmented."""
+    share = training_batches(config, index, worker, start=start)
+    pairs = (prepare(batch, config, worker.device) for batch in share)
+    # While the training thread waits for the GPU, another one fetches and sends the next frames.
+    return ahead(pairs) if worker.device.type == "cuda" else pairs
 
 
 def training_batches(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from prioritycut_ray.ahead import ahead
 from prioritycut_ray.data.footage import (
     Crop,
     Footage,
@@ -21,7 +22,7 @@ from prioritycut_ray.data.inputs import Box
 from prioritycut_ray.data.output import check_output, write_animation
 from prioritycut_ray.data.video import Frame, Sound, has_sound, read_image
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.inference import Rendered, find_best_frame, to_tensor
+from prioritycut_ray.inference import BATCH, Rendered, find_best_frame, to_tensor
 from prioritycut_ray.pretrained import Animator
 from prioritycut_ray.progress import ProgressBar
 from prioritycut_ray.visualize import tiles
@@ -100,7 +101,7 @@ def animate(
         rendered = render_scene(animator, scene, motion)
         write_animation(
             out,
-            _counted(_frames(rendered, panel), count, bar),
+            _counted(panel_frames(rendered, panel=panel), count, bar),
             scene.driving.timing,
             scene.driving.fps,
             sound,
@@ -145,23 +146,24 @@ def sound_of(footage: Footage) -> Sound | None:
 
 
 def render_scene(animator: Animator, scene: Scene, motion: Motion) -> Iterator[Rendered]:
-    """Animate a scene, batch by batch."""
+    """Animate a scene, batch by batch; decoded and computed ahead in threads."""
 
     def driving() -> Iterator[Frame]:
-        return squares(scene.driving, scene.driving_box, animator.size)
+        return ahead(squares(scene.driving, scene.driving_box, animator.size), BATCH)
 
     initial = None
     if motion.best_frame:
         still = to_tensor(scene.source[None], animator.device)
         best = find_best_frame(animator.network, still, driving())
         initial = next(islice(driving(), best, None))
-    return animator.render(
+    rendered = animator.render(
         scene.source,
         driving(),
         relative=motion.relative,
         adapt_scale=motion.adapt_scale,
         initial=initial,
     )
+    return ahead(rendered)
 
 
 def _check_motion(motion: Motion) -> None:
@@ -175,7 +177,8 @@ def _check_motion(motion: Motion) -> None:
             raise UserError(f"{name} is of relative motion: drop it, or drop --no-relative")
 
 
-def _frames(batches: Iterable[Rendered], panel: bool) -> Iterator[Frame]:
+def panel_frames(batches: Iterable[Rendered], *, panel: bool) -> Iterator[Frame]:
+    """Results frame by frame; in a panel beside source and driving crop."""
     for pair, animation in batches:
         beside = [*pair] if panel else []
         yield from tiles([*beside, animation.prediction]).numpy()
