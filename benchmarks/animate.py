@@ -1,30 +1,53 @@
 """Frames a second of animation, beside the reference's way of one frame at a time; in Markdown.
 
-    python benchmarks/animate.py
+    python benchmarks/animate.py            # the network alone
+    python benchmarks/animate.py command    # with decoding and encoding, overlapped and not
 
-Published sizes, random weights: they change no time. Network alone: no decoding, no encoding.
-Seconds are CPU seconds of one process on a CPU, and time by the clock on a GPU.
+Published sizes, random weights: they change no time. Seconds of the network alone are CPU seconds
+of one process on a CPU, and time by the clock on a GPU; of the command they are by the clock.
 """
 
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import torch
 import typer
 from reference_way import reference_layers
 from torch import Tensor
 
-from prioritycut_ray.config import ModelConfig
+from prioritycut_ray.ahead import ahead
+from prioritycut_ray.commands import animate as animating
+from prioritycut_ray.commands.animate import Motion, set_scene
+from prioritycut_ray.config import ModelConfig, load_config
+from prioritycut_ray.data.footage import survey
+from prioritycut_ray.data.output import write_animation
+from prioritycut_ray.data.puppets import render_clip
+from prioritycut_ray.data.video import write_video
 from prioritycut_ray.inference import animate, default_device, to_tensor
-from prioritycut_ray.precision import autocast
+from prioritycut_ray.precision import Precision
+from prioritycut_ray.pretrained import Animator
 from prioritycut_ray.state import build_animator
 from prioritycut_ray.visualize import to_uint8
 
 DEVICE = default_device()
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-def main(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1) -> None:
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """Frames a second of animation."""
+    if context.invoked_subcommand is None:
+        network()
+
+
+@app.command()
+def network(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1) -> None:
     """Animate the same frames in every way, in turns."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -44,18 +67,21 @@ def main(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1) ->
                 predictions.append(to_uint8(animation.prediction))
         return torch.cat(predictions)
 
-    def batched() -> Tensor:
-        parts = animate(animator, source, iter(driving), relative=False, adapt_scale=False)
+    def batched(precision: Precision) -> Tensor:
+        parts = animate(
+            animator,
+            source,
+            iter(driving),
+            relative=False,
+            adapt_scale=False,
+            precision=precision,
+        )
         return torch.cat([to_uint8(part.animation.prediction) for part in parts])
-
-    def batched_bfloat16() -> Tensor:
-        with autocast("bfloat16", DEVICE):
-            return batched()
 
     calls: dict[str, Callable[[], Tensor]] = {
         "one by one, float32 (reference's way)": one_by_one,
-        "in batches of 16, float32": batched,
-        "in batches of 16, bfloat16": batched_bfloat16,
+        "in batches of 16, float32": partial(batched, "float32"),
+        "in batches of 16, bfloat16": partial(batched, "bfloat16"),
     }
     results, seconds = {}, dict.fromkeys(calls, float("inf"))
     for turn in range(turns + 1):
@@ -75,6 +101,40 @@ def main(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1) ->
         )
 
 
+@app.command()
+def command(
+    config: str = "vox256", side: int = 720, frames: int = 48, turns: int = 2, threads: int = 1
+) -> None:
+    """Decode, animate and encode a synthetic video: one after the other, and at the same time."""
+    torch.set_num_threads(threads)
+    options = load_config(config, [])
+    animator = Animator(build_animator(options.model), options, DEVICE)
+    ways = {"one after the other": lambda items, count=1: items, "overlapped": ahead}
+    seconds = dict.fromkeys(ways, float("inf"))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        video = folder / "driving.mp4"
+        write_video(video, render_clip(0, size=side, frames=frames).frames, 25.0)
+        footage = survey(video)
+        scene = set_scene(video, video, ("auto", "auto"), animator.size, footage)
+        for _ in range(turns):
+            for way, overlap in ways.items():
+                before = time.perf_counter()
+                with patch.object(animating, "ahead", overlap):
+                    rendered = animating.render_scene(animator, scene, Motion())
+                    panels = animating.panel_frames(rendered, panel=True)
+                    write_animation(folder / "out.mp4", panels, footage.timing, footage.fps, None)
+                seconds[way] = min(seconds[way], time.perf_counter() - before)
+    print(
+        f"Best of {turns}, {config}, random weights, {frames} frames of a synthetic {side}x{side} "
+        f"video to a panel of three, {DEVICE.type}, {threads} thread(s), by the clock.\n"
+    )
+    print("| way | frames/s | speed-up |\n|---|---|---|")
+    baseline = seconds["one after the other"]
+    for way, taken in seconds.items():
+        print(f"| {way} | {frames / taken:.2f} | {baseline / taken:.2f} |")
+
+
 def _now() -> float:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
@@ -83,4 +143,4 @@ def _now() -> float:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -15,4 +15,5 @@ done
 "$python" benchmarks/step.py step --sizes 512 --batches 4 --turns 5 --picture "$out/step_512.png" \
   | tee "$out/step_512.md"
 "$python" benchmarks/step.py noise | tee "$out/noise.md"
-"$python" benchmarks/animate.py --frames 128 | tee "$out/animate.md"
+"$python" benchmarks/animate.py network --frames 128 | tee "$out/animate.md"
+"$python" benchmarks/animate.py command --frames 256 --turns 3 | tee "$out/animate_command.md"
