@@ -11,7 +11,14 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from prioritycut_ray import failures
 from prioritycut_ray.errors import DataError, NotFiniteError, Preempted, UserError
-from prioritycut_ray.failures import Failure, Kind, RetryPolicy, diagnose, explain
+from prioritycut_ray.failures import (
+    Failure,
+    Kind,
+    RetryPolicy,
+    diagnose,
+    diagnose_controller,
+    explain,
+)
 from prioritycut_ray.monitor import Beat, Heard, Remains
 
 TIMEOUT = 600.0
@@ -86,6 +93,22 @@ def test_kinds_are_told_apart(
     assert failure.step == 7
     assert words in failure.reason
     assert "\n" not in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (RayActorError(error_msg="The actor died"), Kind.KILLED, "run's controller is gone"),
+        (OutOfMemoryError("low"), Kind.OUT_OF_MEMORY, "killed the run's controller"),
+        (MemoryError("array"), Kind.OUT_OF_MEMORY, "MemoryError: array"),
+        (UserError("no such bucket"), Kind.USER, "no such bucket"),
+        (ValueError("first\nlast"), Kind.ERROR, "ValueError: last"),
+    ],
+)
+def test_the_end_of_the_controller_is_explained(error: Exception, kind: Kind, words: str) -> None:
+    failure = diagnose_controller(error, 7)
+    assert (failure.kind, failure.rank, failure.step) == (kind, None, 7)
+    assert words in failure.reason
 
 
 def test_a_lost_connection_alone_leads_to_the_rank_that_is_gone() -> None:
