@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import ray.train.torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray import PlacementGroupID
 from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
@@ -29,6 +30,7 @@ from ray.train import (
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from prioritycut_ray.checkpoint import (
     find_checkpoint,
@@ -133,7 +135,17 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
                 if signals.received or policy.ends(failure, _started_from(beats)):
                     raise explain(config.name, failure, _last_checkpoint(config)) from error
                 on_warning(f"{failure}; starting again from the last checkpoint")
+                _free_room(beats)
                 monitor.forget.remote()
+
+
+def _free_room(beats: Iterable[Beat]) -> None:
+    """Give back what a dead controller held for these ranks.
+
+    Ray leaves that to an actor which gives up where it meets a second Ray on its machine.
+    """
+    for group in {beat.group for beat in beats}:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def take_over(config: Config) -> str:

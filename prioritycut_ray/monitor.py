@@ -34,6 +34,7 @@ class Beat(NamedTuple):
         node: Ray's id of the node, in hex.
         address: of the node.
         pid: of the worker process.
+        group: Ray's id of the placement group that it runs in, in hex.
         started_from: step that this process began at, 0 until it has.
         step: optimiser steps taken.
         phase: one of :data:`~prioritycut_ray.worker.PHASES`.
@@ -45,6 +46,7 @@ class Beat(NamedTuple):
     node: str
     address: str
     pid: int
+    group: str
     started_from: int
     step: int
     phase: str
@@ -138,6 +140,7 @@ class Heart:
         context = ray.get_runtime_context()
         self._monitor, self._pulse, self._rank = monitor, pulse, rank
         self._node, self._address = context.get_node_id(), ray.util.get_node_ip_address()
+        self._group = ray.util.get_current_placement_group().id.hex()
         self._timeout_s = timeout_s
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
@@ -166,6 +169,7 @@ class Heart:
             self._node,
             self._address,
             os.getpid(),
+            self._group,
             pulse.started_from,
             pulse.step,
             pulse.phase,

@@ -46,7 +46,7 @@ def died(words: str = "", preempted: bool = False) -> HealthCheckFailed:
 
 
 def heard(rank: int, step: int = 7, phase: str = "generator step", ago: float = 0.3) -> Heard:
-    beat = Beat(rank, f"node{rank}", f"10.0.0.{rank}", 100 + rank, 0, step, phase, 1.0, 5)
+    beat = Beat(rank, f"node{rank}", f"10.0.0.{rank}", 100 + rank, "", 0, step, phase, 1.0, 5)
     return Heard(beat, ago)
 
 
