@@ -133,8 +133,17 @@ class Cluster:
             node.end()
 
     def add(self, prefix: Sequence[str] = (), **changes: str) -> Node:
-        """Start another node with one CPU; see :class:`Node`. It joins within seconds."""
-        return self._start([f"--address={self.address}"], {**self._environ, **changes}, prefix)
+        """Start another node with one CPU, see :class:`Node`, and wait until it has joined.
+
+        Two that start at once collide: they share the session's folder.
+        """
+        node = self._start([f"--address={self.address}"], {**self._environ, **changes}, prefix)
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in node.output():
+            assert node.process.poll() is None, node.output()
+            assert time.monotonic() < deadline, node.output()
+            time.sleep(0.2)
+        return node
 
     def node(self, address: str) -> Node:
         """The node at 127.0.0.N."""

@@ -22,21 +22,9 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-def add_two(cluster: Cluster) -> None:
-    """Two more nodes, once both have joined."""
-    for _ in range(2):
-        cluster.add()
-    command = [str(BIN / "ray"), "status", f"--address={cluster.address}"]
-
-    def joined() -> bool:
-        told = subprocess.run(command, env=ENVIRON, capture_output=True, text=True, timeout=120)
-        return told.stdout.count(" 1 node_") == 3
-
-    await_truth(joined, "the nodes join")
-
-
 def test_a_whole_node_is_killed(cluster: Cluster, start: Start, quiet: Path) -> None:
-    add_two(cluster)
+    cluster.add()
+    cluster.add()
     with start(RAY_ADDRESS=cluster.address) as training:
         ranks = training.at_step(7)
         victim = max(ranks, key=lambda rank: ranks[rank].address)
@@ -48,7 +36,8 @@ def test_a_whole_node_is_killed(cluster: Cluster, start: Start, quiet: Path) -> 
 
 
 def test_a_node_is_drained_and_no_step_is_lost(cluster: Cluster, start: Start, quiet: Path) -> None:
-    add_two(cluster)
+    cluster.add()
+    cluster.add()
     with start(RAY_ADDRESS=cluster.address) as training:
         ranks = training.at_step(7)
         victim = max(ranks.values(), key=lambda rank: rank.address)
