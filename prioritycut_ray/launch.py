@@ -69,7 +69,6 @@ from prioritycut_ray.ray_session import grows, room, start_ray
 from prioritycut_ray.run_storage import STEP_FORMAT, Retention, RunStorage, claim
 from prioritycut_ray.run_writer import RunWriter
 from prioritycut_ray.state import TrainState
-from prioritycut_ray.trainer import train
 from prioritycut_ray.worker import Pulse, Worker
 
 Progress = Callable[[Mapping[str, float]], None]
@@ -117,11 +116,11 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
     start_ray()
     check_capacity(config)
     check_nodes(config, on_warning)
-    monitor, launch = start_monitor(), take_over(config)
+    monitor, launch_id = start_monitor(), take_over(config)
     policy = RetryPolicy(config.train.max_failures)
     with StopSignals() as signals:
         while True:
-            fit = _Fit(_trainer(config, monitor, launch))
+            fit = _Fit(_trainer(config, monitor, launch_id))
             fit.start()
             try:
                 _accompany(fit, monitor, config, signals, on_progress, on_warning)
@@ -137,15 +136,6 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
                 on_warning(f"{failure}; starting again from the last checkpoint")
                 _free_room(beats)
                 monitor.forget.remote()
-
-
-def _free_room(beats: Iterable[Beat]) -> None:
-    """Give back what a dead controller held for these ranks.
-
-    Ray leaves that to an actor which gives up where it meets a second Ray on its machine.
-    """
-    for group in {beat.group for beat in beats}:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def take_over(config: Config) -> str:
@@ -289,6 +279,9 @@ _MAY_CHANGE = (
 
 def _train_on_worker(arguments: dict[str, Any]) -> None:
     """The train function of every Ray Train worker."""
+    # Here, for driver and controller need neither torchvision nor timm: seconds of imports each.
+    from prioritycut_ray.trainer import train
+
     config = parse_config(arguments["config"], "train_loop_config")
     context = ray.train.get_context()
     worker = Worker(
@@ -531,6 +524,15 @@ def _furthest(beats: Iterable[Beat]) -> int:
 
 def _started_from(beats: Iterable[Beat]) -> int:
     return max((beat.started_from for beat in beats), default=0)
+
+
+def _free_room(beats: Iterable[Beat]) -> None:
+    """Give back what a dead controller held for these ranks.
+
+    Ray leaves that to an actor which gives up where it meets a second Ray on its machine.
+    """
+    for group in {beat.group for beat in beats}:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def _last_checkpoint(config: Config) -> str:
