@@ -6,11 +6,13 @@ import time
 from typing import Any
 
 import ray
+from ray._private import worker
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import AuthenticationError
 
 from prioritycut_ray.errors import UserError
 
+_print_to_stdstream = worker.print_to_stdstream
 _OBJECT_STORE_BYTES = 200_000_000
 """Small: frames travel through the data loader's shared memory, not through Ray's store."""
 _KNOCK_SECONDS = 15.0
@@ -30,6 +32,7 @@ def start_ray(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
+    worker.print_to_stdstream = _print_to_stderr
     address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {}
     if address:
@@ -47,6 +50,11 @@ def start_ray(address: str | None = None) -> None:
             f"({reason}); if it asks for its token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
             "what `ray get-auth-token` prints on its head; if it asks for none, unset both"
         ) from error
+
+
+def _print_to_stderr(data: dict[str, Any], *, ignore_prefix: bool) -> None:
+    """Print what Ray's nodes have to say: stdout is for the result of a command."""
+    _print_to_stdstream({**data, "is_err": True}, ignore_prefix=ignore_prefix)
 
 
 def room(resource: str) -> float:

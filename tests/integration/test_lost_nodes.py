@@ -101,6 +101,7 @@ def examined(cluster: Cluster, cwd: Path, *words: str) -> dict[str, set[str]]:
     """Names of what doctor found wrong, by place; it must not crash."""
     command = ["doctor", "--address", cluster.address, "--json", *words]
     result = prioritycut(*command, cwd=cwd, environ=ENVIRON)
+    assert result.stdout.startswith("["), result.stdout + result.stderr
     found: dict[str, set[str]] = {}
     for check in json.loads(result.stdout):
         found.setdefault(check["place"], set())
