@@ -52,7 +52,7 @@ def default_device() -> torch.device:
 
 def to_tensor(frames: NDArray[np.uint8], device: torch.device) -> Float[Tensor, "T 3 H W"]:
     """uint8 frames `[T, H, W, 3]` as floats in [0, 1] on a device."""
-    return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255
+    return torch.tensor(frames, device=device).permute(0, 3, 1, 2).float() / 255
 
 
 @torch.inference_mode()
