@@ -145,7 +145,7 @@ def test_the_same_error_twice_at_one_step_ends_the_run(start: Start) -> None:
 def test_memory_that_grows_is_ended_by_rays_monitor(start: Start) -> None:
     total = ray._common.utils.get_system_memory()
     used = ray._private.utils.get_used_memory()
-    grown = int((total - used) / 2)
+    grown = int(min(12e9, (total - used) / 2))
     limits = {
         "GROW_BYTES": str(grown),
         "RAY_memory_usage_threshold": f"{(used + 0.6 * grown) / total:.3f}",
