@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -125,13 +125,12 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
             try:
                 _accompany(fit, monitor, config, signals, on_progress, on_warning)
                 return config.run
-            except ControllerError as error:
-                failure = _failure(error, _beats(monitor))
-                raise explain(config.name, failure, _last_checkpoint(config)) from error
-            except RayError as error:  # the controller, which decides what is tried again, is gone
+            except (RayError, ControllerError) as error:
                 beats = _beats(monitor)
-                failure = diagnose_controller(error, _furthest(beats))
-                if signals.received or policy.ends(failure, _started_from(beats)):
+                failure = _failure(error, beats)
+                # The controller decides what is tried again, unless it is what died.
+                decided = isinstance(error, ControllerError) or bool(signals.received)
+                if decided or policy.ends(failure, _started_from(beats)):
                     raise explain(config.name, failure, _last_checkpoint(config)) from error
                 on_warning(f"{failure}; starting again from the last checkpoint")
                 _free_room(beats)
@@ -505,9 +504,9 @@ class _Waiting:
             )
 
 
-def _failure(error: ControllerError, beats: Collection[Beat]) -> Failure:
-    """What Ray's controller ended with, in our terms."""
-    cause = error.controller_failure
+def _failure(error: RayError | ControllerError, beats: Iterable[Beat]) -> Failure:
+    """What Ray's controller ended with, or of, in our terms."""
+    cause = getattr(error, "controller_failure", error)
     if isinstance(cause, RunEnded):
         return cause.failure
     return diagnose_controller(cause, _furthest(beats))
