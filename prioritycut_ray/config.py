@@ -484,8 +484,8 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def changed_keys(old: Config, new: Config) -> list[str]:
-    """Dotted keys whose values differ between two configurations."""
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between two trees, as ``model_dump(mode="json")`` gives."""
 
     def flatten(tree: Any, prefix: str) -> dict[str, Any]:
         if not isinstance(tree, dict):
@@ -495,6 +495,6 @@ def changed_keys(old: Config, new: Config) -> list[str]:
         )
         return {key: value for part in items for key, value in part.items()}
 
-    before, after = (flatten(config.model_dump(mode="json"), "") for config in (old, new))
+    before, after = (flatten(dict(tree), "") for tree in (old, new))
     keys = before | after
     return [key for key in keys if before.get(key) != after.get(key)]

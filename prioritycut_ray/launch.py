@@ -240,10 +240,11 @@ def check_resumable(config: Config, data: str) -> None:
             f"at data.url={config.data.url} (fingerprint {data[:12]}); give that data back to "
             "resume it, or another name=... to start afresh"
         )
-    changed = changed_keys(read_config(directory), config)
+    before = read_config(directory).model_dump(mode="json")
+    changed = changed_keys(before, config.model_dump(mode="json"))
     if directory.name == STEP_FORMAT.format(0):
         changed = [key for key in changed if key.startswith(_NETWORKS)]
-    changed = [key for key in changed if not key.startswith(_MAY_CHANGE)]
+    changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(
             f"{run}: the run exists with other values of {', '.join(changed)}; give those back to "
@@ -253,7 +254,7 @@ def check_resumable(config: Config, data: str) -> None:
 
 _NETWORKS = ("model.", "discriminator.", "data.size")
 """Keys that determine the shapes of the weights."""
-_MAY_CHANGE = (
+MAY_CHANGE = (
     "storage",
     "data.url",
     "data.loader_workers",

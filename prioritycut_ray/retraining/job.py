@@ -152,7 +152,7 @@ def candidate_config(models: RunStorage, job: Job) -> Config:
         UserError: the settings change the networks.
     """
     settings, folder = job.settings, f"{models.url}/{job.candidate}"
-    before = read_config(find_checkpoint(job.checkpoint))
+    before = read_config(find_checkpoint(job.checkpoint)).model_dump(mode="json")
     own = {
         "name": RUN,
         "storage": folder,
@@ -162,11 +162,11 @@ def candidate_config(models: RunStorage, job: Job) -> Config:
         "data.replay": settings.replay,
         "train.samples": job.samples,
     }
-    tree = apply_overrides(before.model_dump(mode="json"), as_words(settings.set | own))
+    tree = apply_overrides(before, as_words(settings.set | own))
     config = parse_config(tree, "set")
     networks = [
         key
-        for key in changed_keys(before, config)
+        for key in changed_keys(before, config.model_dump(mode="json"))
         if key.startswith(("model.", "discriminator.", "data.size"))
     ]
     if networks:

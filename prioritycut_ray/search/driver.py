@@ -1,10 +1,12 @@
 """All trials of a search: Ray Tune decides which run, and when."""
 
+import json
 import os
 import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,15 +16,15 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from prioritycut_ray.config import Config
+from prioritycut_ray.config import Config, changed_keys
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.evaluation import Measures, metrics_of
-from prioritycut_ray.launch import ray_storage, uses_gpu
+from prioritycut_ray.launch import MAY_CHANGE, ray_storage, uses_gpu
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.ray_session import grows, start_ray
 from prioritycut_ray.run_storage import RunStorage
-from prioritycut_ray.search.results import Trial, collect
+from prioritycut_ray.search.results import Trial, collect, reason
 from prioritycut_ray.search.space import (
     DRIVER_CPUS,
     VARIANT,
@@ -41,6 +43,8 @@ _TUNE = "tune"
 """Folder of Ray Tune's own files below a search's."""
 _SNAPSHOT = re.compile(r"experiment_state-.*\.json")
 """What Ray Tune resumes from: without one, a search has not begun."""
+_BEGUN = "search.json"
+"""What the search began with."""
 _TRIALS_WHERE_NODES_ARE_ADDED = 8
 """How far a cluster can grow is not known; a trial that waits costs its driver's half gigabyte."""
 
@@ -60,14 +64,16 @@ def run_search(
         The trials in the order in which they began, and the metric that is the objective.
 
     Raises:
-        UserError: the space, the data or the objective does not fit, or the cluster is too small.
+        UserError: the space, the data or the objective does not fit, the cluster is too small, or
+            the search began with other values.
         Preempted: the search was asked to stop; it can be resumed.
     """
     configs = check_space(search, base)
     metric = check_objective(search, configs)
     start_ray()
     concurrent = concurrency(search, configs)
-    tuner = _tuner(search, base, storage, metric, concurrent, resume=resume)
+    begun = _begin(search, base, storage, resume=resume)
+    tuner = _tuner(search, base, storage, metric, concurrent, resume=begun)
     _say(f"{storage.url}: up to {concurrent} trials at the same time")
     with _sigterm_as_interrupt():
         tuner.fit()
@@ -79,6 +85,42 @@ def run_search(
             "the same command with --resume goes on"
         )
     return trials, metric
+
+
+def _begin(search: SearchConfig, base: Config, storage: RunStorage, *, resume: bool) -> bool:
+    """Make sure that all trials of a search, before and after a resumption, can be compared.
+
+    Returns:
+        Whether the search has begun before.
+
+    Raises:
+        UserError: it has, and is not to be resumed, or its values or clips were others.
+    """
+    now = {
+        **base.model_dump(mode="json", exclude={"name"}),
+        **search.model_dump(mode="json", exclude={"name", "base", "set", "smoke"}),
+        "fingerprint of data.url": read_index(base.data.url).fingerprint,
+    }
+    if not any(map(_SNAPSHOT.fullmatch, storage.names(_TUNE))):
+        storage.write(_BEGUN, json.dumps(now, indent=1).encode())
+        return False
+    if not resume:
+        raise UserError(
+            f"{storage.url}: this search exists; --resume goes on with it, another name in the "
+            "file or another storage=... starts afresh"
+        )
+    changed = [
+        key
+        for key in changed_keys(json.loads(storage.read(_BEGUN)), now)
+        # A search compares trials of one length.
+        if key == "train.samples" or not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"{storage.url}: this search began with other values of {', '.join(changed)}; give "
+            "those back to resume it, or another name to search afresh"
+        )
+    return True
 
 
 def check_objective(search: SearchConfig, configs: list[Config]) -> Metric:
@@ -147,17 +189,14 @@ def _tuner(
     resume: bool,
 ) -> tune.Tuner:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the only way to a quiet Tune
+    # _Narrator says why; Ray's own traceback is in the trial's error.txt.
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
     plan = Plan(search, _for_trials(search, base), f"{storage.url}/runs")
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, plan=plan), {"CPU": DRIVER_CPUS}
     )
     folder, filesystem = ray_storage(storage)
-    if any(map(_SNAPSHOT.fullmatch, storage.names(_TUNE))):
-        if not resume:
-            raise UserError(
-                f"{storage.url}: this search exists; --resume goes on with it, another name in the "
-                "file or another storage=... starts afresh"
-            )
+    if resume:
         return tune.Tuner.restore(
             f"{folder}/{_TUNE}",
             trainable,
@@ -299,11 +338,16 @@ class _Narrator(tune.Callback):  # type: ignore[misc]  # ray is untyped
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune."""
-        _say(f"trial {trial.trial_id}: failed, tried again from its last report")
+        _say(f"trial {trial.trial_id}: failed, tried again from its last report: {_why(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune."""
-        _say(f"trial {trial.trial_id}: failed for good")
+        _say(f"trial {trial.trial_id}: failed for good: {_why(trial)}")
+
+
+def _why(trial: Any) -> str:
+    # Its copy in storage may be older.
+    return reason(Path(trial.error_file).read_text())
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def _trial(trial: Any, frame: Any, samples: int) -> Trial:
         # A population may have given it other values since, which nothing was trained with.
         parameters={key: last.get(f"config/{key}", value) for key, value in trial.config.items()},
         status=status,
-        reason=_reason(trial.get_error()) if status == "failed" else "",
+        reason=reason(trial.get_error() or "") if status == "failed" else "",
         points=points,
         metrics={
             key.removeprefix(_METRICS): float(value)
@@ -113,11 +113,9 @@ _METRICS = "metrics/"
 _ENDS = ("low", "high")
 
 
-def _reason(error: Any) -> str:
-    """The last line of a failure: what was raised, without where."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return _OWN_ERROR.sub("", lines[-1].strip()) if lines else type(cause).__name__
+def reason(trace: str) -> str:
+    """The last line of a traceback: what was raised, without where."""
+    return _OWN_ERROR.sub("", trace.strip().rsplit("\n", 1)[-1].strip())
 
 
 _OWN_ERROR = re.compile(r"^prioritycut_ray\.\w+\.\w+: ")

@@ -135,6 +135,19 @@ def test_a_search_that_exists_is_not_begun_again(halving: Search) -> None:
         tune(halving.file, halving.words, smoke=False, resume=False, console=QUIET)
 
 
+def test_a_search_goes_on_with_the_values_that_it_began_with_alone(halving: Search) -> None:
+    for changes, key in [
+        ({"reports": 1}, "reports"),
+        ({"set": HALVING["set"] | {"optim.ema_decay": 0.5}}, "optim.ema_decay"),
+        ({"set": HALVING["set"] | {"train.samples": 16}}, "train.samples"),
+        ({"space": {"optim.lr": {"grid": [0.005, 0.1]}}}, "space.optim.lr.grid"),
+    ]:
+        other = halving.file.with_name("other.yaml")
+        other.write_text(yaml.safe_dump(HALVING | changes))
+        with pytest.raises(UserError, match=re.escape(f"other values of {key};")):
+            tune(other, halving.words, smoke=False, resume=True, console=QUIET)
+
+
 @pytest.mark.timeout(600)
 def test_resuming_a_search_that_has_ended_trains_nothing(halving: Search) -> None:
     before = {path: path.stat().st_mtime_ns for path in (halving.folder / "runs").rglob("*")}
@@ -230,8 +243,9 @@ def test_a_trial_that_fails_is_tried_again_then_failed_and_the_search_goes_on(
     assert (failed["status"], finished["status"]) == ("failed", "finished")
     assert "not finite" in failed["reason"]
     said = capsys.readouterr().err
-    assert said.count(f"trial {failed['trial']}: failed, tried again") == 1
-    assert said.count(f"trial {failed['trial']}: failed for good") == 1
+    for what in ("failed, tried again from its last report", "failed for good"):
+        assert said.count(f"trial {failed['trial']}: {what}: {failed['reason']}\n") == 1
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def test_the_tree_is_frozen(minimal: str) -> None:
 
 def test_changed_keys_are_dotted(minimal: str) -> None:
     old, new = load_config(minimal), load_config(minimal, ["optim.lr=1", "priority_cut=null"])
-    changed = changed_keys(old, new)
+    changed = changed_keys(old.model_dump(mode="json"), new.model_dump(mode="json"))
     assert "optim.lr" in changed
     assert "priority_cut.top_k" in changed
     assert "name" not in changed
