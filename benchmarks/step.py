@@ -381,16 +381,20 @@ def _print_table(
         baseline = base.setdefault((cost.size, cost.batch), cost)
         speed = cost.flops / cost.seconds
         shares = [100 * speed / ceiling for ceiling in ceilings[cost.way]]
+        counted = [
+            f"{cost.flops / 1e12:.2f}",
+            f"{speed / 1e9:.0f}",
+            *(f"{share:.0f}" for share in shares),
+            f"{cost.memory / 1e9:.1f}",
+        ]
         cells = [
             f"{cost.seconds:.2f}",
             f"{cost.clock:.2f}",
             f"{baseline.seconds / cost.seconds:.2f}",
             f"{baseline.clock / cost.clock:.2f}",
             f"{cost.batch / cost.clock:.2f}",
-            f"{cost.flops / 1e12:.2f}",
-            f"{speed / 1e9:.0f}",
-            *(f"{share:.0f}" for share in shares),
-            f"{cost.memory / 1e9:.1f}",
+            # Not of compiled networks, which torch's counter does not see into.
+            *(counted if cost.flops else ["–"] * len(counted)),
             f"{cost.loss:.3f}",
         ]
         print(f"| {cost.size} | {cost.batch} | {cost.way} | {' | '.join(cells)} |")
