@@ -40,7 +40,7 @@ from prioritycut_ray.worker import Pulse, Worker
 
 LOG_EVERY = 10
 _NICENESS_OF_WORKERS = 15
-"""Ray's default (RAY_worker_niceness); with less, the other would have the better half of a core."""
+"""What Ray gives its own; with less, the bare trainer would have the better half of a core."""
 
 
 class Window(NamedTuple):

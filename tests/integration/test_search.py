@@ -137,7 +137,7 @@ def test_a_search_that_exists_is_not_begun_again(halving: Search) -> None:
 
 def test_a_search_goes_on_with_the_values_that_it_began_with_alone(halving: Search) -> None:
     for changes, key in [
-        ({"reports": 1}, "reports"),
+        ({"seed": 1}, "seed"),
         ({"set": HALVING["set"] | {"optim.ema_decay": 0.5}}, "optim.ema_decay"),
         ({"set": HALVING["set"] | {"train.samples": 16}}, "train.samples"),
         ({"space": {"optim.lr": {"grid": [0.005, 0.1]}}}, "space.optim.lr.grid"),
