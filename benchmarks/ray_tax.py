@@ -64,13 +64,13 @@ def main(steps: int = 400) -> None:
         start_ray()
         ray_start = time.time() - before
         steps_began = manager.Event()
-        bare = pool.submit(_bare, _config(folder, "bare", steps), steps_began)
+        beside = pool.submit(_bare, _config(folder, "bare", steps), steps_began)
         before = time.time()
-        windows = {"Ray Train": _under_ray(_config(folder, "ray", steps), steps_began)}
-        worker_start = _first_step(windows["Ray Train"]) - before
-        before, windows["bare"] = bare.result()
-        networks = _first_step(windows["bare"]) - before
-    _print_steps(windows["bare"], windows["Ray Train"])
+        under_ray = _under_ray(_config(folder, "ray", steps), steps_began)
+        worker_start = _first_step(under_ray) - before
+        before, bare = beside.result()
+        networks = _first_step(bare) - before
+    _print_steps({"bare": bare, "Ray Train": under_ray})
     print("\n| from the command to the first step | s |\n|---|---|")
     parts = {
         "imports of the command": _import_seconds(),
@@ -94,9 +94,8 @@ def _first_step(windows: list[Window]) -> float:
     return windows[0].end - LOG_EVERY * windows[0].step
 
 
-def _print_steps(bare: list[Window], under_ray: list[Window]) -> None:
+def _print_steps(ways: Mapping[str, list[Window]]) -> None:
     """Both over the time in which both were training; the first window of each is its warm-up."""
-    ways = {"bare": bare, "Ray Train": under_ray}
     begin = max(windows[0].end for windows in ways.values())
     end = min(windows[-1].end for windows in ways.values())
     seconds = {
