@@ -484,6 +484,10 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+NETWORK_KEYS = ("model.", "discriminator.", "data.size")
+"""Begins of keys that determine the shapes of the weights."""
+
+
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ between two trees, as ``model_dump(mode="json")`` gives."""
 

@@ -40,7 +40,7 @@ from prioritycut_ray.checkpoint import (
     take_snapshot,
     write_snapshot,
 )
-from prioritycut_ray.config import Config, changed_keys, parse_config
+from prioritycut_ray.config import NETWORK_KEYS, Config, changed_keys, parse_config
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.failures import (
@@ -243,7 +243,7 @@ def check_resumable(config: Config, data: str) -> None:
     before = read_config(directory).model_dump(mode="json")
     changed = changed_keys(before, config.model_dump(mode="json"))
     if directory.name == STEP_FORMAT.format(0):
-        changed = [key for key in changed if key.startswith(_NETWORKS)]
+        changed = [key for key in changed if key.startswith(NETWORK_KEYS)]
     changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(
@@ -252,8 +252,6 @@ def check_resumable(config: Config, data: str) -> None:
         )
 
 
-_NETWORKS = ("model.", "discriminator.", "data.size")
-"""Keys that determine the shapes of the weights."""
 MAY_CHANGE = (
     "storage",
     "data.url",

@@ -19,7 +19,14 @@ from prioritycut_ray.checkpoint import (
     read_config,
     read_progress,
 )
-from prioritycut_ray.config import Config, apply_overrides, as_words, changed_keys, parse_config
+from prioritycut_ray.config import (
+    NETWORK_KEYS,
+    Config,
+    apply_overrides,
+    as_words,
+    changed_keys,
+    parse_config,
+)
 from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation import Measures, metrics_of
@@ -167,7 +174,7 @@ def candidate_config(models: RunStorage, job: Job) -> Config:
     networks = [
         key
         for key in changed_keys(before, config.model_dump(mode="json"))
-        if key.startswith(("model.", "discriminator.", "data.size"))
+        if key.startswith(NETWORK_KEYS)
     ]
     if networks:
         raise UserError(f"set: {', '.join(networks)} would be another network: train it afresh")
