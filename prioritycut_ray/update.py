@@ -43,9 +43,7 @@ def apply_gradients(
     if options.max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(module.parameters(), options.max_grad_norm, norm)
     total = torch.stack(list(losses.values())).sum()
-    finite, go_on = _true_everywhere(
-        torch.isfinite(torch.stack([norm, total])).all(), not state.stop_wanted
-    )
+    finite, go_on = _agree(torch.isfinite(torch.stack([norm, total])).all(), not state.stop_wanted)
     state.stopping = state.stopping or not go_on
     if finite:
         optimizer.step()
@@ -73,13 +71,14 @@ def apply_gradients(
         )
 
 
-def _true_everywhere(*conditions: Tensor | bool) -> list[bool]:
-    """Which conditions hold on every rank; one collective for all of them."""
-    values = torch.stack([torch.as_tensor(condition) for condition in conditions])
-    values = values.to(torch.float32)
+def _agree(finite: Tensor, go_on: bool) -> tuple[bool, bool]:
+    """Whether both conditions hold on every rank; one collective and one wait for both."""
+    # The device itself writes the flag: a copy from the host would be one more wait.
+    values = torch.stack([finite.float(), finite.new_full((), go_on, dtype=torch.float32)])
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values, op=dist.ReduceOp.MIN)
-    return [value > 0 for value in values.tolist()]
+    all_finite, all_go_on = values.tolist()
+    return all_finite > 0, all_go_on > 0
 
 
 def _not_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> str:
