@@ -116,6 +116,10 @@ class PriorityCutConfig(Section):
     """Weight λ_cons of the consistency loss."""
 
 
+NAMED_WEIGHTS = ("pretrained", "efficientnet_lite0", "random")
+"""What ``loss.perceptual.weights`` may be besides a path."""
+
+
 class PerceptualConfig(Section):
     """The perceptual loss (method §2)."""
 

@@ -6,44 +6,20 @@ import secrets
 import shlex
 import signal
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import pathspec
 import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.working_directory import Package
 
 RUN_KEY = "prioritycut_run"
 """Of a job's metadata: the run that it trains."""
-EXCLUDED = (
-    ".git/",
-    ".venv/",
-    "__pycache__/",
-    ".*_cache/",
-    "runs/",
-    "data/",
-    "*.tar",
-    "*.mp4",
-    "*.safetensors",
-)
-"""What a working directory may hold and a job does not need, in .gitignore's notation."""
-_LARGEST_BYTES = 100 * 2**20
-"""Ray takes no larger package."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-
-
-class Package(NamedTuple):
-    """A working directory as it travels to the cluster."""
-
-    file: Path
-    files: int
-    size_bytes: int
 
 
 class Job(NamedTuple):
@@ -56,45 +32,6 @@ class Job(NamedTuple):
     message: str
     exit_code: int | None
     """Of the driver, once it has ended."""
-
-
-def pack(folder: Path, out: Path, excludes: Sequence[str] = ()) -> Package:
-    """Zip a working directory, without what .gitignore, .rayignore and ``excludes`` name.
-
-    Args:
-        folder: the working directory.
-        out: the .zip to write, outside of ``folder``.
-        excludes: patterns in .gitignore's notation, besides :data:`EXCLUDED`.
-
-    Raises:
-        UserError: it is larger than a cluster takes.
-    """
-    patterns = [*EXCLUDED, *excludes]
-    for name in (".gitignore", ".rayignore"):
-        if (folder / name).exists():
-            patterns += (folder / name).read_text().splitlines()
-    files = sorted(_included(folder, pathspec.GitIgnoreSpec.from_lines(patterns)))
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in files:
-            archive.write(path, path.relative_to(folder))
-        if not files:  # Ray takes no package without an entry
-            archive.writestr(".empty", "")
-    package = Package(out, len(files), out.stat().st_size)
-    if package.size_bytes > _LARGEST_BYTES:
-        largest = max(files, key=lambda path: path.stat().st_size).relative_to(folder)
-        raise UserError(
-            f"{folder}: packed it has {package.size_bytes / 2**20:.0f} MiB, a cluster takes "
-            f"{_LARGEST_BYTES / 2**20:.0f}; the largest file is {largest}: leave it out by "
-            f"--exclude, or submit from a smaller folder"
-        )
-    return package
-
-
-def _included(folder: Path, spec: pathspec.PathSpec[Any]) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        here = Path(parent).relative_to(folder)
-        folders[:] = [name for name in folders if not spec.match_file(f"{here / name}/")]
-        yield from (Path(parent, n) for n in names if not spec.match_file(str(here / n)))
 
 
 class Cluster:

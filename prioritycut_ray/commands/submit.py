@@ -1,5 +1,7 @@
 """``prioritycut submit`` and ``prioritycut jobs``."""
 
+import os
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from prioritycut_ray.config import Config, load_config, shipped_configs
+from prioritycut_ray.config import NAMED_WEIGHTS, Config, load_config, shipped_configs
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.jobs import Cluster, Job, exit_code, pack
+from prioritycut_ray.jobs import Cluster, Job, exit_code
+from prioritycut_ray.working_directory import pack
 
 _SAVE_SECONDS = "120"
 """That a stopped job has to write its checkpoint; Ray's own value is 3."""
@@ -33,16 +36,19 @@ def submit(
     """
     here = Path.cwd()
     config = load_config(source, overrides)
-    check_reachable(source, config, here)
     command = ["prioritycut", "train", source, *overrides]
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": _SAVE_SECONDS, **_variables(environment)}
     with tempfile.TemporaryDirectory() as folder:
-        package = pack(here, Path(folder) / "working_dir.zip", excludes)
+        required = required_files(source, config, here)
+        package = pack(here, Path(folder) / "working_dir.zip", excludes, required)
+        count = f"{package.files} file" + "s" * (package.files != 1)
         console.print(
-            f"Working directory: {here}, {package.files} files, "
-            f"{package.size_bytes / 2**20:.2f} MiB packed"
+            f"Working directory: {here}, {count}, {package.size_bytes / 2**20:.2f} MiB packed",
+            markup=False,
         )
-        console.print(f"Command:           {' '.join(command)}", markup=False)
+        for name in package.left_out:
+            console.print(f"Left out:          {name}", markup=False)
+        console.print(f"Command:           {shlex.join(command)}", markup=False)
         if dry_run:
             return 0
         cluster = Cluster(address)
@@ -60,25 +66,47 @@ def submit(
     return report_end(job, console)
 
 
-def check_reachable(source: str, config: Config, here: Path) -> None:
-    """Refuse what a driver on another machine could not find.
+def required_files(source: str, config: Config, here: Path) -> list[str]:
+    """Files that the job reads from its working directory, relative to it.
 
     Raises:
-        UserError: naming the key or the file.
+        UserError: the job could not find something that the command line or the configuration
+            names; the message names the key or the file.
     """
-    if source not in shipped_configs() and not Path(source).resolve().is_relative_to(here):
-        raise UserError(
-            f"{source}: lies outside of {here}, which is what travels to the cluster; submit from "
-            "a folder that holds it"
-        )
-    if source not in shipped_configs() and Path(source).is_absolute():
-        raise UserError(f"{source}: give it as a path within {here}")
-    for key, location in (("storage", config.storage), ("data.url", config.data.url)):
-        if "://" not in location and not Path(location).is_absolute():
+    found_anywhere = source in shipped_configs() or "://" in source
+    files = [] if found_anywhere else [_within(source, source, here)]
+    data = config.data
+    places = [("storage", config.storage), ("data.url", data.url)]
+    optional = [("data.index", data.index), ("data.known", data.known)]
+    for key, location in [*places, *optional]:
+        if location and "://" not in location and not Path(location).is_absolute():
             raise UserError(
-                f"{key}={location}: a relative path would be within the job's own folder; give a "
+                f"{key}={location}: a relative path would be inside the job's own folder; give a "
                 "URL, or the absolute path of a disk that all nodes share"
             )
+    weights = config.loss.perceptual.weights
+    if weights not in NAMED_WEIGHTS and not Path(weights).is_absolute():
+        files.append(_within(weights, f"loss.perceptual.weights={weights}", here))
+    return files
+
+
+def _within(name: str, shown: str, here: Path) -> str:
+    """The relative path of a file that travels with the working directory.
+
+    Raises:
+        UserError: it does not exist, or lies elsewhere.
+    """
+    if Path(name).is_absolute():
+        raise UserError(f"{shown}: give the file as a path relative to {here}")
+    relative = os.path.normpath(name)
+    if relative.startswith(os.pardir):
+        raise UserError(
+            f"{shown}: the file is outside of {here}, the folder that travels to the cluster; "
+            "submit from a folder that contains it"
+        )
+    if not (here / relative).is_file():
+        raise UserError(f"{shown}: there is no such file in {here}")
+    return relative
 
 
 def _variables(words: Sequence[str]) -> dict[str, str]:

@@ -1,55 +1,17 @@
 """What happens before a job reaches a cluster."""
 
-import zipfile
+import os
 from pathlib import Path
 
 import pytest
 
-from prioritycut_ray import jobs
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.jobs import Cluster, Job, exit_code, pack
+from prioritycut_ray.jobs import Cluster, Job, exit_code
 from prioritycut_ray.kubernetes.check import check_text
 from tests.conftest import Prioritycut, assert_one_line
 
 REMOTE = ["storage=s3://bucket/runs", "data.url=s3://bucket/data"]
-
-
-def write(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-
-
-def test_a_package_leaves_out_what_a_job_does_not_need(tmp_path: Path) -> None:
-    here = tmp_path / "here"
-    write(here, "mine.yaml", "deep/er.py", "runs/x/step.bin", ".venv/bin/python", "clip.mp4")
-    write(here, "notes.txt", "secret.key", "deep/cache.tmp", ".git/config", "a/__pycache__/b.pyc")
-    (here / ".gitignore").write_text("*.tmp\n")
-    (here / ".rayignore").write_text("notes.txt\n")
-    package = pack(here, tmp_path / "package.zip", ["*.key"])
-    with zipfile.ZipFile(package.file) as archive:
-        names = set(archive.namelist())
-    assert names == {"mine.yaml", "deep/er.py", ".gitignore", ".rayignore"}
-    assert package.files == 4
-    assert package.size_bytes == package.file.stat().st_size
-
-
-def test_an_empty_folder_can_be_packed(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    assert pack(tmp_path / "here", tmp_path / "package.zip").files == 0
-
-
-def test_a_package_that_is_too_large_names_the_largest_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "_LARGEST_BYTES", 100)
-    here = tmp_path / "here"
-    write(here, "small.txt", "large.txt")
-    (here / "large.txt").write_text("large" * 1000)
-    with pytest.raises(UserError, match=r"largest file is large\.txt.*--exclude"):
-        pack(here, tmp_path / "package.zip")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +46,9 @@ def test_nobody_at_the_address_is_one_line(prioritycut: Prioritycut) -> None:
         (["nowhere.yaml"], ["nowhere.yaml"]),
         (["quickstart"], ["storage=runs", "relative"]),
         (["quickstart", REMOTE[0]], ["data.url=data", "relative"]),
-        (["../config.yaml", *REMOTE], ["config.yaml", "lies outside"]),
+        (["../config.yaml", *REMOTE], ["config.yaml", "is outside"]),
+        (["quickstart", *REMOTE, "data.known=old"], ["data.known=old", "relative"]),
+        (["quickstart", *REMOTE, "loss.perceptual.weights=v.pth"], ["v.pth", "no such file"]),
         (["quickstart", *REMOTE, "--env", "NAME"], ["--env NAME", "KEY=VALUE"]),
         (["quickstart", *REMOTE, "train.worker=2"], ["train.workers"]),
         (["nowhere.yaml", *REMOTE, "--kubernetes"], ["shipped"]),
@@ -101,8 +65,35 @@ def test_dry_run_says_what_would_travel(prioritycut: Prioritycut, tmp_path: Path
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     result = prioritycut("submit", "mine.yaml", *REMOTE, "--dry-run")
     assert result.returncode == 0, result.stderr
-    assert "1 files" in result.stdout
+    assert "1 file," in result.stdout
     assert f"prioritycut train mine.yaml {' '.join(REMOTE)}" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["ignored.yaml", "runs/a.yaml", "data/a.yaml", "link/a.yaml"])
+def test_the_configuration_always_travels(
+    prioritycut: Prioritycut, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (tmp_path / "link").symlink_to(elsewhere)
+    (tmp_path / ".gitignore").write_text("ignored.yaml\nlink\n.gitignore\n")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("name: mine\n")
+    result = prioritycut("submit", name, *REMOTE, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "1 file," in result.stdout
+
+
+def test_local_perceptual_weights_travel(prioritycut: Prioritycut, tmp_path: Path) -> None:
+    (tmp_path / "vgg.safetensors").write_text("weights")
+    words = ["quickstart", *REMOTE, "loss.perceptual.weights=vgg.safetensors", "--dry-run"]
+    assert "1 file," in prioritycut("submit", *words).stdout
+
+
+def test_what_cannot_be_packed_is_listed(prioritycut: Prioritycut, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    result = prioritycut("submit", "quickstart", *REMOTE, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "pipe (a FIFO)" in result.stdout
 
 
 def test_dry_run_for_kubernetes_prints_a_valid_job(prioritycut: Prioritycut) -> None:

@@ -1,0 +1,210 @@
+"""The working directory as it travels to a cluster: a zip file, as Ray packs one.
+
+Like Ray, it follows links to folders and reads ``.gitignore`` and ``.rayignore`` in every folder;
+like git, the deepest file that mentions a path decides. Unlike Ray, it says what it leaves out.
+"""
+
+import os
+import stat
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pathspec import GitIgnoreSpec
+
+from prioritycut_ray.errors import UserError
+
+EXCLUDED = (
+    ".git/",
+    ".venv/",
+    "__pycache__/",
+    ".*_cache/",
+    "runs/",
+    "data/",
+    "*.tar",
+    "*.mp4",
+    "*.safetensors",
+)
+"""What a working directory may hold and a job does not need, in .gitignore's notation."""
+_IGNORE_FILES = (".gitignore", ".rayignore")
+_LARGEST_BYTES = 100 * 2**20
+"""Ray accepts no larger package."""
+_SPECIAL = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class Package(NamedTuple):
+    """A packed working directory.
+
+    Attributes:
+        file: the zip file.
+        files: how many files it holds.
+        size_bytes: of the zip file.
+        left_out: what cannot be packed, each as ``NAME (reason)``; ignored files are not listed.
+    """
+
+    file: Path
+    files: int
+    size_bytes: int
+    left_out: tuple[str, ...]
+
+
+def pack(
+    folder: Path, out: Path, excludes: Sequence[str] = (), required: Sequence[str] = ()
+) -> Package:
+    """Zip a working directory, without what .gitignore, .rayignore and ``excludes`` name.
+
+    Args:
+        folder: the working directory.
+        out: the .zip file to write, outside of ``folder``.
+        excludes: patterns in .gitignore's notation, in addition to :data:`EXCLUDED`.
+        required: files, relative to ``folder``, that are packed even if a pattern names them.
+
+    Raises:
+        UserError: a file cannot be read, a pattern is invalid, or the package is larger than a
+            cluster accepts.
+    """
+    files = {os.path.normpath(name): folder / name for name in required}
+    left_out: list[str] = []
+    largest, largest_bytes = "", -1
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for name, path in _in_turn(files, _included(folder, excludes, left_out)):
+            _add(archive, name, path)
+            size = archive.getinfo(Path(name).as_posix()).compress_size
+            if size > largest_bytes:
+                largest, largest_bytes = name, size
+            if out.stat().st_size > _LARGEST_BYTES:
+                raise UserError(
+                    f"{folder}: the working directory is more than {_LARGEST_BYTES / 2**20:.0f} "
+                    f"MiB packed, the limit of a cluster; the largest file so far is {largest}: "
+                    "exclude it with --exclude, or submit from a smaller folder"
+                )
+        count = len(archive.namelist())
+        if not count:  # Ray accepts no package without an entry.
+            archive.writestr(".empty", "")
+    return Package(out, count, out.stat().st_size, tuple(left_out))
+
+
+def _in_turn(
+    first: dict[str, Path], rest: Iterator[tuple[str, Path]]
+) -> Iterator[tuple[str, Path]]:
+    """The required files, then all others."""
+    yield from first.items()
+    yield from ((name, path) for name, path in rest if name not in first)
+
+
+def _add(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    try:
+        archive.write(path, name)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); make it readable, or leave it out with "
+            "--exclude"
+        ) from error
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        raise UserError(
+            f"{shown}: the file name is not UTF-8; rename the file, or leave it out with --exclude"
+        ) from error
+
+
+def _included(
+    folder: Path, excludes: Sequence[str], left_out: list[str]
+) -> Iterator[tuple[str, Path]]:
+    """Names and paths of what is packed; notes in ``left_out`` what cannot be."""
+    always, usual = _spec(excludes, "--exclude"), _spec(EXCLUDED, "EXCLUDED")
+    root = _Ignores(usual, "", None)
+
+    def walk(name: str, outer: _Ignores, ancestors: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+        here = folder / name
+        ignores = _with_files_of(here, name, outer)
+        for entry in _entries(here):
+            inner = os.path.join(name, entry)
+            path = folder / inner
+            is_folder = path.is_dir()
+            compared = _bytewise(f"{inner}/" if is_folder else inner)
+            if always.match_file(compared) or ignores.excludes(compared):
+                continue
+            if not is_folder:
+                reason = _obstacle(path)
+                if reason:
+                    left_out.append(f"{inner} ({reason})")
+                else:
+                    yield inner, path
+                continue
+            real = os.path.realpath(path)
+            if real in ancestors:
+                left_out.append(f"{inner} (a link to a folder that contains it)")
+            else:
+                yield from walk(inner, ignores, (*ancestors, real))
+
+    yield from walk("", root, (os.path.realpath(folder),))
+
+
+class _Ignores(NamedTuple):
+    """Patterns of one folder, and those of the folders around it.
+
+    Attributes:
+        spec: the patterns.
+        base: the folder's name, which the patterns are relative to.
+        outer: the patterns that decide where these do not.
+    """
+
+    spec: GitIgnoreSpec
+    base: str
+    outer: "_Ignores | None"
+
+    def excludes(self, name: str) -> bool:
+        """Whether a path is ignored; folders end in a slash."""
+        inside = name[len(self.base) :].lstrip("/")
+        verdict = self.spec.check_file(inside).include
+        if verdict is None and self.outer is not None:
+            return self.outer.excludes(name)
+        return bool(verdict)
+
+
+def _with_files_of(folder: Path, name: str, outer: _Ignores) -> _Ignores:
+    """The patterns inside a folder: its own ignore files come before those around it."""
+    ignores = outer
+    for file in _IGNORE_FILES:
+        path = folder / file
+        if path.is_file():
+            patterns = path.read_bytes().splitlines()
+            ignores = _Ignores(_spec(patterns, str(path)), _bytewise(name), ignores)
+    return ignores
+
+
+def _spec(patterns: Sequence[str | bytes], source: str) -> GitIgnoreSpec:
+    try:
+        return GitIgnoreSpec.from_lines(map(_bytewise, patterns))
+    except ValueError as error:
+        raise UserError(f"{source}: {error}; correct or remove it") from error
+
+
+def _bytewise(text: str | bytes) -> str:
+    """Git compares names and patterns byte by byte, whatever their encoding."""
+    return os.fsencode(text).decode("latin-1")
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be listed ({error.strerror}); make it readable, or leave it out "
+            "with --exclude"
+        ) from error
+
+
+def _obstacle(path: Path) -> str | None:
+    """Why a path is not packed; None for a regular file or a link to one."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link to nothing"
+    return None if stat.S_ISREG(mode) else _SPECIAL.get(stat.S_IFMT(mode), "not a regular file")
