@@ -30,6 +30,7 @@ class Kind(IntEnum):
 
     USER = 1
     BAD_DATA = 65
+    GPU_FAULT = 68
     LOST_NODE = 69
     ERROR = 70
     OUT_OF_MEMORY = 71
@@ -44,6 +45,7 @@ class Kind(IntEnum):
 TITLES = {
     Kind.USER: "cannot go on",
     Kind.BAD_DATA: "bad data",
+    Kind.GPU_FAULT: "GPU fault",
     Kind.LOST_NODE: "lost node",
     Kind.ERROR: "error in a worker",
     Kind.OUT_OF_MEMORY: "out of memory",
@@ -55,6 +57,8 @@ TITLES = {
     Kind.SUPERSEDED: "superseded",
 }
 ADVICE = {
+    Kind.GPU_FAULT: "check that node's GPUs (nvidia-smi -q, Xid in dmesg) and take the node "
+    "out if it comes again",
     Kind.LOST_NODE: "bring the node back or train with fewer train.workers",
     Kind.ERROR: "report it if it comes again",
     Kind.OUT_OF_MEMORY: "lower train.batch_size or data.loader_workers, raise train.accumulate, or "
@@ -64,7 +68,7 @@ ADVICE = {
     Kind.HANG: "look at that rank's node, its storage and its network; train.collective_timeout_s "
     "is the patience",
 }
-_RETRIED = (Kind.LOST_NODE, Kind.ERROR, Kind.OUT_OF_MEMORY, Kind.KILLED)
+_RETRIED = (Kind.GPU_FAULT, Kind.LOST_NODE, Kind.ERROR, Kind.OUT_OF_MEMORY, Kind.KILLED)
 """Kinds that another attempt may not meet again."""
 
 
@@ -225,7 +229,7 @@ def _cause(error: BaseException) -> tuple[Kind | None, str]:
     """Kind and reason of what one rank raised; None where it only lost the connection."""
     error = getattr(error, "health_check_failure", error)
     text = str(error).strip()
-    last = f"{type(error).__name__}: {(text.splitlines() or [''])[-1]}"
+    reason = f"{type(error).__name__}: {_headline(text)}"
     if isinstance(error, UserError):
         return Kind(error.exit_code), text
     if isinstance(error, OutOfMemoryError) or "node running low on memory" in text:
@@ -236,19 +240,84 @@ def _cause(error: BaseException) -> tuple[Kind | None, str]:
     if isinstance(error, RayActorError):
         return _actor_death(error, text)
     if isinstance(error, MemoryError) or _MEMORY.search(text):
-        return Kind.OUT_OF_MEMORY, last
+        return Kind.OUT_OF_MEMORY, reason
+    if _GPU_FAULT.search(text):
+        return Kind.GPU_FAULT, reason
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or _NO_SPACE.search(text):
         place = getattr(error, "filename", None)
-        return Kind.DISK_FULL, f"{place}: no space left" if place else last
-    if isinstance(error, RuntimeError) and _COLLECTIVE.search(f"{last} {text}"):
-        return (Kind.HANG if _TIMED_OUT.search(text) else None), last
-    return Kind.ERROR, last
+        return Kind.DISK_FULL, f"{place}: no space left" if place else reason
+    if type(error).__name__ in _RAY_TIME_OUTS:
+        return Kind.HANG, reason
+    if isinstance(error, RuntimeError) and not _OWN_GPU.search(reason):
+        if _TIMED_OUT.search(_without_frames(text)):
+            return Kind.HANG, reason
+        if _COLLECTIVE.search(reason):
+            return None, reason
+    return Kind.ERROR, reason
 
 
-_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|Cannot allocate memory")
+def _headline(text: str) -> str:
+    """The line of an error's text that says what happened.
+
+    It is the last one in Python, and the first one of CUDA's libraries, which add advice. NCCL's
+    first line gives the category and its last line the cause: both are kept.
+    """
+    lines = _without_frames(text).strip().removesuffix("Last error:").strip().splitlines() or [""]
+    of_library = [line for line in lines if _LIBRARY.search(line)]
+    if not of_library:
+        return lines[-1]
+    first, last = of_library[0], lines[-1]
+    return f"{first}: {last}" if "NCCL" in first and first != last else first
+
+
+def _without_frames(text: str) -> str:
+    """An error's text without the C++ stack that torch may append."""
+    return text.partition("Exception raised from ")[0]
+
+
+# The texts below are those of torch 2.11 to 2.14, CUDA 13, cuBLAS, cuDNN 9 and 8, NCCL 2.30, gloo
+# and glibc; tests/unit/test_failures.py has examples of each.
+
+_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc"
+    r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS\w*_ALLOC(ATION)?_FAILED|CUFFT_ALLOC_FAILED"
+    r"|Failed to (CUDA )?(host )?[cm]?alloc (async )?\d+ bytes"
+    # cuDNN's search passes over algorithms whose workspace does not fit; here none was left.
+    r"|was unable to find an engine|Unable to find a valid cuDNN algorithm",
+    re.I,
+)
+_GPU_FAULT = re.compile(
+    r"uncorrectable (ECC|NVLink) error|over nvlink or a hardware error|hardware stack error"
+    r"|CUDA-capable device\(s\) is/are busy or unavailable|no CUDA-capable device is detected"
+    r"|GPU is lost|fallen off the bus"
+)
 _NO_SPACE = re.compile(r"No space left on device|PytorchStreamWriter failed writing")
-_COLLECTIVE = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|Connection (closed|reset)|^Dist", re.I)
-_TIMED_OUT = re.compile(r"tim(ed |e)-?out", re.I)
+_LIBRARY = re.compile(
+    r"(CUDA|cuDNN|cusolver|cuFFT|cuSPARSE|NCCL)( \w+)? error|ran out of memory", re.I
+)
+_OWN_GPU = re.compile(
+    r"(CUDA|cuDNN|cusolver|cuFFT|cuSPARSE)( \w+)? error: |NCCL error.*"
+    r"(unhandled cuda error|invalid usage|invalid argument)",
+    re.I,
+)
+"""Errors of a rank's own device or of its own use of NCCL: no peer is to blame."""
+_COLLECTIVE = re.compile(
+    r"gloo|NCCL|ProcessGroup|TCPStore|^Dist|Broken pipe|Socket closed"
+    r"|Connection (closed|reset|refused|timed out)",
+    re.I,
+)
+_TIMED_OUT = re.compile(
+    # Not the settings that NCCL prints, and not TCP's word on a host that is gone.
+    r"(?<!Connection )timed[ -]out|(?<!_)time-?out(?!\(ms\))|timing out|watchdog got stuck"
+    r"|failed to pass monitoredBarrier",
+    re.I,
+)
+_RAY_TIME_OUTS = (
+    "CollectiveTimeoutError",
+    "BroadcastCollectiveTimeoutError",
+    "WorkerHealthCheckTimeoutError",
+)
+"""Names of Ray Train's errors, which its public modules do not export."""
 
 
 def _actor_death(error: RayActorError, text: str) -> tuple[Kind, str]:

@@ -8,6 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.train.v2._internal.exceptions import (
+    BroadcastCollectiveTimeoutError,
+    WorkerHealthCheckTimeoutError,
+)
 
 from prioritycut_ray import failures
 from prioritycut_ray.errors import DataError, NotFiniteError, Preempted, UserError
@@ -30,6 +34,38 @@ GLOO_TIMEOUT = RuntimeError(
     "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting "
     "600000ms for recv operation to complete"
 )
+
+
+CUDA_ADVICE = (
+    "\nSearch for `cudaErrorX' in https://docs.nvidia.com/cuda/cuda-runtime-api/"
+    "group__CUDART__TYPES.html for more information."
+    "\nCUDA kernel errors might be asynchronously reported at some other API call, so the "
+    "stacktrace below might be incorrect."
+    "\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
+    "\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+)
+CPP_FRAMES = (
+    "\nException raised from checkForNCCLErrors at /pytorch/c10d/ProcessGroupNCCL.cpp:2363 (most "
+    "recent call first):\nframe #0: c10::Error::Error + 0x98 (0x7f in libc10.so)\n"
+)
+
+
+def cuda(words: str) -> Exception:
+    """As torch tells an error of the CUDA runtime: what happened comes first."""
+    return torch.AcceleratorError(f"CUDA error: {words}{CUDA_ADVICE}")
+
+
+def nccl(category: str, last: str = "") -> Exception:
+    return torch.distributed.DistBackendError(
+        "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, "
+        f"{category}, NCCL version 2.30.7\nncclX: A call failed.\nLast error:\n{last}{CPP_FRAMES}"
+    )
+
+
+UNHANDLED_CUDA = "unhandled cuda error (run with NCCL_DEBUG=INFO for details)"
+UNHANDLED_SYSTEM = "unhandled system error (run with NCCL_DEBUG=INFO for details)"
+REMOTE = "remote process exited or there was a network error"
+INVALID_USAGE = "invalid usage (run with NCCL_DEBUG=WARN for details)"
 
 
 class HealthCheckFailed(Exception):
@@ -93,6 +129,209 @@ def test_kinds_are_told_apart(
     assert failure.step == 7
     assert words in failure.reason
     assert "\n" not in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (cuda("out of memory"), Kind.OUT_OF_MEMORY, "CUDA error: out of memory"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            Kind.OUT_OF_MEMORY,
+            "Tried to allocate 2.00 GiB",
+        ),
+        (
+            torch.OutOfMemoryError("Allocation on device 0 would exceed memory. (out of memory)"),
+            Kind.OUT_OF_MEMORY,
+            "would exceed",
+        ),
+        (RuntimeError("CUDA driver error: out of memory"), Kind.OUT_OF_MEMORY, "driver error"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), Kind.OUT_OF_MEMORY, "Triton"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"),
+            Kind.OUT_OF_MEMORY,
+            "CUBLAS_STATUS_ALLOC_FAILED",
+        ),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+            Kind.OUT_OF_MEMORY,
+            "CUDNN_STATUS_ALLOC_FAILED",
+        ),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED\nYou"),
+            Kind.OUT_OF_MEMORY,
+            "DEVICE_ALLOCATION_FAILED",
+        ),
+        (
+            RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `x`"),
+            Kind.OUT_OF_MEMORY,
+            "cusolver error",
+        ),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), Kind.OUT_OF_MEMORY, "cuFFT error"),
+        (
+            RuntimeError("FIND was unable to find an engine to execute this computation"),
+            Kind.OUT_OF_MEMORY,
+            "FIND was unable",
+        ),
+        (
+            nccl(UNHANDLED_CUDA, "Failed to CUDA calloc 6291456 bytes"),
+            Kind.OUT_OF_MEMORY,
+            "unhandled cuda error",
+        ),
+        (
+            nccl(UNHANDLED_CUDA, "Failed to CUDA calloc async 24 bytes"),
+            Kind.OUT_OF_MEMORY,
+            "Failed to CUDA calloc async",
+        ),
+        (
+            nccl(UNHANDLED_CUDA, "Failed to CUDA host alloc 24 bytes"),
+            Kind.OUT_OF_MEMORY,
+            "host alloc",
+        ),
+        (nccl(UNHANDLED_SYSTEM, "Failed to malloc 24 bytes"), Kind.OUT_OF_MEMORY, "malloc"),
+        (
+            nccl(UNHANDLED_CUDA, "Cuda failure 2 'out of memory'"),
+            Kind.OUT_OF_MEMORY,
+            "'out of memory'",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            Kind.OUT_OF_MEMORY,
+            "DefaultCPUAllocator",
+        ),
+        (RuntimeError("std::bad_alloc"), Kind.OUT_OF_MEMORY, "bad_alloc"),
+        (
+            cuda("an illegal memory access was encountered"),
+            Kind.ERROR,
+            "AcceleratorError: CUDA error: an illegal memory access was encountered",
+        ),
+        (cuda("device-side assert triggered"), Kind.ERROR, "device-side assert"),
+        (cuda("unspecified launch failure"), Kind.ERROR, "launch failure"),
+        (cuda("the launch timed out and was terminated"), Kind.ERROR, "the launch timed out"),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(h)`"
+            ),
+            Kind.ERROR,
+            "EXECUTION_FAILED",
+        ),
+        (
+            RuntimeError(
+                "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED\nYou can try to repro this exception "
+                "using the following code snippet.\n\nimport torch\ntorch.cuda.synchronize()"
+            ),
+            Kind.ERROR,
+            "RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        ),
+        (
+            nccl(UNHANDLED_CUDA, "Cuda failure 700 'an illegal memory access was encountered'"),
+            Kind.ERROR,
+            "illegal memory access",
+        ),
+        (
+            nccl(INVALID_USAGE, "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 0"),
+            Kind.ERROR,
+            "Duplicate GPU",
+        ),
+        (cuda("uncorrectable ECC error encountered"), Kind.GPU_FAULT, "CUDA error: uncorrectable"),
+        (
+            cuda("uncorrectable NVLink error detected during the execution"),
+            Kind.GPU_FAULT,
+            "NVLink error",
+        ),
+        (cuda("hardware stack error"), Kind.GPU_FAULT, "hardware stack error"),
+        (
+            cuda("CUDA-capable device(s) is/are busy or unavailable"),
+            Kind.GPU_FAULT,
+            "busy or unavailable",
+        ),
+        (
+            nccl(UNHANDLED_CUDA, "Cuda failure 214 'uncorrectable ECC error encountered'"),
+            Kind.GPU_FAULT,
+            "unhandled cuda error",
+        ),
+        (
+            nccl(UNHANDLED_SYSTEM, "Call to posix_fallocate failed : No space left on device"),
+            Kind.DISK_FULL,
+            "posix_fallocate",
+        ),
+    ],
+)
+def test_what_gpus_and_their_libraries_say_is_told_apart(
+    error: Exception, kind: Kind, words: str
+) -> None:
+    failure = diagnose({0: error}, {0: heard(0), 1: heard(1)}, TIMEOUT, ALIVE)
+    assert failure.kind is kind
+    assert words in failure.reason
+    assert "DSA" not in failure.reason
+    assert "frame #" not in failure.reason
+    assert "\n" not in failure.reason
+    assert not failures.is_of_a_peer(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        GLOO_TIMEOUT,
+        RuntimeError("Application timeout caused pair closure"),
+        RuntimeError("[/pytorch/gloo/transport/tcp/buffer.cc:70] Read timeout /10.0.0.2:17453"),
+        RuntimeError("Connect timeout [10.0.0.2]:17453"),
+        RuntimeError("Wait timeout"),
+        RuntimeError("[Rank 0]: Ranks 1 failed to pass monitoredBarrier in 60000 ms"),
+        RuntimeError("Rank 1 timed out in monitoredBarrier after 60000 ms."),
+        torch.distributed.DistStoreError("Socket Timeout"),
+        torch.distributed.DistStoreError("wait timeout after 300000ms, keys: /default_pg/0//cuda"),
+        torch.distributed.DistStoreError("Timed out after 61 seconds waiting for clients. 1/2"),
+        torch.distributed.DistNetworkError(
+            "The client socket has timed out after 60000ms while trying to connect to (h, 29500)."
+        ),
+        torch.distributed.DistBackendError(
+            "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, "
+            "OpType=ALLREDUCE, NumelIn=1, NumelOut=1, Timeout(ms)=600000) ran for 600014 "
+            f"milliseconds before timing out.{CPP_FRAMES}"
+        ),
+        torch.distributed.DistBackendError(
+            "[PG ID 0 PG GUID 0(default_pg) Rank 1] Work WorkNCCL(SeqNum=7, OpType=ALLREDUCE, "
+            "Timeout(ms)=600000) timed out in blocking wait."
+        ),
+        torch.distributed.DistBackendError(
+            "NCCL timeout when waiting for nonblocking call to become successful."
+        ),
+        RuntimeError("[Rank 0] ProcessGroupNCCL's watchdog got stuck for 480 seconds"),
+        BroadcastCollectiveTimeoutError(61.0, [1], 60.0),
+        WorkerHealthCheckTimeoutError("A worker health check has been hanging for 600 seconds."),
+    ],
+)
+def test_every_way_to_say_it_is_a_collective_time_out(error: Exception) -> None:
+    """And the rank that hangs is named, not the one that said so."""
+    beats = {0: heard(0), 1: heard(1, ago=500)}
+    failure = diagnose({0: error}, beats, TIMEOUT, ALIVE)
+    assert (failure.kind, failure.rank) == (Kind.HANG, 1)
+    assert failures.is_of_a_peer(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        GLOO_CLOSED,
+        RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:446] writev [10.0.0.2]:1: Broken pipe"),
+        RuntimeError("readv [10.0.0.2]:17453: Connection reset by peer"),
+        RuntimeError("readv [10.0.0.2]:17453: Connection timed out"),
+        torch.distributed.DistNetworkError("failed to recv, got 0 bytes"),
+        nccl(REMOTE, "socketProgress: Connection closed by remote peer host<4711>"),
+        nccl(REMOTE, "Consider a larger NCCL_IB_TIMEOUT"),
+        nccl(UNHANDLED_SYSTEM, "socketStartConnect: Connect to 10.0.0.2<1> failed"),
+        torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1."),
+    ],
+)
+def test_a_lost_peer_is_not_the_failure_itself(error: Exception) -> None:
+    errors = {0: error, 1: ValueError("shape")}
+    failure = diagnose(errors, {0: heard(0), 1: heard(1)}, TIMEOUT, ALIVE)
+    assert (failure.kind, failure.rank) == (Kind.ERROR, 1)
+    assert failures.is_of_a_peer(error)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +406,19 @@ def test_the_same_error_at_the_same_step_is_not_tried_for_ever() -> None:
         assert not policy.ends(a(Kind.ERROR, step), started_from=0)
     for _ in range(3):
         assert not policy.ends(a(Kind.KILLED, 7), started_from=0), "a signal comes from outside"
+
+
+def test_errors_of_a_gpu_are_the_same_only_if_they_say_the_same() -> None:
+    def failure(words: str) -> Failure:
+        return diagnose({0: cuda(words)}, {0: heard(0)}, TIMEOUT, ALIVE)
+
+    illegal, ecc = "an illegal memory access was encountered", "uncorrectable ECC error encountered"
+    policy = RetryPolicy(max_failures=100)
+    assert not policy.ends(failure(illegal), started_from=0)
+    assert not policy.ends(failure(ecc), started_from=0)
+    assert not policy.ends(failure(ecc), started_from=0), "another GPU may do better"
+    assert not policy.ends(failure(illegal), started_from=0)
+    assert policy.ends(failure(illegal), started_from=0)
 
 
 def test_failures_without_progress_are_counted_and_preemptions_never() -> None:
