@@ -52,6 +52,7 @@ from prioritycut_ray.metrics.perceptual import (
 )
 from prioritycut_ray.metrics.reconstruction import reconstruction_scores
 from prioritycut_ray.models.animator import Animator
+from prioritycut_ray.precision import float32_products
 from prioritycut_ray.visualize import to_uint8
 
 BASELINE = "copy source"
@@ -361,6 +362,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@float32_products(convolutions="ieee")
 @torch.inference_mode()
 def score_frames(
     frames: NDArray[np.uint8], checkpoints: Sequence[str], measures: Measures

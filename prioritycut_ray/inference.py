@@ -1,6 +1,7 @@
 """A trained animator at work: rebuild a clip, animate another identity."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import Animation, Animator, FramePair
+from prioritycut_ray.models.blocks import in_float32
 from prioritycut_ray.models.keypoints import Keypoints, pose_distance, relative_keypoints
-from prioritycut_ray.precision import Precision, autocast
+from prioritycut_ray.precision import Precision, autocast, float32_products
 
 BATCH = 16
 """Frames that go through the network together."""
@@ -123,21 +125,29 @@ def animate(
         if initial is None:
             return
         driving = chain([initial], driving)
-    with autocast(precision, source.device):
+    with _number_formats(precision, source.device):
         prepared = prepare_source(animator, source)
         start = animator.detector(to_tensor(initial[None], source.device))
     for frames in _batches(driving, source.device):
-        with autocast(precision, source.device):
+        with _number_formats(precision, source.device):
             keypoints = animator.detector(frames)
-        if relative:  # products of jacobians, which stay float32
-            keypoints = relative_keypoints(
-                prepared.keypoints, keypoints, start, adapt_scale=adapt_scale
-            )
-        with autocast(precision, source.device):
+            if relative:
+                with in_float32(source):
+                    keypoints = relative_keypoints(
+                        prepared.keypoints, keypoints, start, adapt_scale=adapt_scale
+                    )
             animation = render(animator, prepared, keypoints)
         yield Rendered(FramePair(source.expand(len(frames), -1, -1, -1), frames), animation)
 
 
+@contextmanager
+def _number_formats(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Those of the training."""
+    with float32_products(convolutions="tf32"), autocast(precision, device):
+        yield
+
+
+@float32_products(convolutions="tf32")
 @torch.inference_mode()
 def find_best_frame(
     animator: Animator,

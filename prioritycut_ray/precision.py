@@ -3,6 +3,8 @@
 Weights, optimisers, coordinates, jacobians, softmaxes and losses are float32 in either.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -21,8 +23,6 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 products: Ampere; AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10
-        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
@@ -31,3 +31,29 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Run convolutions and linear layers in the given format."""
     enabled = resolve_precision(precision, device) == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def float32_products(*, convolutions: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """Keep float32 matrix products exact within it; choose what float32 convolutions do.
+
+    GPUs from Ampere on can round the factors of float32 products to TF32, which has 10 bits of
+    mantissa: a coordinate of a 256x256 frame is then known to an eighth of a pixel. Coordinates,
+    jacobians and splines are matrix products, which torch may have been told to round, by
+    ``torch.set_float32_matmul_precision`` or by the environment (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE,
+    which NVIDIA's containers set). Convolutions have a switch of their own.
+
+    The settings are of the whole process; those before are restored at the end.
+
+    Args:
+        convolutions: ``tf32`` rounds their factors, which is torch's default and several times as
+            fast; ``ieee`` keeps them in float32, as on a CPU.
+    """
+    # torch refuses to read these settings by its older names while the two disagree: use one.
+    products, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = products.fp32_precision, convolution.fp32_precision
+    products.fp32_precision, convolution.fp32_precision = "ieee", convolutions
+    try:
+        yield
+    finally:
+        products.fp32_precision, convolution.fp32_precision = before

@@ -13,6 +13,7 @@ from prioritycut_ray.config import Config, PriorityCutConfig
 from prioritycut_ray.data.shards import Clip, read_clip
 from prioritycut_ray.data.video import read_all, write_video
 from prioritycut_ray.inference import default_device, reconstruct
+from prioritycut_ray.precision import float32_products
 from prioritycut_ray.steps import display_mask
 from prioritycut_ray.visualize import Panel, method_columns, review_panel, stack
 
@@ -71,7 +72,7 @@ def show_clip(task: ShowcaseTask) -> Showcase:
             first += count
 
     video = io.BytesIO()
-    with torch.inference_mode():
+    with float32_products(convolutions="ieee"), torch.inference_mode():
         write_video(video, tiles(), task.clip.fps, crf=23)
     return Showcase(video.getvalue(), stack(rows), config.priority_cut is not None)
 

@@ -19,7 +19,7 @@ from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
 from prioritycut_ray.models.animator import FramePair
-from prioritycut_ray.precision import resolve_precision
+from prioritycut_ray.precision import float32_products, resolve_precision
 from prioritycut_ray.run_writer import RunWriter
 from prioritycut_ray.state import TrainState, new_state, set_learning_rates
 from prioritycut_ray.steps import (
@@ -36,6 +36,7 @@ Report = Callable[[Mapping[str, float], TrainState | None], None]
 """Receives metrics on every rank, equally often; saves the state unless it is None."""
 
 
+@float32_products(convolutions="tf32")
 def train(
     config: Config,
     index: ClipIndex,
@@ -63,8 +64,7 @@ def train(
     """
     config = agree_on_precision(config, worker)
     if worker.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # Shapes never change.
-        torch.set_float32_matmul_precision("high")  # TF32, as convolutions have by default.
+        torch.backends.cudnn.benchmark = True  # Few shapes: those of B, 2B and 3B images.
     state = new_state(config, worker.device)
     if checkpoint is not None:
         load_checkpoint(state, checkpoint)

@@ -1,0 +1,129 @@
+"""Float32 products are never rounded to TF32 where coordinates come from; convolutions by rule."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from prioritycut_ray import evaluation, trainer
+from prioritycut_ray.checkpoint import save_checkpoint
+from prioritycut_ray.config import Config
+from prioritycut_ray.data.shards import ClipIndex
+from prioritycut_ray.evaluation import Measures, score_frames
+from prioritycut_ray.inference import animate, find_best_frame
+from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.precision import float32_products
+from prioritycut_ray.state import TrainState, build_animator, new_state
+from prioritycut_ray.worker import Pulse, Worker
+
+CPU = torch.device("cpu")
+
+
+class Formats(NamedTuple):
+    """How float32 factors are read by matrix products and by convolutions of CUDA."""
+
+    products: str
+    convolutions: str
+
+
+def current() -> Formats:
+    return Formats(
+        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    )
+
+
+TRAINING = Formats("ieee", "tf32")
+EXACT = Formats("ieee", "ieee")
+
+
+@pytest.fixture(autouse=True)
+def rounded() -> Iterator[Formats]:
+    """Everything in TF32, as a program or an NVIDIA container may have it."""
+    before = current()
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    yield Formats("tf32", "tf32")
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def watch(network: nn.Module) -> list[Formats]:
+    """The formats at every forward pass of a network, noted as they come."""
+    seen: list[Formats] = []
+    network.register_forward_hook(lambda *_: seen.append(current()))
+    return seen
+
+
+def test_settings_are_restored_also_after_an_error(rounded: Formats) -> None:
+    @float32_products(convolutions="ieee")
+    def fail() -> None:
+        assert current() == EXACT
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert current() == rounded
+
+
+def test_settings_by_older_names_are_overruled_and_restored() -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        with float32_products(convolutions="tf32"):
+            assert current() == TRAINING
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_training(tiny: Config, monkeypatch: pytest.MonkeyPatch, rounded: Formats) -> None:
+    frames = torch.rand(2, tiny.train.batch_size, 3, 32, 32)
+    monkeypatch.setattr(trainer, "training_pairs", lambda *_, **__: iter([FramePair(*frames)]))
+    length = tiny.train.model_copy(update={"samples": tiny.train.batch_size})
+    seen = []
+
+    def report(metrics: Mapping[str, float], state: TrainState | None) -> None:
+        seen.append(current())
+
+    trainer.train(
+        tiny.model_copy(update={"train": length}),
+        ClipIndex.model_construct(),
+        worker=Worker(0, 1, CPU),
+        writer=None,
+        checkpoint=None,
+        report=report,
+        pulse=Pulse(),
+    )
+    assert seen == [TRAINING]
+    assert current() == rounded
+
+
+def test_animation(tiny: Config, rounded: Formats) -> None:
+    animator = build_animator(tiny.model).eval()
+    seen = watch(animator.detector)
+    source = torch.rand(1, 3, 32, 32)
+    driving = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    for _ in animate(animator, source, driving, relative=True, adapt_scale=False):
+        assert current() == rounded, "the caller's own work is not touched"
+    assert set(seen) == {TRAINING}
+    seen.clear()
+    find_best_frame(animator, source, driving)
+    assert set(seen) == {TRAINING}
+    assert current() == rounded
+
+
+def test_evaluation(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounded: Formats
+) -> None:
+    save_checkpoint(new_state(tiny, CPU), tiny, tmp_path / "step_0000001")
+    animator = evaluation._animator(str(tmp_path / "step_0000001"), CPU)
+    distance, _ = evaluation._distance(Measures().perceptual, CPU)
+    seen = watch(animator.detector), watch(distance)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    score_frames(frames, [str(tmp_path / "step_0000001")], Measures())
+    assert all(set(formats) == {EXACT} for formats in seen)
+    assert current() == rounded
