@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from prioritycut_ray.ahead import ahead
+from prioritycut_ray.ahead import ahead_on_gpu
 from prioritycut_ray.checkpoint import load_checkpoint
 from prioritycut_ray.config import Config, DataConfig
 from prioritycut_ray.data.augment import augment
@@ -145,7 +145,7 @@ def training_pairs(
     share = training_batches(config, index, worker, start=start)
     pairs = (prepare(batch, config, worker.device) for batch in share)
     # While the training thread waits for the GPU, another one fetches and sends the next frames.
-    return ahead(pairs) if worker.device.type == "cuda" else pairs
+    return ahead_on_gpu(pairs, worker.device) if worker.device.type == "cuda" else pairs
 
 
 def training_batches(
@@ -175,6 +175,7 @@ def training_batches(
         rank=worker.rank,
         world_size=worker.world_size,
         loader_workers=data.loader_workers,
+        pin_for=worker.device if worker.device.type == "cuda" else None,
     )
 
 

@@ -58,6 +58,7 @@ def load(
     workers: int,
     name_of: Callable[[int], str],
     patience_s: int = PATIENCE_S,
+    pin_for: torch.device | None = None,
 ) -> Iterator[T]:
     """Read batches in order.
 
@@ -67,9 +68,10 @@ def load(
         workers: number of processes, forked; 0 reads in this one, where nothing survives a crash.
         name_of: names a clip by its position, for messages.
         patience_s: how long a worker may decode one clip.
+        pin_for: the GPU that the tensors go to; with workers they lie in pinned memory then.
 
     Yields:
-        What ``read`` gives for each batch, its tensors in pinned memory if there is a GPU.
+        What ``read`` gives for each batch.
 
     Raises:
         UserError: that of ``read``, or if workers die again and again.
@@ -82,7 +84,7 @@ def load(
     deaths, done = 0, 0
     while done < len(shares):
         work = _Work(read, shares, dict(avoid), workers, patience_s)
-        team = _Team(work, range(done, len(shares)), workers)
+        team = _Team(work, range(done, len(shares)), workers, pin_for)
         for answer in team.answers():
             for record in answer.records:
                 logging.getLogger(record.name).handle(record)
@@ -180,7 +182,9 @@ class _Work(Dataset[_Answer], Generic[T]):
 class _Team:
     """A set of workers that ends with its first death."""
 
-    def __init__(self, work: _Work[Any], places: range, workers: int) -> None:
+    def __init__(
+        self, work: _Work[Any], places: range, workers: int, pin_for: torch.device | None
+    ) -> None:
         self._work = work
         loader = DataLoader(
             work,
@@ -189,14 +193,14 @@ class _Team:
             num_workers=workers,
             collate_fn=_same,
             worker_init_fn=_begin_worker,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_for is not None,
             # Its own generator: else each iterator would draw from, and so shift, the global one.
             generator=torch.Generator(),
             # Fork: the package need not be imported again, which takes seconds in every process.
             multiprocessing_context="fork",
         )
         before = set(multiprocessing.active_children())
-        self._iterator: Iterator[_Answer] = _begin(loader)
+        self._iterator: Iterator[_Answer] = _begin(loader, pin_for)
         self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - before
 
     def answers(self) -> Iterator[_Answer]:
@@ -221,14 +225,21 @@ class _Team:
         ]
 
 
-def _begin(loader: DataLoader[_Answer]) -> Iterator[_Answer]:
+def _begin(loader: DataLoader[_Answer], pin_for: torch.device | None) -> Iterator[_Answer]:
     """Start the workers."""
-    if threading.current_thread() is not threading.main_thread():
+
+    def begin() -> Iterator[_Answer]:
+        if pin_for is not None:
+            # torch's pinning thread takes the device of this one, or else opens the first GPU.
+            torch.cuda.set_device(pin_for)
         return iter(loader)
+
+    if threading.current_thread() is not threading.main_thread():
+        return begin()
     # Begun in the main thread, torch would raise for a death in the middle of whatever that
     # thread does then, and not when the batch is asked for.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(iter, loader).result()
+        return thread.submit(begin).result()
 
 
 def _how(exitcode: int) -> str:

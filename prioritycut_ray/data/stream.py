@@ -233,6 +233,7 @@ def batches(
     rank: int,
     world_size: int,
     loader_workers: int,
+    pin_for: torch.device | None = None,
 ) -> Iterator[Batch]:
     """Iterate over one rank's share of the global batches from ``start`` to ``stop``.
 
@@ -247,9 +248,10 @@ def batches(
         rank: of this process, from 0.
         world_size: number of ranks W.
         loader_workers: processes that read ahead; 0 reads in this one.
+        pin_for: the GPU that the batches go to; those of loader workers lie in pinned memory then.
 
     Yields:
-        Batches of G / W samples, in pinned memory if there is a GPU.
+        Batches of G / W samples.
 
     Raises:
         UserError: if G cannot be divided by W; from the iterator, if the data cannot be read.
@@ -262,7 +264,8 @@ def batches(
     share = global_batch // world_size
     firsts = range(start + rank * share, stop - global_batch + 1 + rank * share, global_batch)
     name_of = lambda position: pairs.clips[position].key  # noqa: E731
-    return _told(pairs, load(pairs.read, _Shares(firsts, share), loader_workers, name_of))
+    shares = _Shares(firsts, share)
+    return _told(pairs, load(pairs.read, shares, loader_workers, name_of, pin_for=pin_for))
 
 
 def _told(pairs: FramePairs, loaded: Iterator[tuple[Batch, list[Damage]]]) -> Iterator[Batch]:

@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
 
-from prioritycut_ray.ahead import ahead
+from prioritycut_ray.ahead import ahead, ahead_on_gpu
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
@@ -42,3 +44,73 @@ def test_whoever_stops_early_leaves_no_thread() -> None:
     next(items)
     items.close()
     assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
+
+
+class Recorder:
+    """Stands in for torch.cuda and its streams: notes each call and the thread that made it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.users = self.Stream("users")
+
+    def note(self, call: str) -> None:
+        thread = "ahead" if threading.current_thread().name.startswith("ahead") else "user"
+        self.calls.append((thread, call))
+
+    def Stream(self, name: object) -> "RecordedStream":
+        return RecordedStream(self, "own" if isinstance(name, torch.device) else str(name))
+
+    def set_device(self, device: torch.device) -> None:
+        self.note(f"device {device}")
+
+    def set_stream(self, stream: "RecordedStream") -> None:
+        self.note(f"stream {stream.name}")
+
+    def current_stream(self, device: torch.device) -> "RecordedStream":
+        return self.users
+
+
+class RecordedStream:
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self.recorder, self.name, self.events = recorder, name, 0
+
+    def record_event(self) -> str:
+        self.events += 1
+        self.recorder.note(f"event {self.events} on {self.name}")
+        return f"event {self.events}"
+
+    def wait_event(self, event: str) -> None:
+        self.recorder.note(f"{self.name} waits for {event}")
+
+
+class RecordedTensor:
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self.recorder, self.name = recorder, name
+
+    def record_stream(self, stream: RecordedStream) -> None:
+        self.recorder.note(f"{self.name} kept for {stream.name}")
+
+
+def test_on_a_gpu_items_are_made_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the right device; the user's stream waits for them, and their memory for that stream."""
+    recorder = Recorder()
+    monkeypatch.setattr(torch, "cuda", recorder)
+
+    def items() -> Iterator[Any]:
+        for number in range(2):
+            recorder.note(f"made {number}")
+            yield RecordedTensor(recorder, f"{number}a"), RecordedTensor(recorder, f"{number}b")
+
+    for first, _ in ahead_on_gpu(items(), torch.device("cuda", 1)):
+        recorder.note(f"used {first.name}")
+    by = {
+        who: [call for thread, call in recorder.calls if thread == who] for who in ("ahead", "user")
+    }
+    assert by["ahead"] == [
+        *("device cuda:1", "stream own"),
+        *("made 0", "event 1 on own", "made 1", "event 2 on own"),
+    ]
+    assert by["user"] == [
+        *("users waits for event 1", "0a kept for users", "0b kept for users", "used 0a"),
+        *("users waits for event 2", "1a kept for users", "1b kept for users", "used 1a"),
+    ]

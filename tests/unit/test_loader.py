@@ -3,11 +3,14 @@
 import logging
 import os
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from prioritycut_ray.data import loader
 from prioritycut_ray.data.loader import Decoding, load
@@ -90,3 +93,31 @@ def test_warnings_of_workers_are_told_here(tmp_path: Path, caplog: Any) -> None:
         "seen [1]",
         "seen [2]",
     ]
+
+
+def test_only_a_gpu_pins_and_the_pinning_thread_has_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's pinning thread takes the current device of the thread that starts the workers."""
+    device: dict[int, torch.device] = {}  # by thread
+    started: list[tuple[bool, torch.device | None]] = []
+
+    class Watched(DataLoader[Any]):
+        def __init__(self, *args: Any, pin_memory: bool, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.wanted = pin_memory
+
+        def __iter__(self) -> Any:
+            started.append((self.wanted, device.get(threading.get_ident())))
+            return super().__iter__()
+
+    monkeypatch.setattr(loader, "DataLoader", Watched)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda new: device.update({threading.get_ident(): new})
+    )
+    gpu = torch.device("cuda", 1)
+    read = Mortal(tmp_path, {}, signal.SIGSEGV)
+    for pin_for in (None, gpu):
+        assert len(list(load(read, SHARES[:2], 1, name_of, pin_for=pin_for))) == 2
+    assert started == [(False, None), (True, gpu)]
+    assert threading.get_ident() not in device, "the main thread's device is its own affair"
