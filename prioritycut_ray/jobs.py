@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import ray
@@ -159,7 +159,8 @@ class Cluster:
             if item.status in _ENDED or driver is None or not item.submission_id:
                 continue
             if driver.node_ip_address in (here, "127.0.0.1"):
-                os.kill(int(driver.pid), signal.SIGTERM)
+                with suppress(ProcessLookupError):  # it has ended since it was listed
+                    os.kill(int(driver.pid), signal.SIGTERM)
                 interrupted.append(item.submission_id)
         deadline = time.monotonic() + seconds
         return [self.wait(job_id, deadline - time.monotonic()) for job_id in interrupted]

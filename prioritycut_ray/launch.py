@@ -102,8 +102,9 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
     Returns:
         Path or URL of the run's folder.
 
-    SIGTERM or Ctrl-C makes the workers save at the step they are in and end; a second one, or the
-    end of ``train.grace_seconds``, ends the run at once.
+    SIGTERM or Ctrl-C makes the workers save at the step they are in and end; a second Ctrl-C, or
+    the end of ``train.grace_seconds``, ends the run at once. A second SIGTERM changes nothing:
+    Kubernetes sends two to a job that it deletes.
 
     Raises:
         UserError: the data, the configuration or an older run of this name does not fit.
@@ -442,7 +443,7 @@ def _accompany(
     """Pass on messages and stop signals until the run has ended.
 
     Raises:
-        RunEnded: the workers did not save within the grace period, or a second signal came.
+        RunEnded: the workers did not save within the grace period, or Ctrl-C came twice.
         Exception: what Ray ended with.
     """
     deadline = float("inf")
@@ -456,9 +457,11 @@ def _accompany(
         monitor.stop.remote()  # again and again: it may have been restarted meanwhile
         if deadline == float("inf"):
             deadline = time.monotonic() + config.train.grace_seconds
-            on_warning(f"{signals.received[0]}: saving at this step; once more stops at once")
-        if len(signals.received) > 1 or time.monotonic() > deadline:
-            why = "a second signal" if len(signals.received) > 1 else "the grace period is over"
+            first = signals.received[0]
+            on_warning(f"{first}: saving at this step; a second Ctrl-C stops without saving")
+        impatient = signals.received.count("SIGINT") > 1
+        if impatient or time.monotonic() > deadline:
+            why = "a second Ctrl-C" if impatient else "the grace period is over"
             raise _preempted(f"stopped without saving ({why})", monitor)
     _deliver(monitor, on_progress, on_warning)
     if fit.error is not None:

@@ -137,6 +137,15 @@ class Training:
             raise AssertionError(f"{error}\n{self.output()}") from None
         return ranks
 
+    def await_output(self, words: str) -> None:
+        """Wait until the command has said something."""
+
+        def said() -> bool:
+            assert self.process.poll() is None, self.output()
+            return words in self.output()
+
+        await_truth(said, f"{words!r} is said")
+
     def end(self, seconds: float = 2 * PATIENCE_S) -> int:
         """Wait for the exit code, and that no process is left."""
         try:

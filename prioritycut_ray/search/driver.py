@@ -352,8 +352,13 @@ def _why(trial: Any) -> str:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Tune ends in order on Ctrl-C; an orchestrator sends SIGTERM."""
-    former = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    """Tune ends in order on Ctrl-C, and at once on a second; Kubernetes may send two SIGTERMs."""
+
+    def interrupt_once(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    former = signal.signal(signal.SIGTERM, interrupt_once)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -84,15 +85,34 @@ def test_ctrl_c_reaches_all_processes_and_the_run_saves(start: Start, quiet: Pat
     assert_same_weights(quiet, start.run)
 
 
-@pytest.mark.parametrize("why", ["a second signal", "the grace period is over"])
+def test_two_sigterms_save_as_one_does(start: Start, quiet: Path) -> None:
+    """As `kubectl delete rayjob` sends them: the operator's stop, then the head's preStop hook."""
+    with start() as training:
+        victim = training.at_step(7)[1]
+        os.kill(victim.pid, signal.SIGSTOP)  # so that the save is not over before the second
+        training.process.terminate()
+        training.await_output("SIGTERM: saving at this step")
+        training.process.terminate()
+        time.sleep(2)
+        assert training.process.poll() is None, training.output()
+        os.kill(victim.pid, signal.SIGCONT)
+        assert training.end() == 75, training.output()
+        saved = training.output().partition("saved at step ")[2].split()[0]
+        assert f"{start.run}/step_{int(saved):07d}; resume with: " in training.output()
+    with start() as training:
+        assert training.end() == 0, training.output()
+        assert training.starts() == [int(saved)]
+    assert_same_weights(quiet, start.run)
+
+
+@pytest.mark.parametrize("why", ["a second Ctrl-C", "the grace period is over"])
 def test_a_run_that_cannot_save_ends_all_the_same(start: Start, why: str) -> None:
-    grace = 600 if why == "a second signal" else 5
+    grace = 600 if why == "a second Ctrl-C" else 5
     with start(f"train.grace_seconds={grace}") as training:
         os.kill(training.at_step(7)[1].pid, signal.SIGSTOP)
-        training.process.terminate()
-        if why == "a second signal":
-            while "once more stops at once" not in training.output():
-                assert training.process.poll() is None, training.output()
+        training.process.send_signal(signal.SIGINT)
+        if why == "a second Ctrl-C":
+            training.await_output("a second Ctrl-C stops without saving")
             training.process.send_signal(signal.SIGINT)
         assert training.end() == 75, training.output()
         assert f"stopped without saving ({why})" in training.output()

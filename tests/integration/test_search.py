@@ -323,7 +323,7 @@ def test_after_kill_9_of_the_driver_resume_loses_no_result_and_repeats_none(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_sigterm_ends_the_search_in_order(shards: Path, tmp_path: Path) -> None:
+def test_sigterm_twice_ends_the_search_in_order(shards: Path, tmp_path: Path) -> None:
     search = prepare(tmp_path, shards, HALVING)
     said = tmp_path / "said.txt"
     with said.open("w") as file:
@@ -331,6 +331,7 @@ def test_sigterm_ends_the_search_in_order(shards: Path, tmp_path: Path) -> None:
     try:
         wait_until(lambda: "optim.lr=" in said.read_text(), 600)
         driver.terminate()
+        driver.terminate()  # as the operator's stop and the head's preStop hook do
         assert driver.wait(300) == 75, said.read_text()
     finally:
         with suppress(ProcessLookupError):
