@@ -52,6 +52,10 @@ COPY --from=build /opt/venv /opt/venv
 COPY retrain.yaml /home/ray/
 COPY tune_configs /home/ray/tune_configs
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
+# NVIDIA's container runtime asks for these; where there is none, GKE mounts the driver at
+# /usr/local/nvidia and leaves finding it to the image.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64
 USER 1000:1000
 WORKDIR /home/ray
 CMD ["prioritycut", "--help"]

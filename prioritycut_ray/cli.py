@@ -534,6 +534,18 @@ def jobs_interrupt(
     interrupt(Cluster(address), seconds, console)
 
 
+@jobs_app.command("drain", epilog="Example: `prioritycut jobs drain --seconds 100`")
+def jobs_drain(
+    seconds: Annotated[float, typer.Option(help="Until the machine ends.")] = 100,
+    debug: Debug = False,
+) -> None:
+    """On a worker node that is about to go: let runs save, and wait until its work has moved."""
+    from prioritycut_ray.drain import drain_here
+
+    at_rest = drain_here(seconds)
+    console.print("the node is at rest" if at_rest else f"still at work after {seconds:g} s")
+
+
 @k8s_app.command("render", epilog="Example: `prioritycut k8s render max_workers=8 --out cluster`")
 def k8s_render(
     overrides: Annotated[

@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -341,15 +341,23 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
     return parse_config(apply_overrides(read_mapping(source), overrides), source)
 
 
-def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def apply_overrides(
+    tree: Mapping[str, Any], overrides: Iterable[str], section: type[BaseModel] | None = None
+) -> dict[str, Any]:
     """A tree of plain values with ``dotted.key=value`` words applied to it.
+
+    Args:
+        tree: the values.
+        overrides: the words.
+        section: what the tree is to become. Its mappings have keys with dots in them, such as
+            ``node_selector.topology.kubernetes.io/zone=a``, and values that are text.
 
     Raises:
         UserError: a word is written wrongly.
     """
     changed = dict(tree)
     for word in overrides:
-        _apply_override(changed, word)
+        _apply_override(changed, word, section)
     return changed
 
 
@@ -384,7 +392,7 @@ def load_section(
         UserError: naming the file, the key, and the way out.
     """
     tree = read_mapping(source) if source else {}
-    return parse_section(section, apply_overrides(tree, overrides), source or "options")
+    return parse_section(section, apply_overrides(tree, overrides, section), source or "options")
 
 
 def as_words(values: Mapping[str, Any]) -> list[str]:
@@ -422,7 +430,7 @@ def read_mapping(source: str) -> dict[str, Any]:
             f"configurations: {', '.join(shipped)}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: no valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{source}: a configuration is a mapping of keys to values")
     return tree
@@ -438,17 +446,17 @@ def _read_url(url: str) -> bytes:
         raise UserError(f"{url}: cannot be reached ({error})") from error
 
 
-def _apply_override(tree: dict[str, Any], word: str) -> None:
+def _apply_override(tree: dict[str, Any], word: str, section: type[BaseModel] | None) -> None:
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise UserError(f"{word!r}: an override is written dotted.key=value")
+    (*parents, leaf), loader = _parts(key, section)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, loader)  # both loaders are safe
     except yaml.YAMLError as error:
-        raise UserError(f"{word!r}: the value is no valid YAML") from error
+        raise UserError(f"{word!r}: the value is not valid YAML") from error
     if isinstance(value, str) and _EXPONENT.fullmatch(value):
         value = float(value)
-    *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         child = node.get(parent)
@@ -457,25 +465,65 @@ def _apply_override(tree: dict[str, Any], word: str) -> None:
     node[leaf] = value
 
 
+def _parts(key: str, section: type[BaseModel] | None) -> tuple[list[str], type[yaml.SafeLoader]]:
+    """Split a dotted key, and choose how its value is read.
+
+    What follows the name of a mapping is one part, dots and all, unless the mapping is of sections.
+    """
+    parts: list[str] = []
+    names = key.split(".")
+    while names:
+        parts.append(names.pop(0))
+        field = section.model_fields.get(parts[-1]) if section else None
+        values = _mapping_values(field.annotation) if field else None
+        if values is None:
+            section = _section_type(field.annotation) if field else None
+        elif isinstance(values, type) and issubclass(values, BaseModel):
+            parts += names[:1]
+            names, section = names[1:], values
+        elif names:
+            loader = yaml.SafeLoader if values is Any else _TextLoader
+            return [*parts, ".".join(names)], loader
+    return parts, yaml.SafeLoader
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Reads scalars as they are written: ``007`` and ``yes`` are texts."""
+
+
+_TextLoader.yaml_implicit_resolvers = {}
+
+
 def _describe(item: Mapping[str, Any], root: type[BaseModel]) -> str:
     """One validation problem in words."""
-    location = [part for part in item["loc"] if isinstance(part, str)]
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_suggestion(location, root)}"
+        return f"unknown key {key!r}{_suggestion(item['loc'], root)}"
     message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{key}={item['input']!r}: {message}" if key else message
+    if not key:
+        return message
+    is_section = isinstance(item["input"], dict | BaseModel)
+    return f"{key}: {message}" if is_section else f"{key}={item['input']!r}: {message}"
 
 
-def _suggestion(location: list[str], root: type[BaseModel]) -> str:
+def _suggestion(location: Sequence[str | int], root: type[BaseModel]) -> str:
+    """What may have been meant, among the keys of the section that the wrong one is in."""
     *parents, wrong = location
-    section = root
+    kind: Any = root
     for parent in parents:
-        if parent not in section.model_fields:
-            return ""
-        section = _section_type(section.model_fields[parent].annotation) or section
-    near = difflib.get_close_matches(wrong, section.model_fields, n=1, cutoff=0)
-    return f"; did you mean {'.'.join([*parents, near[0]])!r}?" if near else ""
+        section = _section_type(kind)
+        if section and parent in section.model_fields:
+            kind = section.model_fields[str(parent)].annotation
+        else:
+            kind = _element_type(kind)
+    section = _section_type(kind)
+    if section is None:
+        return ""
+    near = difflib.get_close_matches(str(wrong), section.model_fields, n=1)
+    if near:
+        return f"; did you mean {'.'.join(map(str, [*parents, near[0]]))!r}?"
+    place = f" of {'.'.join(map(str, parents))}" if parents else ""
+    return f"; the keys{place} are {', '.join(section.model_fields)}"
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:
@@ -486,6 +534,18 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
     return None
+
+
+def _mapping_values(annotation: Any) -> Any:
+    """The type of a mapping's values; None if it is not a mapping."""
+    return get_args(annotation)[1] if get_origin(annotation) is dict else None
+
+
+def _element_type(annotation: Any) -> Any:
+    """The type of the items of a list, or of a mapping's values."""
+    if get_origin(annotation) in (list, tuple):
+        return get_args(annotation)[0]
+    return _mapping_values(annotation)
 
 
 NETWORK_KEYS = ("model.", "discriminator.", "data.size")

@@ -1,14 +1,33 @@
-"""What a user may choose about the manifests; everything else is decided by the template."""
+"""What a user may choose about the manifests; everything else is decided by ``render``.
 
+The docstrings of the fields are the comments of ``prioritycut k8s render --show-options``.
+"""
+
+import ipaddress
 import re
-from typing import Annotated, Literal
+import zoneinfo
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from croniter import CroniterBadDateError, croniter
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
-from prioritycut_ray.config import Count, Section
+from prioritycut_ray.config import Count, Section, load_config
+from prioritycut_ray.errors import UserError
 
 RAY_VERSION = "2.60.0"
 """Of the image and of the manifests; the Dockerfile's ARG is the same, and a test keeps it so."""
+PLACEHOLDER = "registry.example.com/"
+"""Begin of an image that nobody has: what cluster/ shows."""
 
 
 def image_ray_version(image: str) -> str | None:
@@ -20,18 +39,190 @@ def image_ray_version(image: str) -> str | None:
     return match[1] if match else None
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$")]
-"""A DNS label, short enough for what KubeRay appends to it."""
+# Syntaxes.
 
 
-class PodOptions(Section):
-    """Size of a pod: its requests and its limits."""
+def _check_image(image: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._/-]*(:\d+/[a-z0-9._/-]+)?(:[\w.-]+)?(@\S+)?", image):
+        raise ValueError(
+            "is not an image name: a registry and a name in lower case, and a tag, as in "
+            f"ghcr.io/me/prioritycut-ray:0.1.0-ray{RAY_VERSION}-cu126"
+        )
+    if image_ray_version(image) is None:
+        raise ValueError(
+            f"the tag must name its Ray version, as in prioritycut-ray:0.1.0-ray{RAY_VERSION}-cpu"
+        )
+    return image
+
+
+def _check_storage(place: str) -> str:
+    if re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[^/\s]+)*|(/[^/\s:]+)+", place):
+        return place
+    raise ValueError(
+        "is not s3://BUCKET or s3://BUCKET/FOLDER, with a bucket that exists, nor the absolute "
+        "path of a folder in one of `volumes`; the image holds the driver of S3 (s3fs) only"
+    )
+
+
+def _check_schedule(schedule: str) -> str:
+    named = schedule.startswith("@")
+    if not named and len(schedule.split()) != 5:
+        raise ValueError("is not a five-field cron schedule: minute hour day month weekday")
+    if not croniter.is_valid(schedule) or not (named or re.fullmatch(r"[\w*,/ -]+", schedule)):
+        raise ValueError('is not a cron schedule, such as "17 2 * * *"')
+    try:
+        croniter(schedule, datetime(2026, 1, 1)).get_next()
+    except CroniterBadDateError:
+        raise ValueError("never fires: there is no such day") from None
+    return schedule
+
+
+def _check_time_zone(zone: str) -> str:
+    if zone not in zoneinfo.available_timezones():
+        raise ValueError("is not a time zone of the IANA database, such as Europe/Berlin")
+    return zone
+
+
+def _check_network(network: str) -> str:
+    ipaddress.ip_network(network)
+    return network
+
+
+def _as_text(value: Any) -> Any:
+    """YAML reads some texts as numbers."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+def _as_words(value: Any) -> Any:
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+def _written(pattern: str, expected: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"is not {expected}")
+        return text
+
+    return AfterValidator(check)
+
+
+_NUMBER_AS_TEXT = BeforeValidator(_as_text)
+_DNS = "a-z, 0-9 and -, a letter or digit first and last"
+_NAME_PART = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+Name = Annotated[
+    str,
+    _written(
+        "[a-z]([-a-z0-9]{0,26}[a-z0-9])?",
+        "a name: a-z, 0-9 and -, a letter first, at most 28 characters (KubeRay appends to it)",
+    ),
+]
+Label = Annotated[
+    str,
+    _written("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", f"a name: {_DNS}, at most 63 characters"),
+]
+ObjectName = Annotated[
+    str, _written("[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?", f"the name of an object: {_DNS}, dots")
+]
+Key = Annotated[
+    str,
+    _written(
+        rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME_PART}",
+        "the key of a label or an annotation, such as team or example.com/team",
+    ),
+]
+Text = Annotated[str, _NUMBER_AS_TEXT]
+LabelValue = Annotated[
+    str,
+    _NUMBER_AS_TEXT,
+    _written(
+        f"({_NAME_PART})?", "the value of a label: letters, digits, - _ ., at most 63 characters"
+    ),
+]
+LabelValues = Annotated[tuple[LabelValue, ...], BeforeValidator(_as_words), Field(min_length=1)]
+VariableName = Annotated[
+    str, _written("[A-Za-z_][A-Za-z0-9_]*", "the name of a variable: letters, digits and _")
+]
+MountPath = Annotated[str, _written(r"(/[^/\s:]+)+", "an absolute path")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Image = Annotated[str, AfterValidator(_check_image)]
+Cidr = Annotated[str, AfterValidator(_check_network)]
+
+
+# Sections.
+
+
+class OptionsSection(Section):
+    """A section whose fields are documented for people who choose."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class SecretKey(OptionsSection):
+    """A value that lies in a secret."""
+
+    secret: ObjectName
+    key: Annotated[str, _written("[-._a-zA-Z0-9]+", "the key of a secret")]
+
+
+Variables = dict[
+    VariableName,
+    Annotated[
+        Annotated[Text, Tag("text")] | Annotated[SecretKey, Tag("secret")],
+        Discriminator(lambda value: "secret" if isinstance(value, dict | SecretKey) else "text"),
+    ],
+]
+
+
+class VolumeOptions(OptionsSection):
+    """A volume and where pods find it: exactly one source is given."""
+
+    path: MountPath
+    claim: ObjectName | None = None
+    """A PersistentVolumeClaim; all nodes mount it, so its access mode is ReadWriteMany."""
+    config_map: ObjectName | None = None
+    secret: ObjectName | None = None
+    size_gib: Count | None = None
+    """An empty folder on the node's disk, for `data.cache_dir`."""
+    read_only: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "VolumeOptions":
+        if sum(map(bool, (self.claim, self.config_map, self.secret, self.size_gib))) != 1:
+            raise ValueError("give one of claim, config_map, secret and size_gib")
+        if self.path in ("/dev/shm", "/tmp", "/home/ray", "/opt/venv"):
+            raise ValueError(f"path={self.path} would hide what the image has there")
+        return self
+
+
+class PodOptions(OptionsSection):
+    """Size of a Ray pod, and where it may run."""
 
     cpus: Count
+    """Requests and limits; both are the same."""
     memory_gib: Count
+    """Requests and limits, as for the CPUs."""
     shm_gib: Count
     """Of /dev/shm, for Ray's object store and the data loader's frames; counts as memory."""
+    object_store_gib: Annotated[float, Field(ge=0.1)] = 1.0
+    """Of /dev/shm for Ray's object store, which takes nearly all of it unless told."""
     gpus: Annotated[int, Field(ge=0)] = 0
+    """Of each pod."""
+    env: Variables = Field(default_factory=dict)
+    """Environment, such as NCCL_SOCKET_IFNAME: eth0; a value may be {secret: NAME, key: KEY}."""
+    labels: dict[Key, LabelValue] = Field(default_factory=dict)
+    """Of its pods, besides those of all."""
+    annotations: dict[Key, Text] = Field(default_factory=dict)
+    """Of its pods, besides those of all."""
+    node_selector: dict[Key, LabelValues] = Field(default_factory=dict)
+    """Labels of the nodes that it may run on: a value or several, as in
+    topology.kubernetes.io/zone: [europe-west4-a, europe-west4-b]."""
+    tolerations: dict[Key, LabelValue] = Field(default_factory=dict)
+    """Taints that it tolerates, by key; an empty value tolerates all values."""
+    priority_class: ObjectName | None = None
+    """A PriorityClass of the cluster."""
+    runtime_class: ObjectName | None = None
+    """Such as nvidia, where GPUs need it."""
 
     @model_validator(mode="after")
     def _check(self) -> "PodOptions":
@@ -39,70 +230,180 @@ class PodOptions(Section):
             raise ValueError(
                 f"shm_gib={self.shm_gib} is taken from memory_gib={self.memory_gib}: make it less"
             )
+        if self.object_store_gib >= self.shm_gib:
+            raise ValueError(
+                f"object_store_gib={self.object_store_gib:g} is taken from shm_gib={self.shm_gib}, "
+                "which the data loader needs too: make it less"
+            )
         return self
 
 
-class JobOptions(Section):
-    """The configuration that training runs; ``key=value`` words change it."""
+class HeadOptions(PodOptions):
+    """The head: Ray's control plane and the drivers."""
+
+    cpus: Count = 4
+    memory_gib: Count = 16
+    shm_gib: Count = 4
+
+
+class WorkerOptions(PodOptions):
+    """A worker."""
+
+    cpus: Count = 8
+    memory_gib: Count = 48
+    shm_gib: Count = 12
+    gpus: Annotated[int, Field(ge=0)] = 1
+    same_zone: Literal["no", "preferred", "required"] = "preferred"
+    """Whether the workers of a cluster share a zone: clouds bill what crosses zones."""
+
+
+class JobOptions(OptionsSection):
+    """What a training job runs."""
 
     config: str = "vox256"
+    """A shipped configuration, or a file in the image."""
     overrides: tuple[str, ...] = ()
+    """Changes to it, as in [train.samples=1000000]."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "JobOptions":
+        try:
+            load_config(self.config, self.overrides)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
-class ManifestOptions(Section):
+class EgressOptions(OptionsSection):
+    """Where else pods may connect to."""
+
+    cidr: Cidr
+    ports: tuple[Port, ...] = ()
+    """TCP; all ports if none is given."""
+
+
+class NetworkOptions(OptionsSection):
+    """What the network policy lets out, besides DNS, HTTPS, the storage and Redis."""
+
+    api_server_ports: tuple[Port, ...] = (443, 6443)
+    """Of the API server: for autoscaling and the nightly job."""
+    pod_identity: Literal["eks", "gke"] | None = None
+    """Whose agent gives pods their credentials; EKS's IRSA needs none, only an annotation."""
+    egress: tuple[EgressOptions, ...] = ()
+    """Further destinations, as in [{cidr: 10.0.0.0/8, ports: [3128]}]."""
+
+
+class HistoryOptions(OptionsSection):
+    """KubeRay's history server: a collector beside every Ray container."""
+
+    collector: str
+    """Image of the collector."""
+    env: dict[VariableName, Text] = Field(default_factory=dict)
+    """Where it writes to, in its own variables."""
+
+
+class ManifestOptions(OptionsSection):
     """Everything that determines the manifests."""
 
     name: Name = "prioritycut"
-    namespace: Name = "prioritycut"
-    image: str = f"registry.example.com/prioritycut-ray:0.1.0-ray{RAY_VERSION}-cu126"
+    """Begin of the names of all objects."""
+    namespace: Label = "prioritycut"
+    """It must exist."""
+    image: Image = f"{PLACEHOLDER}prioritycut-ray:0.1.0-ray{RAY_VERSION}-cu126"
     """One image for head, workers and submitter; its tag names its Ray version."""
-    storage: Annotated[str, Field(pattern="^[a-z0-9]+://.+[^/]$")] = "s3://prioritycut"
-    """Bucket, or folder of one: data below ``data/``, runs below ``runs/``."""
-    storage_endpoint: str | None = None
-    """Of an S3 that is not AWS."""
+    image_pull_secrets: tuple[ObjectName, ...] = ()
+    """Names of secrets that open the registry."""
+    storage: Annotated[str, AfterValidator(_check_storage)] = "s3://prioritycut"
+    """Bucket, or folder of one: data below data/, runs below runs/."""
+    storage_endpoint: (
+        Annotated[str, _written(r"https?://[^/\s]+/?", "http(s)://HOST[:PORT]")] | None
+    ) = None
+    """Of an S3 that is not AWS, such as http://minio:9000."""
+    volumes: dict[Label, VolumeOptions] = Field(default_factory=dict)
+    """Mounted in head, workers and TensorBoard, by name, as in
+    cache: {path: /cache, size_gib: 100} or sets: {path: /sets, claim: datasets}."""
 
     train: JobOptions = JobOptions()
+    """What a training job runs."""
     tune: str = "tune_configs/ablation.yaml"
+    """What a search job runs, a file in the image."""
     retrain: str = "retrain.yaml"
     """Settings of retraining, a file in the image."""
-    schedule: str = "17 2 * * *"
+    schedule: Annotated[str, AfterValidator(_check_schedule)] = "17 2 * * *"
     """Of retraining, in cron's five fields."""
-    time_zone: str = "Etc/UTC"
+    time_zone: Annotated[str, AfterValidator(_check_time_zone)] = "Etc/UTC"
+    """Of the schedule, such as Europe/Berlin."""
+    ray_cron_job: bool = False
+    """Render KubeRay's own schedule too: alpha, behind a feature gate, and may overlap itself."""
     max_hours: Count = 72
-    """After which a job is ended."""
+    """After which an attempt is ended, for good."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """New clusters for a job whose cluster failed; each resumes the run."""
+    """New clusters for a job whose attempt failed; each resumes the run."""
+    submission: Literal["K8sJobMode", "SidecarMode"] = "K8sJobMode"
+    """SidecarMode submits from the head's pod: then a head that is lost counts as a failed
+    attempt, and is retried."""
 
-    head: PodOptions = PodOptions(cpus=4, memory_gib=16, shm_gib=4)
-    worker: PodOptions = PodOptions(cpus=8, memory_gib=48, shm_gib=12, gpus=1)
+    head: HeadOptions = HeadOptions()
+    """Ray's control plane and the drivers; nothing is computed there."""
+    worker: WorkerOptions = WorkerOptions()
+    """What trains."""
     min_workers: Annotated[int, Field(ge=0)] = 0
     """Of clusters that grow by themselves."""
     max_workers: Count = 4
-    grace_seconds: Annotated[int, Field(ge=30)] = 120
+    """Of all clusters; training and search begin with as many."""
+    grace_seconds: Annotated[int, Field(ge=45)] = 120
     """Between the notice that a pod ends and its end: a checkpoint is written in it."""
     spot: bool = True
     """Workers may run on machines that the cloud can take back."""
-    node_selector: dict[str, str] = Field(default_factory=dict)
-    """Of workers, such as a GPU type."""
 
-    queue: str | None = None
+    env: Variables = Field(default_factory=dict)
+    """Environment of all containers of the image, such as HTTPS_PROXY."""
+    labels: dict[Key, LabelValue] = Field(default_factory=dict)
+    """Of all pods."""
+    annotations: dict[Key, Text] = Field(default_factory=dict)
+    """Of all pods, such as sidecar.istio.io/inject: "false"."""
+    service_account_annotations: dict[Key, Text] = Field(default_factory=dict)
+    """Such as eks.amazonaws.com/role-arn: an identity in the place of keys to the storage."""
+    network: NetworkOptions = NetworkOptions()
+    """What the network policy lets out, besides DNS, HTTPS, the storage and Redis."""
+
+    queue: Label | None = None
     """A Kueue LocalQueue that jobs wait in; it decides on sizes, so clusters do not grow."""
     scheduler: Literal["default", "volcano"] = "default"
-    redis: str | None = None
-    """host:port of a Redis; with it a cluster outlives the death of its head."""
-    operator_namespace: Name = "kuberay-operator"
+    """Volcano needs the operator's flag --batch-scheduler=volcano."""
+    redis: Annotated[str, _written(r"[^\s:/]+:\d+", "HOST:PORT")] | None = None
+    """host:port of a Redis; with it a cluster outlives the death of its head. Its password lies
+    in the secret NAME-redis, key password."""
+    history: HistoryOptions | None = None
+    """KubeRay's history server, as in {collector: IMAGE, env: {...}}."""
+    operator_namespace: Label = "kuberay-operator"
+    """Where KubeRay's operator runs: the network policy lets it in."""
 
     @model_validator(mode="after")
     def _check(self) -> "ManifestOptions":
-        if image_ray_version(self.image) is None:
-            raise ValueError(
-                f"image={self.image}: the tag must name its Ray version, as in "
-                f"prioritycut-ray:0.1.0-ray{RAY_VERSION}-cpu"
-            )
         if self.min_workers > self.max_workers:
             raise ValueError(
                 f"min_workers={self.min_workers} is more than max_workers={self.max_workers}"
             )
         if self.queue and self.scheduler == "volcano":
             raise ValueError("queue (Kueue) and scheduler=volcano exclude each other: drop one")
+        if self.queue and self.ray_cron_job:
+            raise ValueError("ray_cron_job: its jobs get no label of a queue; drop one of both")
+        paths = [volume.path for volume in self.volumes.values()]
+        if "shm" in self.volumes or len(set(paths)) != len(paths):
+            raise ValueError("volumes: another name than shm each, and another path each")
+        inside = any(self.storage == p or self.storage.startswith(f"{p}/") for p in paths)
+        if self.storage.startswith("/") and not inside:
+            raise ValueError(f"storage={self.storage} is not a folder in one of `volumes`")
         return self
+
+    @property
+    def ports_of_services(self) -> list[int]:
+        """Of the storage and of Redis, where they are not 443."""
+        ports = []
+        if self.storage_endpoint:
+            parts = urlsplit(self.storage_endpoint)
+            ports.append(parts.port or {"http": 80, "https": 443}[parts.scheme])
+        if self.redis:
+            ports.append(int(self.redis.rpartition(":")[2]))
+        return ports

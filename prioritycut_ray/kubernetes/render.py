@@ -1,12 +1,19 @@
 """From options to the manifests of ``cluster/``: plain data, then YAML. Deterministic."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from prioritycut_ray.kubernetes.options import ManifestOptions, PodOptions, image_ray_version
+from prioritycut_ray.kubernetes.options import (
+    ManifestOptions,
+    PodOptions,
+    SecretKey,
+    VolumeOptions,
+    image_ray_version,
+)
 
 Object = dict[str, Any]
 
@@ -15,8 +22,19 @@ KUBECTL_IMAGE = "registry.k8s.io/kubectl:v1.34.1"
 _PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001}
 _RESERVE_S = 15
 """Of a pod's grace: what is left for Ray to end after the checkpoint."""
+_MARGIN_S = 5
+"""A driver gives up so long before the hook that waits for it."""
 _START_DEADLINE_S = 1800
 """For a cluster to come up: images are pulled, machines are bought."""
+_LOST_NODE_S = 60
+"""After which the pods of a node that does not answer are replaced."""
+_ANSWER_S = 300
+"""For the operator to take up a change."""
+_CLUSTER_STAYS_S = 60
+_HEAD_STAYS_S = 600
+"""For a look at the dashboard of a job that has ended, where its workers are gone."""
+_JOB_STAYS_S = 7 * 24 * 3600
+"""With it go the logs of its submitter."""
 
 
 def render(options: ManifestOptions) -> dict[str, str]:
@@ -28,8 +46,9 @@ def render(options: ManifestOptions) -> dict[str, str]:
         "rayjob-train.yaml": [ray_job(options, "train")],
         "rayjob-tune.yaml": [ray_job(options, "tune")],
         "cronjob-retrain.yaml": _retrain_cron(options),
-        "raycronjob-retrain.yaml": [_ray_cron_job(options)],
     }
+    if options.ray_cron_job:
+        files["raycronjob-retrain.yaml"] = [_ray_cron_job(options)]
     return {name: _HEADER + to_yaml(objects) for name, objects in files.items()}
 
 
@@ -66,19 +85,26 @@ def entrypoint(options: ManifestOptions, verb: str) -> str:
     per_pod = max(worker.gpus, 1)
     use_gpu = f"train.use_gpu={'yes' if worker.gpus else 'no'}"
     places = [f"storage={storage}/runs", f"data.url={storage}/data"]
+    grace = f"train.grace_seconds={_save_seconds(options) - _MARGIN_S}"
     if verb == "retrain":
-        words = [options.retrain, f"models={storage}/models", f"data={storage}/data"]
+        places = [f"models={storage}/models", f"data={storage}/data"]
+        words = [options.retrain, *places, f"set.{grace}"]
     elif verb == "tune":
         # A trial fills a pod, but for a CPU: the trials' drivers need some.
         cpus = max((worker.cpus - 1) // per_pod, 1)
         size = [f"train.workers={per_pod}", f"train.cpus_per_worker={cpus}", use_gpu]
-        words = [options.tune, *places, *size, "--resume"]  # what a retried attempt must do
+        words = [options.tune, *places, *size, grace, "--resume"]  # what a retried attempt must do
     else:
         workers, cpus = options.max_workers * per_pod, worker.cpus // per_pod
         size = [f"train.workers={workers}", f"train.cpus_per_worker={cpus}", use_gpu]
-        config = options.train.config
-        words = [config, f"name={config}", *places, *size, *options.train.overrides]
+        name = f"name={Path(options.train.config).stem}"
+        words = [options.train.config, name, *places, *size, grace, *options.train.overrides]
     return shlex.join(["prioritycut", verb, *words])
+
+
+def _save_seconds(options: ManifestOptions) -> int:
+    """Of a pod's grace: what a hook may take, and what Ray lets a job that it stops."""
+    return options.grace_seconds - _RESERVE_S
 
 
 def ray_job(options: ManifestOptions, verb: str) -> Object:
@@ -92,20 +118,39 @@ def ray_job(options: ManifestOptions, verb: str) -> Object:
 
 
 def _ray_job_spec(options: ManifestOptions, verb: str) -> Object:
-    return {
+    # Most nights there is nothing to retrain: its cluster begins without workers.
+    grows = verb == "retrain" and options.queue is None
+    spec = {
         "entrypoint": entrypoint(options, verb),
-        "submissionMode": "K8sJobMode",
-        "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": 600,
+        "submissionMode": options.submission,
+        **_removal(options, grows=grows),
         # A retried attempt may overlap the pods of the one before: the run's lease fences it off.
         # Retraining is not retried here but by its CronJob, which waits for one attempt.
         "backoffLimit": 0 if verb == "retrain" else options.retries,
         "preRunningDeadlineSeconds": _START_DEADLINE_S,
         "activeDeadlineSeconds": options.max_hours * 3600,
-        # Most nights there is nothing to retrain: its cluster begins without workers.
-        "rayClusterSpec": _cluster_spec(options, grows=verb == "retrain"),
-        "submitterPodTemplate": _submitter(options),
+        "rayClusterSpec": _cluster_spec(options, grows=grows),
     }
+    if options.submission == "K8sJobMode":
+        spec["submitterPodTemplate"] = _submitter(options)
+    return spec
+
+
+def _removal(options: ManifestOptions, *, grows: bool) -> Object:
+    """When what a job leaves behind goes: first its GPUs, at last the RayJob and its logs."""
+    if options.queue:
+        # Kueue takes no job that removes its cluster in another way.
+        return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": _CLUSTER_STAYS_S}
+    after = {"DeleteCluster": _CLUSTER_STAYS_S, "DeleteSelf": _JOB_STAYS_S}
+    if not grows:  # the operator does not take workers from a cluster that grows
+        after = {"DeleteWorkers": 0, "DeleteCluster": _HEAD_STAYS_S, "DeleteSelf": _JOB_STAYS_S}
+    ends = [{"jobStatus": "SUCCEEDED"}, {"jobDeploymentStatus": "Failed"}]
+    rules = [
+        {"policy": policy, "condition": {**end, "ttlSeconds": seconds}}
+        for end in ends
+        for policy, seconds in after.items()
+    ]
+    return {"deletionStrategy": {"deletionRules": rules}}
 
 
 def ray_cluster(options: ManifestOptions) -> Object:
@@ -114,7 +159,7 @@ def ray_cluster(options: ManifestOptions) -> Object:
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
         "metadata": _metadata(options, "", _queue_labels(options)),
-        "spec": _cluster_spec(options, grows=True),
+        "spec": _cluster_spec(options, grows=options.queue is None),
     }
 
 
@@ -122,7 +167,7 @@ def _queue_labels(options: ManifestOptions) -> dict[str, str]:
     if options.queue:
         return {"kueue.x-k8s.io/queue-name": options.queue}
     if options.scheduler == "volcano":
-        return {"ray.io/scheduler-name": "volcano", "volcano.sh/queue-name": "default"}
+        return {"volcano.sh/queue-name": "default"}
     return {}
 
 
@@ -130,7 +175,6 @@ def _queue_labels(options: ManifestOptions) -> dict[str, str]:
 
 
 def _cluster_spec(options: ManifestOptions, *, grows: bool) -> Object:
-    grows = grows and options.queue is None
     workers = options.min_workers if grows else options.max_workers
     spec: Object = {
         "rayVersion": image_ray_version(options.image),
@@ -139,8 +183,12 @@ def _cluster_spec(options: ManifestOptions, *, grows: bool) -> Object:
         "headGroupSpec": {
             "serviceType": "ClusterIP",
             # Nothing is computed on the head: when it is busy, the cluster looks dead.
-            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},
-            "template": _head_pod(options),
+            "rayStartParams": {
+                "dashboard-host": "0.0.0.0",
+                "num-cpus": "0",
+                **_object_store(options.head),
+            },
+            "template": _head_pod(options, grows=grows),
         },
         "workerGroupSpecs": [
             {
@@ -148,7 +196,7 @@ def _cluster_spec(options: ManifestOptions, *, grows: bool) -> Object:
                 "replicas": workers,
                 "minReplicas": workers,
                 "maxReplicas": options.max_workers,
-                "rayStartParams": {},
+                "rayStartParams": _object_store(options.worker),
                 "template": _worker_pod(options),
             }
         ],
@@ -168,42 +216,44 @@ def _cluster_spec(options: ManifestOptions, *, grows: bool) -> Object:
                 "valueFrom": {"secretKeyRef": {"name": f"{options.name}-redis", "key": "password"}}
             },
         }
+    if options.history:
+        collector = {"image": options.history.collector, "env": _variables(options.history.env)}
+        spec["historyServerOptions"] = {"collectorOptions": collector}
     return spec
 
 
-def _head_pod(options: ManifestOptions) -> Object:
-    save_s = options.grace_seconds - _RESERVE_S
-    interrupt = f"prioritycut jobs interrupt --address http://127.0.0.1:8265 --seconds {save_s}"
-    container = _ray_container(options, "ray-head", options.head, pre_stop=interrupt)
-    container["env"] += [
-        # How long a stopped job may save before it is killed; Ray's own value is 3 seconds.
-        {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(save_s)}
-    ]
-    container["ports"] = [{"name": name, "containerPort": port} for name, port in _PORTS.items()]
-    return _pod(
+def _object_store(size: PodOptions) -> dict[str, str]:
+    # In bytes. Unless told, Ray takes 95 % of /dev/shm, which the data loader needs.
+    return {"object-store-memory": str(int(size.object_store_gib * 2**30))}
+
+
+def _head_pod(options: ManifestOptions, *, grows: bool) -> Object:
+    save_s = _save_seconds(options)
+    container = _ray_container(
         options,
-        "head",
-        container,
-        volumes=[_shm(options.head)],
-        grace_s=options.grace_seconds,
-        service_account=f"{options.name}-head",
+        "ray-head",
+        options.head,
+        # How long a stopped job may save before it is killed; Ray's own value is 3 seconds.
+        variables={"RAY_JOB_STOP_WAIT_TIME_S": str(save_s)},
+        pre_stop=["interrupt", "--address", "http://127.0.0.1:8265", "--seconds", str(save_s)],
     )
+    container["ports"] = [{"name": name, "containerPort": port} for name, port in _PORTS.items()]
+    pod = _ray_pod(options, "head", options.head, container, tolerations=[])
+    # For its autoscaler, whose rights the operator gives it.
+    pod["spec"]["automountServiceAccountToken"] = grows
+    return pod
 
 
 def _worker_pod(options: ManifestOptions) -> Object:
-    save_s = options.grace_seconds - _RESERVE_S
-    drain = (
-        "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod ends' "
-        f"--deadline-remaining-seconds {save_s}; sleep {save_s}"
-    )
-    pod = _pod(
+    container = _ray_container(
         options,
-        "worker",
-        _ray_container(options, "ray-worker", options.worker, pre_stop=drain),
-        volumes=[_shm(options.worker)],
-        grace_s=options.grace_seconds,
-        service_account=f"{options.name}-worker",
+        "ray-worker",
+        options.worker,
+        variables={},
+        pre_stop=["drain", "--seconds", str(_save_seconds(options))],
     )
+    tolerations = _machine_tolerations(options)
+    pod = _ray_pod(options, "worker", options.worker, container, tolerations=tolerations)
     pod["spec"] |= {
         "automountServiceAccountToken": False,
         "topologySpreadConstraints": [
@@ -215,15 +265,30 @@ def _worker_pod(options: ManifestOptions) -> Object:
             }
         ],
     }
-    tolerations = _tolerations(options)
-    if tolerations:
-        pod["spec"]["tolerations"] = tolerations
-    if options.node_selector:
-        pod["spec"]["nodeSelector"] = dict(options.node_selector)
+    zone = _zone_affinity(options)
+    if zone:
+        pod["spec"].setdefault("affinity", {})["podAffinity"] = zone
     return pod
 
 
-def _tolerations(options: ManifestOptions) -> list[Object]:
+def _zone_affinity(options: ManifestOptions) -> Object:
+    """Workers of one cluster go where the first of them is."""
+    term = {
+        "labelSelector": {"matchLabels": _labels(options, "worker")},
+        "matchLabelKeys": ["ray.io/cluster"],
+        "topologyKey": "topology.kubernetes.io/zone",
+    }
+    match options.worker.same_zone:
+        case "preferred":
+            weighted = {"weight": 100, "podAffinityTerm": term}
+            return {"preferredDuringSchedulingIgnoredDuringExecution": [weighted]}
+        case "required":
+            return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    return {}
+
+
+def _machine_tolerations(options: ManifestOptions) -> list[Object]:
+    """Of machines with GPUs, and of those that the cloud can take back."""
     tolerations = []
     if options.worker.gpus:
         tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
@@ -240,26 +305,120 @@ def _tolerations(options: ManifestOptions) -> list[Object]:
     return tolerations
 
 
-def _ray_container(
-    options: ManifestOptions, name: str, size: PodOptions, *, pre_stop: str
+def _ray_pod(
+    options: ManifestOptions,
+    role: str,
+    size: PodOptions,
+    container: Object,
+    *,
+    tolerations: list[Object],
 ) -> Object:
+    """A pod of a cluster: one that a node's loss or an eviction costs something."""
+    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size.shm_gib}Gi"}}
+    pod = _pod(
+        options,
+        role,
+        container,
+        volumes=[shm, *_volumes(options)],
+        grace_s=options.grace_seconds,
+        service_account=f"{options.name}-{role}",
+    )
+    pod["metadata"] = {
+        "labels": {**options.labels, **size.labels, **_labels(options, role)},
+        "annotations": {**_STAYS, **options.annotations, **size.annotations},
+    }
+    pod["spec"] |= _placement(size, tolerations)
+    return pod
+
+
+def _placement(size: PodOptions, tolerations: list[Object]) -> Object:
+    """On which nodes a pod may run, and how long after they are lost."""
+    # Kubernetes' own value is 300 seconds.
+    lost = [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": _LOST_NODE_S,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+    chosen = [
+        {"key": key, **({"operator": "Equal", "value": value} if value else {"operator": "Exists"})}
+        for key, value in size.tolerations.items()
+    ]
+    placement: Object = {"tolerations": [*lost, *tolerations, *chosen]}
+    labels = size.node_selector
+    one = {key: values[0] for key, values in labels.items() if len(values) == 1}
+    several = [
+        {"key": key, "operator": "In", "values": list(values)}
+        for key, values in labels.items()
+        if len(values) > 1
+    ]
+    if one:
+        placement["nodeSelector"] = one
+    if several:
+        required = {"nodeSelectorTerms": [{"matchExpressions": several}]}
+        placement["affinity"] = {
+            "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}
+        }
+    if size.priority_class:
+        placement["priorityClassName"] = size.priority_class
+    if size.runtime_class:
+        placement["runtimeClassName"] = size.runtime_class
+    return placement
+
+
+_STAYS = {
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    "karpenter.sh/do-not-disrupt": "true",
+}
+"""Annotations of pods that autoscalers of nodes must not move."""
+
+
+def _ray_container(
+    options: ManifestOptions,
+    name: str,
+    size: PodOptions,
+    *,
+    variables: Mapping[str, str],
+    pre_stop: list[str],
+) -> Object:
+    amounts = {"cpu": str(size.cpus), "memory": f"{size.memory_gib}Gi"}
+    if size.gpus:
+        amounts["nvidia.com/gpu"] = str(size.gpus)
     return {
         "name": name,
         "image": options.image,
-        "resources": _resources(size),
-        "env": _environment(options),
+        "resources": _same(amounts),
+        "env": _environment(options, {**variables, **size.env}, gpus=size.gpus),
         "envFrom": [_storage_credentials(options)],
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, *_mounts(options)],
         "securityContext": _CONTAINER_SECURITY,
         # The run hears that it ends, and saves while this hook holds the pod.
-        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", pre_stop]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["prioritycut", "jobs", *pre_stop]}}},
     }
 
 
-def _environment(options: ManifestOptions) -> list[Object]:
-    if options.storage_endpoint is None:
-        return []
-    return [{"name": "AWS_ENDPOINT_URL", "value": options.storage_endpoint}]
+def _environment(
+    options: ManifestOptions, more: Mapping[str, str | SecretKey], *, gpus: int = 0
+) -> list[Object]:
+    own = {} if gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}  # the image's is "all"
+    if options.storage_endpoint:
+        own["AWS_ENDPOINT_URL"] = options.storage_endpoint
+    return _variables({**own, **options.env, **more})
+
+
+def _variables(values: Mapping[str, str | SecretKey]) -> list[Object]:
+    return [
+        {"name": name, "value": value}
+        if isinstance(value, str)
+        else {
+            "name": name,
+            "valueFrom": {"secretKeyRef": {"name": value.secret, "key": value.key}},
+        }
+        for name, value in values.items()
+    ]
 
 
 def _storage_credentials(options: ManifestOptions) -> Object:
@@ -267,11 +426,33 @@ def _storage_credentials(options: ManifestOptions) -> Object:
     return {"secretRef": {"name": f"{options.name}-storage", "optional": True}}
 
 
+def _volumes(options: ManifestOptions) -> list[Object]:
+    return [{"name": name, **_source(volume)} for name, volume in options.volumes.items()]
+
+
+def _source(volume: VolumeOptions) -> Object:
+    if volume.claim:
+        return {"persistentVolumeClaim": {"claimName": volume.claim}}
+    if volume.config_map:
+        return {"configMap": {"name": volume.config_map}}
+    if volume.secret:
+        return {"secret": {"secretName": volume.secret}}
+    return {"emptyDir": {"sizeLimit": f"{volume.size_gib}Gi"}}
+
+
+def _mounts(options: ManifestOptions) -> list[Object]:
+    return [
+        {"name": name, "mountPath": volume.path} | ({"readOnly": True} if volume.read_only else {})
+        for name, volume in options.volumes.items()
+    ]
+
+
 def _submitter(options: ManifestOptions) -> Object:
     container = {
         "name": "ray-job-submitter",
         "image": options.image,
         "resources": _same({"cpu": "500m", "memory": "1Gi"}),
+        "env": _environment(options, {}),
         "securityContext": _CONTAINER_SECURITY,
     }
     account = f"{options.name}-worker"
@@ -297,6 +478,9 @@ def _pod(
     grace_s: int,
     service_account: str,
 ) -> Object:
+    metadata: Object = {"labels": {**options.labels, **_labels(options, role)}}
+    if options.annotations:
+        metadata["annotations"] = dict(options.annotations)
     spec: Object = {
         "restartPolicy": "Never",
         "serviceAccountName": service_account,
@@ -310,20 +494,11 @@ def _pod(
         },
         "containers": [{key: value for key, value in container.items() if value}],
     }
+    if options.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
     if volumes:
         spec["volumes"] = volumes
-    return {"metadata": {"labels": _labels(options, role)}, "spec": spec}
-
-
-def _shm(size: PodOptions) -> Object:
-    return {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size.shm_gib}Gi"}}
-
-
-def _resources(size: PodOptions) -> Object:
-    amounts = {"cpu": str(size.cpus), "memory": f"{size.memory_gib}Gi"}
-    if size.gpus:
-        amounts["nvidia.com/gpu"] = str(size.gpus)
-    return _same(amounts)
+    return {"metadata": metadata, "spec": spec}
 
 
 def _same(amounts: Mapping[str, str]) -> Object:
@@ -349,32 +524,35 @@ def _labels(options: ManifestOptions, role: str) -> dict[str, str]:
 
 
 def _base(options: ManifestOptions) -> list[Object]:
-    autoscaling = [
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch"]},
-        {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get", "patch"]},
-    ]
-    creating = [
+    group, resources = ["ray.io"], ["rayjobs"]
+    one_job = [
+        {"apiGroups": group, "resources": resources, "verbs": ["create"]},
         {
-            "apiGroups": ["ray.io"],
-            "resources": ["rayjobs"],
-            "verbs": ["get", "list", "watch", "create", "delete"],
-        }
+            "apiGroups": group,
+            "resources": resources,
+            "resourceNames": [f"{options.name}-retrain"],
+            "verbs": ["get", "list", "watch", "delete"],
+        },
     ]
+    identity = options.service_account_annotations
     return [
-        *_account(options, "-head", autoscaling),
-        *_account(options, "-worker", []),
-        *_account(options, "-retrain", creating),
+        *_account(options, "-head", [], identity),
+        *_account(options, "-worker", [], identity),
+        *_account(options, "-retrain", one_job, {}),
         _disruption_budget(options),
         _network_policy(options),
         *_tensorboard(options),
     ]
 
 
-def _account(options: ManifestOptions, suffix: str, rules: list[Object]) -> list[Object]:
+def _account(
+    options: ManifestOptions, suffix: str, rules: list[Object], annotations: Mapping[str, str]
+) -> list[Object]:
+    metadata = _metadata(options, suffix)
     account = {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": _metadata(options, suffix),
+        "metadata": metadata | ({"annotations": dict(annotations)} if annotations else {}),
         "automountServiceAccountToken": bool(rules),
     }
     if not rules:
@@ -383,13 +561,13 @@ def _account(options: ManifestOptions, suffix: str, rules: list[Object]) -> list
     role = {
         "apiVersion": f"{group}/v1",
         "kind": "Role",
-        "metadata": _metadata(options, suffix),
+        "metadata": metadata,
         "rules": rules,
     }
     binding = {
         "apiVersion": f"{group}/v1",
         "kind": "RoleBinding",
-        "metadata": _metadata(options, suffix),
+        "metadata": metadata,
         "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": options.namespace}],
     }
@@ -402,11 +580,32 @@ def _disruption_budget(options: ManifestOptions) -> Object:
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(options, "-head"),
         "spec": {
-            # For pods of a custom resource Kubernetes counts minAvailable only.
-            "minAvailable": 1,
+            # Of pods of a custom resource Kubernetes counts no shares, and a budget counts the
+            # heads of all clusters: a number that they never reach protects each of them.
+            "minAvailable": 1000,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": _labels(options, "head")},
         },
     }
+
+
+def _destination(networks: Sequence[str], ports: Sequence[int]) -> Object:
+    rule: Object = {"to": [{"ipBlock": {"cidr": network}} for network in networks]}
+    return rule | ({"ports": [_tcp(port) for port in ports]} if ports else {})
+
+
+def _tcp(port: int) -> Object:
+    return {"protocol": "TCP", "port": port}
+
+
+_IDENTITY_AGENTS = {
+    "eks": [_destination(["169.254.170.23/32", "fd00:ec2::23/128"], [80])],
+    "gke": [
+        _destination(["169.254.169.254/32"], [80]),
+        _destination(["169.254.169.252/32"], [988]),
+    ],
+}
+"""Where a cloud's agent on the node hands out the credentials of a pod."""
 
 
 def _network_policy(options: ManifestOptions) -> Object:
@@ -416,11 +615,8 @@ def _network_policy(options: ManifestOptions) -> Object:
             "matchLabels": {"kubernetes.io/metadata.name": options.operator_namespace}
         }
     }
-    outside = [_tcp(443), _tcp(6443)]  # storage, the API server
-    for address in filter(None, (options.storage_endpoint, options.redis)):
-        port = address.rsplit(":", 1)[-1].rstrip("/")
-        if port.isdigit() and _tcp(int(port)) not in outside:
-            outside.append(_tcp(int(port)))
+    network = options.network
+    anywhere = dict.fromkeys([443, *network.api_server_ports, *options.ports_of_services])
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -435,14 +631,12 @@ def _network_policy(options: ManifestOptions) -> Object:
             "egress": [
                 {"to": [ours]},
                 {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]},
-                {"ports": outside},
+                {"ports": [_tcp(port) for port in anywhere]},
+                *(_IDENTITY_AGENTS[network.pod_identity] if network.pod_identity else []),
+                *(_destination([rule.cidr], rule.ports) for rule in network.egress),
             ],
         },
     }
-
-
-def _tcp(port: int) -> Object:
-    return {"protocol": "TCP", "port": port}
 
 
 def _tensorboard(options: ManifestOptions) -> list[Object]:
@@ -459,13 +653,21 @@ def _tensorboard(options: ManifestOptions) -> list[Object]:
         ],
         "ports": [{"name": "http", "containerPort": port}],
         "resources": _same({"cpu": "1", "memory": "2Gi"}),
-        "env": _environment(options),
+        "env": _environment(options, {}),
         "envFrom": [_storage_credentials(options)],
+        "volumeMounts": _mounts(options),
         "readinessProbe": {"httpGet": {"path": "/", "port": "http"}},
         "securityContext": _CONTAINER_SECURITY,
     }
     account = f"{options.name}-worker"
-    pod = _pod(options, "tensorboard", container, volumes=[], grace_s=30, service_account=account)
+    pod = _pod(
+        options,
+        "tensorboard",
+        container,
+        volumes=_volumes(options),
+        grace_s=30,
+        service_account=account,
+    )
     pod["spec"] |= {"restartPolicy": "Always", "automountServiceAccountToken": False}
     deployment = {
         "apiVersion": "apps/v1",
@@ -509,14 +711,26 @@ def _retrain_cron(options: ManifestOptions) -> list[Object]:
         "metadata": _metadata(options, "-retrain"),
         "data": {"rayjob.yaml": to_yaml([job])},
     }
-    seconds = options.max_hours * 3600 + _START_DEADLINE_S
+    # Each step has an end, so that neither an operator that is dead nor a job that it refuses holds
+    # the schedule. A job that was taken has a start at once, one that is refused never has.
+    removal_s = options.grace_seconds + _ANSWER_S
+    end_s = options.max_hours * 3600 + _START_DEADLINE_S
     status = "--for=jsonpath={.status.%s}"
     steps = {
         "remove-last-night": ["delete", f"rayjob/{name}", "--ignore-not-found"],
         "create": ["create", "--filename=/manifest/rayjob.yaml"],
-        "await-end": ["wait", f"rayjob/{name}", status % "endTime", f"--timeout={seconds}s"],
-        "judge": ["wait", f"rayjob/{name}", status % "jobStatus" + "=SUCCEEDED", "--timeout=10s"],
+        "await-start": ["wait", f"rayjob/{name}", status % "startTime"],
+        "await-end": ["wait", f"rayjob/{name}", status % "endTime"],
+        "judge": ["wait", f"rayjob/{name}", status % "jobStatus" + "=SUCCEEDED"],
     }
+    limits = {
+        "remove-last-night": removal_s,
+        "await-start": _ANSWER_S,
+        "await-end": end_s,
+        "judge": 10,
+    }
+    for step, limit in limits.items():
+        steps[step].append(f"--timeout={limit}s")
     containers: list[Object] = [
         {
             "name": step,
@@ -533,6 +747,7 @@ def _retrain_cron(options: ManifestOptions) -> list[Object]:
         options, "retrain", containers[-1], volumes=volumes, grace_s=30, service_account=name
     )
     pod["spec"]["initContainers"] = containers[:-1]
+    pod["metadata"]["annotations"] = {**_STAYS, **options.annotations}
     cron = {
         "apiVersion": "batch/v1",
         "kind": "CronJob",
@@ -548,7 +763,7 @@ def _retrain_cron(options: ManifestOptions) -> list[Object]:
             "jobTemplate": {
                 "spec": {
                     "backoffLimit": 1,
-                    "activeDeadlineSeconds": 2 * seconds,
+                    "activeDeadlineSeconds": 2 * sum(limits.values()),
                     "ttlSecondsAfterFinished": 7 * 24 * 3600,
                     "template": pod,
                 }
@@ -559,7 +774,10 @@ def _retrain_cron(options: ManifestOptions) -> list[Object]:
 
 
 def _ray_cron_job(options: ManifestOptions) -> Object:
-    """Opt-in: KubeRay's own schedule is alpha, behind a feature gate, and may overlap itself."""
+    """KubeRay's own schedule.
+
+    Never suspended: when that ends, the operator makes up for every night at once.
+    """
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCronJob",
@@ -567,7 +785,6 @@ def _ray_cron_job(options: ManifestOptions) -> Object:
         "spec": {
             "schedule": options.schedule,
             "timeZone": options.time_zone,
-            "suspend": True,
             "jobTemplate": _ray_job_spec(options, "retrain"),
         },
     }

@@ -100,7 +100,7 @@ def test_the_dump_reads_back_as_the_same_config(minimal: str, tmp_path: Path) ->
         ("loss.perceptual.scales=[1, 0.03125]", ["VGG-19", "scales"]),
         ("name=../escape", ["name"]),
         ("optim", ["dotted.key=value"]),
-        ("optim.lr=[", ["no valid YAML"]),
+        ("optim.lr=[", ["not valid YAML"]),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_key_and_way_out(
@@ -116,7 +116,7 @@ def test_a_wrong_override_is_one_line_that_names_key_and_way_out(
 
 @pytest.mark.parametrize(
     ("content", "fragment"),
-    [("a: [", "no valid YAML"), ("- 1\n- 2\n", "mapping"), ("", "mapping")],
+    [("a: [", "not valid YAML"), ("- 1\n- 2\n", "mapping"), ("", "mapping")],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: str, fragment: str) -> None:
     path = tmp_path / "broken.yaml"

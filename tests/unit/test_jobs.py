@@ -10,6 +10,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.jobs import Cluster, Job, exit_code
 from prioritycut_ray.kubernetes.check import check_text
 from tests.conftest import Prioritycut, assert_one_line
+from tests.hosts import ROOT
 
 REMOTE = ["storage=s3://bucket/runs", "data.url=s3://bucket/data"]
 
@@ -120,13 +121,40 @@ def test_without_kubectl_the_way_out_is_told(
 def test_rendering_and_checking(prioritycut: Prioritycut, tmp_path: Path) -> None:
     assert prioritycut("k8s", "render", "max_workers=8", "--out", "mine").returncode == 0
     files = sorted(str(path) for path in (tmp_path / "mine").glob("*.yaml"))
-    assert len(files) == 7
+    assert len(files) == 6
     assert prioritycut("k8s", "validate", *files).returncode == 0
     broken = tmp_path / "mine" / "rayjob-train.yaml"
     broken.write_text(broken.read_text().replace("entrypoint:", "entripoint:"))
     result = prioritycut("k8s", "validate", str(broken))
     assert "entripoint" in result.stdout
     assert_one_line(result, "1 problem")
+
+
+def test_files_of_the_image_are_looked_for_here(prioritycut: Prioritycut, tmp_path: Path) -> None:
+    for word in ("tune=tune_configs/mine.yaml", "retrain=nightly.yaml"):
+        assert_one_line(prioritycut("k8s", "render", word), word, "is not a file below this folder")
+    (tmp_path / "nightly.yaml").write_text("data: data\nbudget: 100\nreplai: 0.5\n")
+    assert_one_line(prioritycut("k8s", "render", "retrain=nightly.yaml"), "replai", "replay")
+    (tmp_path / "nightly.yaml").write_text("data: data\nbudget: 100\n")
+    assert prioritycut("k8s", "render", "retrain=nightly.yaml").returncode == 0
+    manifest = (tmp_path / "cluster" / "cronjob-retrain.yaml").read_text()
+    assert "prioritycut retrain nightly.yaml" in manifest
+
+
+def test_sizes_that_no_job_accepts_are_refused(prioritycut: Prioritycut, tmp_path: Path) -> None:
+    result = prioritycut("k8s", "render", "max_workers=3")
+    assert_one_line(result, "max_workers=3", "train.batch_size=40")
+    assert not (tmp_path / "cluster").exists()
+    search = tmp_path / "mine.yaml"
+    search.write_text((ROOT / "tune_configs" / "top_k.yaml").read_text())
+    result = prioritycut("k8s", "render", "tune=mine.yaml", "max_workers=1", "worker.gpus=3")
+    assert_one_line(result, "worker.gpus=3", "train.batch_size=40")
+
+
+def test_an_image_that_nobody_has_is_told(prioritycut: Prioritycut) -> None:
+    assert "placeholder" in prioritycut("k8s", "render").stdout
+    image = "image=ghcr.io/me/prioritycut-ray:0.1.0-ray2.60.0-cpu"
+    assert "placeholder" not in prioritycut("k8s", "render", image).stdout
 
 
 def test_options_are_read_back_and_typos_named(prioritycut: Prioritycut, tmp_path: Path) -> None:

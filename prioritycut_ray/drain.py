@@ -1,0 +1,57 @@
+"""A Ray node that is about to go away: its work moves, and nobody waits longer than that takes."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from prioritycut_ray.errors import UserError
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_AT_REST = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
+"""Begins of the titles of Ray processes that are there without any work."""
+
+
+def drain_here(seconds: float) -> bool:
+    """Drain the Ray node of this machine and wait until no task or actor runs on it.
+
+    Args:
+        seconds: the machine ends after so many.
+
+    Returns:
+        Whether the node is at rest; False when time was up before.
+
+    Raises:
+        UserError: there is no Ray node here, or its cluster refuses.
+    """
+    deadline = time.monotonic() + seconds
+    _drain_node(seconds)
+    while any(_busy_workers()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return True
+
+
+def _drain_node(seconds: float) -> None:
+    command = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "the machine ends"]
+    command += ["--deadline-remaining-seconds", str(int(seconds))]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"the Ray cluster did not answer within {seconds:g} s") from error
+    if result.returncode != 0:
+        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+        raise UserError(f"this Ray node cannot be drained: {lines[-1]}")
+
+
+def _busy_workers() -> Iterator[bytes]:
+    """Titles of the processes on this machine that Ray tasks and actors run in."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            title = path.read_bytes()
+        except OSError:  # it has ended
+            continue
+        if title.startswith(b"ray::") and not title.startswith(_AT_REST):
+            yield title

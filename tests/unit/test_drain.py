@@ -1,0 +1,37 @@
+"""Which processes say that a node is still at work."""
+
+import subprocess
+
+import pytest
+
+from prioritycut_ray.drain import _busy_workers
+from tests.runs import await_truth
+
+
+@pytest.mark.parametrize(
+    ("title", "busy"),
+    [
+        ("ray::TrainWorker.run", True),
+        ("ray::render_clip", True),
+        ("ray::IDLE", False),
+        ("ray::DashboardAgent", False),
+        ("ray::RuntimeEnvAgent", False),
+        ("raylet", False),
+    ],
+)
+def test_only_processes_with_tasks_or_actors_are_at_work(title: str, busy: bool) -> None:
+    mark = f"{title} of-this-test"
+    process = subprocess.Popen([mark, "60"], executable="/bin/sleep")
+    try:
+        command = f"/proc/{process.pid}/cmdline"
+
+        def started() -> bool:
+            with open(command, "rb") as file:
+                return file.read().startswith(mark.encode())
+
+        await_truth(started, "the process has its title", 10)
+        assert any(found.startswith(mark.encode()) for found in _busy_workers()) is busy
+    finally:
+        process.kill()
+        process.wait(10)
+    assert not any(found.startswith(mark.encode()) for found in _busy_workers())
