@@ -496,7 +496,7 @@ _TextLoader.yaml_implicit_resolvers = {}
 
 def _describe(item: Mapping[str, Any], root: type[BaseModel]) -> str:
     """One validation problem in words."""
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(str(part) for part in item["loc"] if part != "[key]")  # pydantic's mark
     if item["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_suggestion(item['loc'], root)}"
     message = str(item["msg"]).removeprefix("Value error, ")

@@ -204,7 +204,7 @@ class PodOptions(OptionsSection):
     """Requests and limits, as for the CPUs."""
     shm_gib: Count
     """Of /dev/shm, for Ray's object store and the data loader's frames; counts as memory."""
-    object_store_gib: Annotated[float, Field(ge=0.1)] = 1.0
+    object_store_gib: Annotated[float, Field(ge=0.1)] = 0.5
     """Of /dev/shm for Ray's object store, which takes nearly all of it unless told."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """Of each pod."""

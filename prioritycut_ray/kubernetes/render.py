@@ -1,33 +1,33 @@
 """From options to the manifests of ``cluster/``: plain data, then YAML. Deterministic."""
 
 import shlex
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from prioritycut_ray.kubernetes.options import (
-    ManifestOptions,
-    PodOptions,
-    SecretKey,
-    VolumeOptions,
-    image_ray_version,
+from prioritycut_ray.kubernetes.namespace import namespace_objects, storage_secret
+from prioritycut_ray.kubernetes.options import ManifestOptions, PodOptions, image_ray_version
+from prioritycut_ray.kubernetes.pods import (
+    CONTAINER_SECURITY,
+    STAYS,
+    Object,
+    head_pod,
+    metadata_of,
+    plain_pod,
+    same,
+    save_seconds,
+    submitter_pod,
+    variables_of,
+    worker_pod,
 )
-
-Object = dict[str, Any]
 
 KUBECTL_IMAGE = "registry.k8s.io/kubectl:v1.34.1"
 """Kubernetes' own image: kubectl and nothing else, not even a shell."""
-_PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001}
-_RESERVE_S = 15
-"""Of a pod's grace: what is left for Ray to end after the checkpoint."""
 _MARGIN_S = 5
 """A driver gives up so long before the hook that waits for it."""
 _START_DEADLINE_S = 1800
 """For a cluster to come up: images are pulled, machines are bought."""
-_LOST_NODE_S = 60
-"""After which the pods of a node that does not answer are replaced."""
 _ANSWER_S = 300
 """For the operator to take up a change."""
 _CLUSTER_STAYS_S = 60
@@ -40,8 +40,8 @@ _JOB_STAYS_S = 7 * 24 * 3600
 def render(options: ManifestOptions) -> dict[str, str]:
     """All manifests: file name → YAML."""
     files = {
-        "base.yaml": _base(options),
-        "storage-secret.yaml": [_storage_secret(options)],
+        "base.yaml": namespace_objects(options),
+        "storage-secret.yaml": [storage_secret(options)],
         "raycluster.yaml": [ray_cluster(options)],
         "rayjob-train.yaml": [ray_job(options, "train")],
         "rayjob-tune.yaml": [ray_job(options, "tune")],
@@ -85,7 +85,7 @@ def entrypoint(options: ManifestOptions, verb: str) -> str:
     per_pod = max(worker.gpus, 1)
     use_gpu = f"train.use_gpu={'yes' if worker.gpus else 'no'}"
     places = [f"storage={storage}/runs", f"data.url={storage}/data"]
-    grace = f"train.grace_seconds={_save_seconds(options) - _MARGIN_S}"
+    grace = f"train.grace_seconds={save_seconds(options) - _MARGIN_S}"
     if verb == "retrain":
         places = [f"models={storage}/models", f"data={storage}/data"]
         words = [options.retrain, *places, f"set.{grace}"]
@@ -102,17 +102,12 @@ def entrypoint(options: ManifestOptions, verb: str) -> str:
     return shlex.join(["prioritycut", verb, *words])
 
 
-def _save_seconds(options: ManifestOptions) -> int:
-    """Of a pod's grace: what a hook may take, and what Ray lets a job that it stops."""
-    return options.grace_seconds - _RESERVE_S
-
-
 def ray_job(options: ManifestOptions, verb: str) -> Object:
     """A RayJob: a cluster that lives as long as its job does."""
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": _metadata(options, f"-{verb}", _queue_labels(options)),
+        "metadata": metadata_of(options, f"-{verb}", _queue_labels(options)),
         "spec": _ray_job_spec(options, verb),
     }
 
@@ -132,7 +127,7 @@ def _ray_job_spec(options: ManifestOptions, verb: str) -> Object:
         "rayClusterSpec": _cluster_spec(options, grows=grows),
     }
     if options.submission == "K8sJobMode":
-        spec["submitterPodTemplate"] = _submitter(options)
+        spec["submitterPodTemplate"] = submitter_pod(options)
     return spec
 
 
@@ -158,7 +153,7 @@ def ray_cluster(options: ManifestOptions) -> Object:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": _metadata(options, "", _queue_labels(options)),
+        "metadata": metadata_of(options, "", _queue_labels(options)),
         "spec": _cluster_spec(options, grows=options.queue is None),
     }
 
@@ -188,7 +183,7 @@ def _cluster_spec(options: ManifestOptions, *, grows: bool) -> Object:
                 "num-cpus": "0",
                 **_object_store(options.head),
             },
-            "template": _head_pod(options, grows=grows),
+            "template": head_pod(options, grows=grows),
         },
         "workerGroupSpecs": [
             {
@@ -197,7 +192,7 @@ def _cluster_spec(options: ManifestOptions, *, grows: bool) -> Object:
                 "minReplicas": workers,
                 "maxReplicas": options.max_workers,
                 "rayStartParams": _object_store(options.worker),
-                "template": _worker_pod(options),
+                "template": worker_pod(options),
             }
         ],
     }
@@ -206,8 +201,8 @@ def _cluster_spec(options: ManifestOptions, *, grows: bool) -> Object:
             "version": "v2",
             "upscalingMode": "Default",
             "idleTimeoutSeconds": 300,
-            "resources": _same({"cpu": "500m", "memory": "1Gi"}),
-            "securityContext": _CONTAINER_SECURITY,
+            "resources": same({"cpu": "500m", "memory": "1Gi"}),
+            "securityContext": CONTAINER_SECURITY,
         }
     if options.redis:
         spec["gcsFaultToleranceOptions"] = {
@@ -217,7 +212,7 @@ def _cluster_spec(options: ManifestOptions, *, grows: bool) -> Object:
             },
         }
     if options.history:
-        collector = {"image": options.history.collector, "env": _variables(options.history.env)}
+        collector = {"image": options.history.collector, "env": variables_of(options.history.env)}
         spec["historyServerOptions"] = {"collectorOptions": collector}
     return spec
 
@@ -225,477 +220,6 @@ def _cluster_spec(options: ManifestOptions, *, grows: bool) -> Object:
 def _object_store(size: PodOptions) -> dict[str, str]:
     # In bytes. Unless told, Ray takes 95 % of /dev/shm, which the data loader needs.
     return {"object-store-memory": str(int(size.object_store_gib * 2**30))}
-
-
-def _head_pod(options: ManifestOptions, *, grows: bool) -> Object:
-    save_s = _save_seconds(options)
-    container = _ray_container(
-        options,
-        "ray-head",
-        options.head,
-        # How long a stopped job may save before it is killed; Ray's own value is 3 seconds.
-        variables={"RAY_JOB_STOP_WAIT_TIME_S": str(save_s)},
-        pre_stop=["interrupt", "--address", "http://127.0.0.1:8265", "--seconds", str(save_s)],
-    )
-    container["ports"] = [{"name": name, "containerPort": port} for name, port in _PORTS.items()]
-    pod = _ray_pod(options, "head", options.head, container, tolerations=[])
-    # For its autoscaler, whose rights the operator gives it.
-    pod["spec"]["automountServiceAccountToken"] = grows
-    return pod
-
-
-def _worker_pod(options: ManifestOptions) -> Object:
-    container = _ray_container(
-        options,
-        "ray-worker",
-        options.worker,
-        variables={},
-        pre_stop=["drain", "--seconds", str(_save_seconds(options))],
-    )
-    tolerations = _machine_tolerations(options)
-    pod = _ray_pod(options, "worker", options.worker, container, tolerations=tolerations)
-    pod["spec"] |= {
-        "automountServiceAccountToken": False,
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": _labels(options, "worker")},
-            }
-        ],
-    }
-    zone = _zone_affinity(options)
-    if zone:
-        pod["spec"].setdefault("affinity", {})["podAffinity"] = zone
-    return pod
-
-
-def _zone_affinity(options: ManifestOptions) -> Object:
-    """Workers of one cluster go where the first of them is."""
-    term = {
-        "labelSelector": {"matchLabels": _labels(options, "worker")},
-        "matchLabelKeys": ["ray.io/cluster"],
-        "topologyKey": "topology.kubernetes.io/zone",
-    }
-    match options.worker.same_zone:
-        case "preferred":
-            weighted = {"weight": 100, "podAffinityTerm": term}
-            return {"preferredDuringSchedulingIgnoredDuringExecution": [weighted]}
-        case "required":
-            return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
-    return {}
-
-
-def _machine_tolerations(options: ManifestOptions) -> list[Object]:
-    """Of machines with GPUs, and of those that the cloud can take back."""
-    tolerations = []
-    if options.worker.gpus:
-        tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
-    if options.spot:
-        spot_taints = {
-            "cloud.google.com/gke-spot": "true",
-            "karpenter.sh/capacity-type": "spot",
-            "kubernetes.azure.com/scalesetpriority": "spot",
-        }
-        tolerations += [
-            {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
-            for key, value in spot_taints.items()
-        ]
-    return tolerations
-
-
-def _ray_pod(
-    options: ManifestOptions,
-    role: str,
-    size: PodOptions,
-    container: Object,
-    *,
-    tolerations: list[Object],
-) -> Object:
-    """A pod of a cluster: one that a node's loss or an eviction costs something."""
-    shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size.shm_gib}Gi"}}
-    pod = _pod(
-        options,
-        role,
-        container,
-        volumes=[shm, *_volumes(options)],
-        grace_s=options.grace_seconds,
-        service_account=f"{options.name}-{role}",
-    )
-    pod["metadata"] = {
-        "labels": {**options.labels, **size.labels, **_labels(options, role)},
-        "annotations": {**_STAYS, **options.annotations, **size.annotations},
-    }
-    pod["spec"] |= _placement(size, tolerations)
-    return pod
-
-
-def _placement(size: PodOptions, tolerations: list[Object]) -> Object:
-    """On which nodes a pod may run, and how long after they are lost."""
-    # Kubernetes' own value is 300 seconds.
-    lost = [
-        {
-            "key": f"node.kubernetes.io/{state}",
-            "operator": "Exists",
-            "effect": "NoExecute",
-            "tolerationSeconds": _LOST_NODE_S,
-        }
-        for state in ("not-ready", "unreachable")
-    ]
-    chosen = [
-        {"key": key, **({"operator": "Equal", "value": value} if value else {"operator": "Exists"})}
-        for key, value in size.tolerations.items()
-    ]
-    placement: Object = {"tolerations": [*lost, *tolerations, *chosen]}
-    labels = size.node_selector
-    one = {key: values[0] for key, values in labels.items() if len(values) == 1}
-    several = [
-        {"key": key, "operator": "In", "values": list(values)}
-        for key, values in labels.items()
-        if len(values) > 1
-    ]
-    if one:
-        placement["nodeSelector"] = one
-    if several:
-        required = {"nodeSelectorTerms": [{"matchExpressions": several}]}
-        placement["affinity"] = {
-            "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}
-        }
-    if size.priority_class:
-        placement["priorityClassName"] = size.priority_class
-    if size.runtime_class:
-        placement["runtimeClassName"] = size.runtime_class
-    return placement
-
-
-_STAYS = {
-    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
-    "karpenter.sh/do-not-disrupt": "true",
-}
-"""Annotations of pods that autoscalers of nodes must not move."""
-
-
-def _ray_container(
-    options: ManifestOptions,
-    name: str,
-    size: PodOptions,
-    *,
-    variables: Mapping[str, str],
-    pre_stop: list[str],
-) -> Object:
-    amounts = {"cpu": str(size.cpus), "memory": f"{size.memory_gib}Gi"}
-    if size.gpus:
-        amounts["nvidia.com/gpu"] = str(size.gpus)
-    return {
-        "name": name,
-        "image": options.image,
-        "resources": _same(amounts),
-        "env": _environment(options, {**variables, **size.env}, gpus=size.gpus),
-        "envFrom": [_storage_credentials(options)],
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, *_mounts(options)],
-        "securityContext": _CONTAINER_SECURITY,
-        # The run hears that it ends, and saves while this hook holds the pod.
-        "lifecycle": {"preStop": {"exec": {"command": ["prioritycut", "jobs", *pre_stop]}}},
-    }
-
-
-def _environment(
-    options: ManifestOptions, more: Mapping[str, str | SecretKey], *, gpus: int = 0
-) -> list[Object]:
-    own = {} if gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}  # the image's is "all"
-    if options.storage_endpoint:
-        own["AWS_ENDPOINT_URL"] = options.storage_endpoint
-    return _variables({**own, **options.env, **more})
-
-
-def _variables(values: Mapping[str, str | SecretKey]) -> list[Object]:
-    return [
-        {"name": name, "value": value}
-        if isinstance(value, str)
-        else {
-            "name": name,
-            "valueFrom": {"secretKeyRef": {"name": value.secret, "key": value.key}},
-        }
-        for name, value in values.items()
-    ]
-
-
-def _storage_credentials(options: ManifestOptions) -> Object:
-    # Optional: where the cloud gives pods an identity of their own, no key is needed.
-    return {"secretRef": {"name": f"{options.name}-storage", "optional": True}}
-
-
-def _volumes(options: ManifestOptions) -> list[Object]:
-    return [{"name": name, **_source(volume)} for name, volume in options.volumes.items()]
-
-
-def _source(volume: VolumeOptions) -> Object:
-    if volume.claim:
-        return {"persistentVolumeClaim": {"claimName": volume.claim}}
-    if volume.config_map:
-        return {"configMap": {"name": volume.config_map}}
-    if volume.secret:
-        return {"secret": {"secretName": volume.secret}}
-    return {"emptyDir": {"sizeLimit": f"{volume.size_gib}Gi"}}
-
-
-def _mounts(options: ManifestOptions) -> list[Object]:
-    return [
-        {"name": name, "mountPath": volume.path} | ({"readOnly": True} if volume.read_only else {})
-        for name, volume in options.volumes.items()
-    ]
-
-
-def _submitter(options: ManifestOptions) -> Object:
-    container = {
-        "name": "ray-job-submitter",
-        "image": options.image,
-        "resources": _same({"cpu": "500m", "memory": "1Gi"}),
-        "env": _environment(options, {}),
-        "securityContext": _CONTAINER_SECURITY,
-    }
-    account = f"{options.name}-worker"
-    pod = _pod(options, "submitter", container, volumes=[], grace_s=30, service_account=account)
-    pod["spec"]["automountServiceAccountToken"] = False
-    return pod
-
-
-# What all pods have.
-
-_CONTAINER_SECURITY: Object = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-}
-
-
-def _pod(
-    options: ManifestOptions,
-    role: str,
-    container: Object,
-    *,
-    volumes: list[Object],
-    grace_s: int,
-    service_account: str,
-) -> Object:
-    metadata: Object = {"labels": {**options.labels, **_labels(options, role)}}
-    if options.annotations:
-        metadata["annotations"] = dict(options.annotations)
-    spec: Object = {
-        "restartPolicy": "Never",
-        "serviceAccountName": service_account,
-        "terminationGracePeriodSeconds": grace_s,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 1000,
-            "runAsGroup": 1000,
-            "fsGroup": 1000,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [{key: value for key, value in container.items() if value}],
-    }
-    if options.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
-    if volumes:
-        spec["volumes"] = volumes
-    return {"metadata": metadata, "spec": spec}
-
-
-def _same(amounts: Mapping[str, str]) -> Object:
-    """Requests that equal limits: the class of pods that is evicted last."""
-    return {"requests": dict(amounts), "limits": dict(amounts)}
-
-
-def _metadata(
-    options: ManifestOptions, suffix: str, labels: Mapping[str, str] | None = None
-) -> Object:
-    return {
-        "name": f"{options.name}{suffix}",
-        "namespace": options.namespace,
-        "labels": {"app.kubernetes.io/part-of": options.name, **(labels or {})},
-    }
-
-
-def _labels(options: ManifestOptions, role: str) -> dict[str, str]:
-    return {"app.kubernetes.io/part-of": options.name, "app.kubernetes.io/component": role}
-
-
-# What a namespace needs once.
-
-
-def _base(options: ManifestOptions) -> list[Object]:
-    group, resources = ["ray.io"], ["rayjobs"]
-    one_job = [
-        {"apiGroups": group, "resources": resources, "verbs": ["create"]},
-        {
-            "apiGroups": group,
-            "resources": resources,
-            "resourceNames": [f"{options.name}-retrain"],
-            "verbs": ["get", "list", "watch", "delete"],
-        },
-    ]
-    identity = options.service_account_annotations
-    return [
-        *_account(options, "-head", [], identity),
-        *_account(options, "-worker", [], identity),
-        *_account(options, "-retrain", one_job, {}),
-        _disruption_budget(options),
-        _network_policy(options),
-        *_tensorboard(options),
-    ]
-
-
-def _account(
-    options: ManifestOptions, suffix: str, rules: list[Object], annotations: Mapping[str, str]
-) -> list[Object]:
-    metadata = _metadata(options, suffix)
-    account = {
-        "apiVersion": "v1",
-        "kind": "ServiceAccount",
-        "metadata": metadata | ({"annotations": dict(annotations)} if annotations else {}),
-        "automountServiceAccountToken": bool(rules),
-    }
-    if not rules:
-        return [account]
-    group, name = "rbac.authorization.k8s.io", f"{options.name}{suffix}"
-    role = {
-        "apiVersion": f"{group}/v1",
-        "kind": "Role",
-        "metadata": metadata,
-        "rules": rules,
-    }
-    binding = {
-        "apiVersion": f"{group}/v1",
-        "kind": "RoleBinding",
-        "metadata": metadata,
-        "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": options.namespace}],
-    }
-    return [account, role, binding]
-
-
-def _disruption_budget(options: ManifestOptions) -> Object:
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": _metadata(options, "-head"),
-        "spec": {
-            # Of pods of a custom resource Kubernetes counts no shares, and a budget counts the
-            # heads of all clusters: a number that they never reach protects each of them.
-            "minAvailable": 1000,
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-            "selector": {"matchLabels": _labels(options, "head")},
-        },
-    }
-
-
-def _destination(networks: Sequence[str], ports: Sequence[int]) -> Object:
-    rule: Object = {"to": [{"ipBlock": {"cidr": network}} for network in networks]}
-    return rule | ({"ports": [_tcp(port) for port in ports]} if ports else {})
-
-
-def _tcp(port: int) -> Object:
-    return {"protocol": "TCP", "port": port}
-
-
-_IDENTITY_AGENTS = {
-    "eks": [_destination(["169.254.170.23/32", "fd00:ec2::23/128"], [80])],
-    "gke": [
-        _destination(["169.254.169.254/32"], [80]),
-        _destination(["169.254.169.252/32"], [988]),
-    ],
-}
-"""Where a cloud's agent on the node hands out the credentials of a pod."""
-
-
-def _network_policy(options: ManifestOptions) -> Object:
-    ours = {"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": options.name}}}
-    operator = {
-        "namespaceSelector": {
-            "matchLabels": {"kubernetes.io/metadata.name": options.operator_namespace}
-        }
-    }
-    network = options.network
-    anywhere = dict.fromkeys([443, *network.api_server_ports, *options.ports_of_services])
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": _metadata(options, ""),
-        "spec": {
-            "podSelector": ours["podSelector"],
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [
-                {"from": [ours]},
-                {"from": [operator], "ports": [_tcp(_PORTS["dashboard"])]},
-            ],
-            "egress": [
-                {"to": [ours]},
-                {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]},
-                {"ports": [_tcp(port) for port in anywhere]},
-                *(_IDENTITY_AGENTS[network.pod_identity] if network.pod_identity else []),
-                *(_destination([rule.cidr], rule.ports) for rule in network.egress),
-            ],
-        },
-    }
-
-
-def _tensorboard(options: ManifestOptions) -> list[Object]:
-    labels, port = _labels(options, "tensorboard"), 6006
-    container = {
-        "name": "tensorboard",
-        "image": options.image,
-        "command": [
-            "tensorboard",
-            f"--logdir={options.storage}/runs",
-            "--bind_all",
-            f"--port={port}",
-            "--load_fast=false",  # the fast reader knows no bucket
-        ],
-        "ports": [{"name": "http", "containerPort": port}],
-        "resources": _same({"cpu": "1", "memory": "2Gi"}),
-        "env": _environment(options, {}),
-        "envFrom": [_storage_credentials(options)],
-        "volumeMounts": _mounts(options),
-        "readinessProbe": {"httpGet": {"path": "/", "port": "http"}},
-        "securityContext": _CONTAINER_SECURITY,
-    }
-    account = f"{options.name}-worker"
-    pod = _pod(
-        options,
-        "tensorboard",
-        container,
-        volumes=_volumes(options),
-        grace_s=30,
-        service_account=account,
-    )
-    pod["spec"] |= {"restartPolicy": "Always", "automountServiceAccountToken": False}
-    deployment = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": _metadata(options, "-tensorboard"),
-        "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": pod},
-    }
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": _metadata(options, "-tensorboard"),
-        "spec": {"selector": labels, "ports": [{"name": "http", "port": port}]},
-    }
-    return [deployment, service]
-
-
-def _storage_secret(options: ManifestOptions) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": _metadata(options, "-storage"),
-        "type": "Opaque",
-        "stringData": {
-            "AWS_ACCESS_KEY_ID": "replace-me",
-            "AWS_SECRET_ACCESS_KEY": "replace-me",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        },
-    }
 
 
 # The schedule.
@@ -708,7 +232,7 @@ def _retrain_cron(options: ManifestOptions) -> list[Object]:
     manifest = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(options, "-retrain"),
+        "metadata": metadata_of(options, "-retrain"),
         "data": {"rayjob.yaml": to_yaml([job])},
     }
     # Each step has an end, so that neither an operator that is dead nor a job that it refuses holds
@@ -736,22 +260,22 @@ def _retrain_cron(options: ManifestOptions) -> list[Object]:
             "name": step,
             "image": KUBECTL_IMAGE,
             "args": [*arguments, f"--namespace={options.namespace}"],
-            "resources": _same({"cpu": "100m", "memory": "128Mi"}),
-            "securityContext": {**_CONTAINER_SECURITY, "readOnlyRootFilesystem": True},
+            "resources": same({"cpu": "100m", "memory": "128Mi"}),
+            "securityContext": {**CONTAINER_SECURITY, "readOnlyRootFilesystem": True},
             "volumeMounts": [{"name": "manifest", "mountPath": "/manifest", "readOnly": True}],
         }
         for step, arguments in steps.items()
     ]
     volumes = [{"name": "manifest", "configMap": {"name": name}}]
-    pod = _pod(
+    pod = plain_pod(
         options, "retrain", containers[-1], volumes=volumes, grace_s=30, service_account=name
     )
     pod["spec"]["initContainers"] = containers[:-1]
-    pod["metadata"]["annotations"] = {**_STAYS, **options.annotations}
+    pod["metadata"]["annotations"] = {**STAYS, **options.annotations}
     cron = {
         "apiVersion": "batch/v1",
         "kind": "CronJob",
-        "metadata": _metadata(options, "-retrain"),
+        "metadata": metadata_of(options, "-retrain"),
         "spec": {
             "schedule": options.schedule,
             "timeZone": options.time_zone,
@@ -781,7 +305,7 @@ def _ray_cron_job(options: ManifestOptions) -> Object:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCronJob",
-        "metadata": _metadata(options, "-retrain"),
+        "metadata": metadata_of(options, "-retrain"),
         "spec": {
             "schedule": options.schedule,
             "timeZone": options.time_zone,

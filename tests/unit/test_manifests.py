@@ -94,7 +94,7 @@ EVERYTHING: Object = {
         "tolerations": {"dedicated": "ml", "example.com/any": ""},
         "priority_class": "batch",
         "runtime_class": "nvidia",
-        "object_store_gib": 0.5,
+        "object_store_gib": 0.25,
         "same_zone": "required",
     },
     "env": {"HTTPS_PROXY": "http://proxy:3128", "NVIDIA_VISIBLE_DEVICES": "all"},
@@ -313,7 +313,7 @@ def test_what_is_chosen_stands_in_the_pods() -> None:
     options = ManifestOptions.model_validate(EVERYTHING)
     [job] = yaml.safe_load_all(render(options)["rayjob-train.yaml"])
     group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-    assert group["rayStartParams"] == {"object-store-memory": str(2**29)}
+    assert group["rayStartParams"] == {"object-store-memory": str(2**28)}
     metadata, pod = group["template"]["metadata"], group["template"]["spec"]
     assert metadata["labels"]["example.com/team"] == "vision"
     assert metadata["labels"]["cost-center"] == "7"
