@@ -575,7 +575,12 @@ def k8s_validate(
     files: Annotated[list[Path], typer.Argument(help="Manifests.", metavar="FILE...")],
     debug: Debug = False,
 ) -> None:
-    """Check manifests without a cluster: schema, KubeRay's rules, and what jobs ask for."""
+    """Check manifests without a cluster: schemas, the operator's rules, and what fails at run time.
+
+    Errors are what the API server or the operator refuses, or what cannot run: the exit code is 1.
+    Warnings are printed and leave it 0: placeholders, feature gates that are off by default, and
+    what may be meant.
+    """
     from prioritycut_ray.commands import k8s
 
     k8s.validate(files, console)

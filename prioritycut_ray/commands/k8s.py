@@ -92,22 +92,29 @@ def render_files(options: ManifestOptions, out: Path, console: Console) -> None:
 
 
 def validate(files: Sequence[Path], console: Console) -> None:
-    """Check manifests and print what is wrong.
+    """Check manifests and print what is wrong: errors, and warnings that do not fail the check.
 
     Raises:
-        UserError: something is.
+        UserError: there is an error.
     """
     check = _checker()
-    found = 0
+    errors = 0
     for file in files:
         problems = check.check_file(file)
-        found += len(problems)
+        found = len(check.errors_of(problems))
+        errors += found
         for problem in problems:
-            console.print(f"{file}: {problem}", markup=False)
-        if not problems:
-            console.print(f"{file}: valid")
-    if found:
-        raise UserError(f"{found} problem{'s' if found > 1 else ''}; see above")
+            console.print(f"{file}: {problem}", markup=False, soft_wrap=True)
+        if not found:
+            warned = sum(problem.severity is check.Severity.WARNING for problem in problems)
+            rest = f", with {_count(warned, 'warning')}" if warned else ""
+            console.print(f"{file}: valid{rest}", markup=False, soft_wrap=True)
+    if errors:
+        raise UserError(f"{_count(errors, 'error')}; see above")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def submit(
@@ -131,9 +138,10 @@ def submit(
     # A new object each time: the run's name decides what is resumed, not the RayJob's.
     job["metadata"]["generateName"] = job["metadata"].pop("name") + "-"
     text = to_yaml([job])
-    problems = _checker().check_text(text)
-    if problems:
-        raise UserError("; ".join(str(problem) for problem in problems))
+    check = _checker()
+    problems = check.check_text(text)
+    if check.errors_of(problems):
+        raise UserError("; ".join(str(problem) for problem in check.errors_of(problems)))
     if dry_run:
         sys.stdout.write(text)
         return

@@ -1,11 +1,14 @@
-"""The closed JSON Schema of KubeRay's objects, built from the facts in ``kuberay.yaml``.
+"""The closed JSON Schema of Kubernetes' and KubeRay's objects.
 
 "Closed": a field that the schema does not name is an error, as a misspelt field is dropped by an
-API server without a word. Pods and other core objects are Kubernetes' own definitions, which come
-with the package ``kubernetes-validate``.
+API server without a word. Core objects are Kubernetes' own definitions, which come with the
+package ``kubernetes-validate``; ``core.yaml`` adds what kube-apiserver checks beyond them.
+KubeRay's objects are built from the facts in ``kuberay.yaml``.
 """
 
-from collections.abc import Iterator
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,21 +16,32 @@ from typing import Any, NamedTuple
 import celpy
 import yaml
 from celpy.adapter import json_to_cel
-from jsonschema import Draft202012Validator, ValidationError
+from jsonschema import Draft202012Validator, FormatChecker, ValidationError, validators
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
+from prioritycut_ray.kubernetes.syntax import FORMATS
+
+Finding = tuple[str, str]
+"""Path of a field and what is wrong with it."""
+
 _INT32 = {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}
-_QUANTITY = {"type": ["string", "number"]}
+_CORE = "https://kubernetes.io/api/_definitions.json#/$defs/"
+_KUBERAY = "https://ray.io/kuberay#/$defs/"
+_PREFIXES = {
+    "meta.v1.": "io.k8s.apimachinery.pkg.apis.meta.v1.",
+    "resource.": "io.k8s.apimachinery.pkg.api.resource.",
+}
 SCALARS: dict[str, dict[str, Any]] = {
     "string": {"type": "string"},
     "boolean": {"type": "boolean"},
     "integer": _INT32,
     "number": {"type": "number"},
-    "quantity": _QUANTITY,
+    "quantity": {"type": ["string", "number"], "format": "quantity"},
     "strings": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 KINDS = ("RayCluster", "RayJob", "RayCronJob", "RayService")
+VERSIONS = ("ray.io/v1", "ray.io/v1alpha1")
 
 
 class Rule(NamedTuple):
@@ -47,12 +61,14 @@ class Facts(NamedTuple):
     schema: dict[str, Any]
     rules: dict[str, list[Rule]]
     """By type (``DeletionStrategy``) or field (``RayJobSpec.managedBy``)."""
+    tables: dict[str, Any]
+    """Everything else, by its key in the file."""
 
 
 @cache
 def facts() -> Facts:
     """The facts, with the schema and the rules built from them."""
-    tables = yaml.safe_load((Path(__file__).parent / "kuberay.yaml").read_text())
+    tables = _tables("kuberay.yaml")
     environment = celpy.Environment()
 
     def compiled(rule: dict[str, str]) -> Rule:
@@ -62,37 +78,40 @@ def facts() -> Facts:
         version=tables["version"],
         kubernetes=tables["kubernetes"],
         types=tables["types"],
-        schema=_schema(tables),
+        schema=_kuberay_schema(tables),
         rules={place: [compiled(rule) for rule in rules] for place, rules in tables["cel"].items()},
+        tables=tables,
     )
 
 
-def _schema(tables: dict[str, Any]) -> dict[str, Any]:
+def _tables(name: str) -> dict[str, Any]:
+    tables: dict[str, Any] = yaml.safe_load((Path(__file__).parent / name).read_text())
+    return tables
+
+
+def _kuberay_schema(tables: dict[str, Any]) -> dict[str, Any]:
     definitions: dict[str, Any] = {
         name: {"enum": values} for name, values in tables["enums"].items()
     }
     for name, fields in tables["types"].items():
         properties = {field: _field_schema(kind) for field, kind in fields.items()}
+        required = tables["required"].get(name, [])
         if name in KINDS:
+            required = ["apiVersion", "kind", "metadata", "spec"]
             properties |= {
-                "apiVersion": {"const": "ray.io/v1"},
+                "apiVersion": {"enum": list(VERSIONS)},
                 "kind": {"const": name},
-                "metadata": _core("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"),
+                "metadata": {"$ref": f"{_CORE}io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"},
                 "status": {"type": "object"},
             }
-        required = tables["required"].get(name, [])
         definitions[name] = {
             "type": "object",
             "properties": properties,
-            "required": ["apiVersion", "kind", "metadata", "spec"] if name in KINDS else required,
+            "required": required,
             "additionalProperties": False,
         }
-    for place, minimum in tables["minimum"].items():
-        name, field = place.split(".")
-        definitions[name]["properties"][field] = {**_INT32, "minimum": minimum}
-    for place in tables["not_empty"]:
-        name, field = place.split(".")
-        definitions[name]["properties"][field] |= {"minLength": 1, "minItems": 1}
+    for name, checks in tables["checks"].items():
+        _add_checks(definitions[name], checks)
     return {"$id": "https://ray.io/kuberay", "$defs": definitions}
 
 
@@ -100,50 +119,245 @@ def _field_schema(kind: str) -> dict[str, Any]:
     if kind.endswith("*"):
         return {"type": "array", "items": _field_schema(kind[:-1])}
     if kind.startswith("io.k8s."):
-        return _core(kind)
+        return {"$ref": f"{_CORE}{kind}"}
     return dict(SCALARS.get(kind) or {"$ref": f"#/$defs/{kind}"})
 
 
-def _core(kind: str) -> dict[str, Any]:
-    return {"$ref": f"https://kubernetes.io/api/_definitions.json#/$defs/{kind}"}
+@cache
+def _core_schema() -> dict[str, Any]:
+    version = facts().kubernetes
+    name = f"kubernetes-json-schema/v{version}.0-local-strict/_definitions.json"
+    schema: dict[str, Any] = schema_contents(name, version)
+    definitions = schema["$defs"]
+    quantity = "io.k8s.apimachinery.pkg.api.resource.Quantity"
+    definitions[quantity] = {"type": ["string", "number", "null"]}
+    for name, checks in _tables("core.yaml").items():
+        prefix = next((full for short, full in _PREFIXES.items() if name.startswith(short)), None)
+        full = f"{prefix}{name.split('.')[-1]}" if prefix else f"io.k8s.api.{name}"
+        _add_checks(definitions[full], checks)
+    return schema
+
+
+def _add_checks(definition: dict[str, Any], checks: Mapping[str, Any]) -> None:
+    for field, keywords in checks.items():
+        place = definition if field == "." else definition["properties"][field]
+        for keyword, value in keywords.items():
+            if keyword in ("items", "additionalProperties"):
+                place[keyword] = {**place.get(keyword, {}), **_not_set(value)}
+            else:
+                place[keyword] = _not_set({keyword: value})[keyword]
+
+
+def _not_set(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords, with what stands for "not set" in their enum."""
+    if "enum" not in keywords:
+        return keywords
+    return {**keywords, "enum": [*keywords["enum"], "", None]}
 
 
 @cache
 def _registry() -> Registry[Any]:
-    version = facts().kubernetes
-    core = schema_contents(
-        f"kubernetes-json-schema/v{version}.0-local-strict/_definitions.json", version
+    kuberay = {"$schema": "https://json-schema.org/draft/2020-12/schema", **facts().schema}
+    return [Resource.from_contents(_core_schema()), Resource.from_contents(kuberay)] @ Registry()
+
+
+# Which kinds there are.
+
+
+@cache
+def core_kinds() -> dict[tuple[str, str], str]:
+    """The kinds that Kubernetes serves: (apiVersion, kind) → name of its definition."""
+    kinds = {}
+    for name, definition in _core_schema()["$defs"].items():
+        properties = definition.get("properties", {})
+        versions = properties.get("apiVersion", {}).get("enum", ())
+        names = properties.get("kind", {}).get("enum", ())
+        if len(versions) == 1 and len(names) == 1 and ".meta.v1." not in name:
+            kinds[versions[0], names[0]] = name
+    return kinds
+
+
+def did_you_mean(word: Any, known: Iterable[str], alike: float = 0.65) -> str:
+    """The way out of a misspelt word: ``; did you mean 'x'?``, or nothing."""
+    words = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), list(words), n=1, cutoff=alike)
+    return f"; did you mean {words[close[0]]!r}?" if close else ""
+
+
+# What a schema finds wrong.
+
+
+def _one_field(
+    validator: Any, value: Mapping[str, Any], instance: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    if not isinstance(instance, dict):
+        return
+    fields = value.get("fields") or schema["properties"].keys() - set(value.get("beside", ()))
+    given = [name for name in instance if name in fields and instance[name] not in (None, "")]
+    if len(given) > 1:
+        yield ValidationError(f"has {' and '.join(given)}, which exclude each other: keep one")
+    if len(given) < value.get("least", 0):
+        yield ValidationError(f"needs one of {', '.join(sorted(fields))}")
+
+
+def _unique_by(
+    validator: Any, keys: list[str], instance: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    if not isinstance(instance, list):
+        return
+    seen: set[tuple[Any, ...]] = set()
+    for index, item in enumerate(instance):
+        if not isinstance(item, dict) or not item.get(keys[0]):
+            continue
+        values = tuple(str(item.get(key)) for key in keys)
+        if values in seen:
+            message = f"{values[0]!r} is there twice: rename or remove one"
+            yield ValidationError(message, path=[index, keys[0]])
+        seen.add(values)
+
+
+_Validator = validators.extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator, {"one-field": _one_field, "unique-by": _unique_by}
+)
+_formats = FormatChecker(formats=())
+for _name, _format in FORMATS.items():
+    _formats.checks(_name)(_format.allows)
+
+
+def errors(name: str, document: dict[str, Any]) -> Iterator[Finding]:
+    """What the schema of a definition finds wrong in a document."""
+    reference = f"{_CORE if name.startswith('io.k8s.') else _KUBERAY}{name}"
+    validator = _Validator({"$ref": reference}, registry=_registry(), format_checker=_formats)
+    for error in validator.iter_errors(document):
+        yield from _described(error)
+    yield from _empty_items(document, "")
+
+
+def _empty_items(tree: Any, path: str) -> Iterator[Finding]:
+    """Items of lists that are null: Kubernetes' schema takes them, its API server does not."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        if value is None:
+            yield within(path, key), "is empty: remove it"
+        elif isinstance(value, dict | list):
+            yield from _empty_items(value, within(path, key))
+
+
+def dotted(path: Iterable[Any]) -> str:
+    """A path as people write it: ``spec.containers[0].name``, ``limits[nvidia.com/gpu]``."""
+    words = (
+        f"[{part}]" if isinstance(part, int) or re.search("[./]", str(part)) else f".{part}"
+        for part in path
     )
-    resources = [Resource.from_contents(core), _kuberay_resource()]
-    return resources @ Registry()
+    return "".join(words).lstrip(".")
 
 
-def _kuberay_resource() -> Resource[Any]:
-    return Resource.from_contents(
-        {"$schema": "https://json-schema.org/draft/2020-12/schema", **facts().schema}
-    )
+def within(path: str, key: Any) -> str:
+    """The path of a key within a path."""
+    return f"{path}{dotted([key]) if dotted([key]).startswith('[') else f'.{key}'}".lstrip(".")
 
 
-def errors(kind: str, document: dict[str, Any]) -> Iterator[ValidationError]:
-    """What the schema of a KubeRay kind finds wrong in a document."""
-    reference = {"$ref": f"https://ray.io/kuberay#/$defs/{kind}"}
-    yield from Draft202012Validator(reference, registry=_registry()).iter_errors(document)
+UNKNOWN_FIELD = "is not a field of this object"
 
 
-def broken_rules(kind: str, value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _described(error: ValidationError) -> Iterator[Finding]:
+    """An error of jsonschema: the field and what is wrong, in our words where they are better."""
+    path: list[Any] = list(error.absolute_path)
+    value: Any = error.instance
+    wanted: Any = error.validator_value
+    definition: Any = error.schema
+    match error.validator:
+        case "additionalProperties" if wanted is False:
+            known = definition.get("properties", {})
+            for name in value.keys() - known.keys():
+                yield dotted([*path, name]), _unknown_field(name, known)
+        case "required":
+            name = next(field for field in wanted if error.message.startswith(repr(field)))
+            yield dotted([*path, name]), "is missing"
+        case "enum":
+            names = [str(name) for name in wanted if name not in ("", None)]
+            yield (
+                dotted(path),
+                f"{value!r} is none of {', '.join(names)}" + did_you_mean(value, names),
+            )
+        case "type":
+            yield dotted(path), _wrong_type(value, wanted)
+        case "format":
+            if "propertyNames" in error.schema_path:
+                path.append(value)
+            yield dotted(path), f"{_short(value)} is not {FORMATS[wanted].expected}"
+        case "minimum":
+            yield dotted(path), f"is {value}, less than {wanted}"
+        case "maximum":
+            yield dotted(path), f"is {value}, more than {wanted}"
+        case "minLength" | "minItems":
+            yield dotted(path), "is empty"
+        case _:
+            yield dotted(path), error.message
+
+
+def _unknown_field(name: Any, known: Iterable[str]) -> str:
+    instead = facts().tables["unreleased"].get(name)
+    if instead:
+        return f"exists in no release of KubeRay; use {instead}"
+    return f"{UNKNOWN_FIELD}{did_you_mean(name, known) or ': remove it'}"
+
+
+_ARTICLES = {"integer": "an integer", "object": "a mapping", "array": "a list", "string": "a text"}
+
+
+def _wrong_type(value: Any, wanted: str | list[str]) -> str:
+    types = [wanted] if isinstance(wanted, str) else [name for name in wanted if name != "null"]
+    names = " or ".join(_ARTICLES.get(name, f"a {name}") for name in types)
+    hint = ""
+    if "string" in types and isinstance(value, bool | int | float):
+        hint = f": write '{str(value).lower()}'"
+    elif isinstance(value, str) and not {"object", "array"} & set(types):
+        hint = ": write it without quotes"
+    return f"{_short(value)} is not {names}{hint}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 70 else f"{text[:60]}… ({len(str(value))} characters)"
+
+
+def broken_rules(kind: str, value: Any, path: str = "") -> Iterator[Finding]:
     """Where the CEL rules do not hold: (path, message); the value fits the schema of its kind."""
     for rule in facts().rules.get(kind, ()):
         if not rule.expression.evaluate({"self": json_to_cel(value)}):
             yield path, rule.message
-    for field, field_kind in facts().types.get(kind, {}).items():
-        if field not in value:
-            continue
-        place, child = f"{path}.{field}".lstrip("."), value[field]
-        for rule in facts().rules.get(f"{kind}.{field}", ()):
+    for place, field_kind, child in _children(kind, value, path):
+        for rule in facts().rules.get(f"{kind}.{place.rpartition('.')[2]}", ()):
             if not rule.expression.evaluate({"self": json_to_cel(child)}):
                 yield place, rule.message
-        if field_kind.endswith("*") and isinstance(child, list):
-            for index, item in enumerate(child):
-                yield from broken_rules(field_kind[:-1], item, f"{place}[{index}]")
-        elif isinstance(child, dict):
-            yield from broken_rules(field_kind, child, place)
+        for spot, item in _items(field_kind, child, place):
+            yield from broken_rules(field_kind.rstrip("*"), item, spot)
+
+
+def gated(kind: str, value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """What is behind a feature gate that is off by default: (path, name of the gate)."""
+    gates = facts().tables["gates"]
+    if kind in gates:
+        yield path or "kind", gates[kind]
+    for place, field_kind, child in _children(kind, value, path):
+        gate = gates.get(f"{kind}.{place.rpartition('.')[2]}")
+        if gate:
+            yield place, gate
+        for spot, item in _items(field_kind, child, place):
+            yield from gated(field_kind.rstrip("*"), item, spot)
+
+
+def _children(kind: str, value: Any, path: str) -> Iterator[tuple[str, str, Any]]:
+    """The fields of a value of one of KubeRay's types: (path, type, value)."""
+    for field, field_kind in facts().types.get(kind, {}).items():
+        if field in value:
+            yield f"{path}.{field}".lstrip("."), field_kind, value[field]
+
+
+def _items(kind: str, value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mappings in a field: itself, or its items."""
+    if kind.endswith("*") and isinstance(value, list):
+        yield from ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    elif isinstance(value, dict):
+        yield path, value

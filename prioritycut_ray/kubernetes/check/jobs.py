@@ -1,0 +1,283 @@
+"""RayJobs and RayCronJobs: ``ValidateRayJobSpec`` and what breaks when the job is submitted."""
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from itertools import pairwise
+
+from prioritycut_ray.kubernetes.check import clusters, entrypoints, pods, runtime_env, schedules
+from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
+from prioritycut_ray.kubernetes.options import image_ray_version
+from prioritycut_ray.kubernetes.syntax import parse_quantity
+
+_SELECTOR = "ray.io/cluster"
+_DELETES_CLUSTER = ("DeleteCluster", "DeleteWorkers")
+_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
+_TO_END = ("Never", "OnFailure")
+
+
+def check_cron(spec: Object, metadata: Object | None) -> Findings:
+    """Everything about the spec of a RayCronJob."""
+    yield from schedules.check(spec)
+    # The operator hands no labels or annotations of the RayCronJob on to its jobs.
+    yield from check(spec["jobTemplate"], "spec.jobTemplate", None)
+
+
+def check(spec: Object, path: str, metadata: Object | None) -> Findings:
+    """Everything about the spec of a RayJob.
+
+    Args:
+        spec: a RayJobSpec.
+        path: where it stands.
+        metadata: of the RayJob.
+    """
+    cluster = spec.get("rayClusterSpec")
+    if not cluster and not spec.get("clusterSelector"):
+        yield error(path, "needs rayClusterSpec, or clusterSelector for a cluster that exists")
+    yield from _mode_rules(spec, path)
+    yield from _selector_rules(spec, path)
+    yield from _end_rules(spec, path)
+    yield from _deletion_rules(spec, path)
+    yield from _submitter_rules(spec, path)
+    yield from runtime_env.check(spec, path)
+    yield from _reservation_rules(spec, path)
+    if cluster:
+        yield from clusters.check(cluster, f"{path}.rayClusterSpec", metadata, "RayJob")
+        if (cluster.get("authOptions") or {}).get("enableK8sTokenAuth"):
+            yield error(
+                f"{path}.rayClusterSpec.authOptions",
+                "enableK8sTokenAuth is not for jobs: remove it",
+            )
+    yield from entrypoints.check(spec, path)
+
+
+def mode_of(spec: Object) -> str:
+    """How the job is submitted."""
+    return spec.get("submissionMode") or "K8sJobMode"
+
+
+def _mode_rules(spec: Object, path: str) -> Findings:
+    mode = mode_of(spec)
+    if not (spec.get("entrypoint") or "").strip() and not _needs_no_entrypoint(spec):
+        yield error(f"{path}.entrypoint", "is missing: the job would run nothing")
+    if mode == "InteractiveMode":
+        if spec.get("backoffLimit"):
+            yield error(f"{path}.backoffLimit", "InteractiveMode is not retried: remove it")
+        if spec.get("entrypoint"):
+            yield warning(
+                f"{path}.entrypoint", "has no effect in InteractiveMode: submit it yourself"
+            )
+    if mode == "SidecarMode":
+        yield from _sidecar_rules(spec, path)
+
+
+def _needs_no_entrypoint(spec: Object) -> bool:
+    return mode_of(spec) == "InteractiveMode" or bool(_submitter(spec).get("command"))
+
+
+def _submitter(spec: Object) -> Object:
+    """The container of the submitter's pod, where the job brings its own."""
+    template = spec.get("submitterPodTemplate") or {}
+    found = (template.get("spec") or {}).get("containers") or [{}]
+    return found[0] or {}
+
+
+def _sidecar_rules(spec: Object, path: str) -> Findings:
+    for field in ("submitterPodTemplate", "clusterSelector"):
+        if spec.get(field):
+            yield error(f"{path}.{field}", "SidecarMode has no such thing: remove it")
+    if spec.get("submitterConfig"):
+        yield warning(
+            f"{path}.submitterConfig",
+            "needs the feature gate SidecarSubmitterRestart in SidecarMode, or the operator "
+            "refuses it: remove it, or turn the gate on",
+        )
+    cluster = spec.get("rayClusterSpec")
+    if cluster:
+        template = cluster["headGroupSpec"]["template"] or {}
+        policy = (template.get("spec") or {}).get("restartPolicy") or "Never"
+        if policy != "Never":
+            yield error(
+                f"{path}.rayClusterSpec.headGroupSpec.template.spec.restartPolicy",
+                f"is {policy}; in SidecarMode it is Never",
+            )
+
+
+def _selector_rules(spec: Object, path: str) -> Findings:
+    selector, place = spec.get("clusterSelector"), f"{path}.clusterSelector"
+    if not selector:
+        return
+    if spec.get("rayClusterSpec"):
+        yield error(place, "a job has its own cluster or selects one: drop one")
+    if not selector.get(_SELECTOR):
+        yield error(place, f"must name the cluster under {_SELECTOR}")
+    if spec.get("backoffLimit"):
+        yield error(f"{path}.backoffLimit", "a job on a selected cluster is not retried: remove it")
+    if spec.get("suspend"):
+        yield error(f"{path}.suspend", "a job on a selected cluster cannot wait: remove it")
+
+
+# The end of a job.
+
+
+def _end_rules(spec: Object, path: str) -> Findings:
+    ends = spec.get("shutdownAfterJobFinishes", False)
+    if spec.get("ttlSecondsAfterFinished") and not ends:
+        yield error(f"{path}.ttlSecondsAfterFinished", "needs shutdownAfterJobFinishes: true")
+    if spec.get("suspend") and not ends:
+        yield error(f"{path}.suspend", "needs shutdownAfterJobFinishes: true")
+
+
+def _deletion_rules(spec: Object, path: str) -> Findings:
+    strategy, place = spec.get("deletionStrategy"), f"{path}.deletionStrategy"
+    if strategy is None:
+        return
+    rules = strategy.get("deletionRules") or []
+    if rules and spec.get("shutdownAfterJobFinishes"):
+        yield error(
+            f"{place}.deletionRules", "and shutdownAfterJobFinishes exclude each other: drop one"
+        )
+    policies = [
+        (f"{place}.deletionRules[{index}].policy", rule["policy"])
+        for index, rule in enumerate(rules)
+    ]
+    for side in ("onSuccess", "onFailure"):
+        if strategy.get(side) is None:
+            continue
+        policy = strategy[side].get("policy")
+        policies.append((f"{place}.{side}.policy", policy))
+        if policy is None:
+            yield error(f"{place}.{side}.policy", "is missing")
+        if policy == "DeleteNone" and spec.get("shutdownAfterJobFinishes"):
+            yield error(
+                f"{place}.{side}.policy",
+                "is DeleteNone, against shutdownAfterJobFinishes: true: drop one",
+            )
+    for spot, policy in policies:
+        yield from _policy_rules(policy, spec, spot)
+    yield from _order_rules(rules, f"{place}.deletionRules")
+
+
+def _policy_rules(policy: str | None, spec: Object, spot: str) -> Findings:
+    if spec.get("clusterSelector") and policy in _DELETES_CLUSTER:
+        yield error(spot, f"is {policy}, which a job on a selected cluster may not do: DeleteSelf")
+    cluster = spec.get("rayClusterSpec") or {}
+    if policy == "DeleteWorkers" and clusters.autoscales(cluster):
+        yield error(spot, "is DeleteWorkers, which a cluster that autoscales cannot do")
+
+
+def _order_rules(rules: list[Object], place: str) -> Findings:
+    """Each policy once a status, and workers before the cluster before the RayJob."""
+    seen: dict[str, dict[str, int]] = {}
+    for index, rule in enumerate(rules):
+        condition, policy = rule["condition"], rule["policy"]
+        status = condition.get("jobStatus") or condition.get("jobDeploymentStatus")
+        earlier = seen.setdefault(str(status), {})
+        if policy in earlier:
+            yield error(f"{place}[{index}]", f"is the second {policy} for {status}: drop one")
+        earlier.setdefault(policy, condition.get("ttlSeconds") or 0)
+    for status, delays in seen.items():
+        given = [(policy, delays[policy]) for policy in _ORDER if policy in delays]
+        for (first, before), (second, after) in pairwise(given):
+            if after < before:
+                yield error(
+                    place,
+                    f"for {status} {second} comes after {after} s, {first} after {before} s: "
+                    f"raise the ttlSeconds of {second}",
+                )
+
+
+# The submitter.
+
+
+def _submitter_rules(spec: Object, path: str) -> Findings:
+    template, place = spec.get("submitterPodTemplate"), f"{path}.submitterPodTemplate"
+    if template is None:
+        return
+    if mode_of(spec) in ("HTTPMode", "InteractiveMode"):
+        yield warning(place, f"has no effect in {mode_of(spec)}: remove it")
+    pod = template.get("spec") or {}
+    if not pod.get("containers"):
+        yield error(f"{place}.spec.containers", "is empty: a pod needs a container")
+    policy = pod.get("restartPolicy")
+    if policy not in _TO_END:
+        yield error(
+            f"{place}.spec.restartPolicy",
+            f"is {policy or 'Always'}; of a Job it is Never or OnFailure",
+        )
+    cluster = spec.get("rayClusterSpec")
+    if cluster:
+        image = _submitter(spec).get("image") or ""
+        own = image_ray_version(image)
+        head = clusters.ray_container(cluster["headGroupSpec"]).get("image") or ""
+        of_cluster = image_ray_version(head) or cluster.get("rayVersion")
+        if own and of_cluster and own != of_cluster:
+            yield error(
+                f"{place}.spec.containers[0].image",
+                f"{image} has Ray {own}, the cluster has {of_cluster}: use the head's image",
+            )
+
+
+# What the entrypoint reserves.
+
+
+def _reservation_rules(spec: Object, path: str) -> Findings:
+    text = spec.get("entrypointResources")
+    if text:
+        resources = _as_json(text)
+        if not isinstance(resources, dict):
+            yield error(
+                f"{path}.entrypointResources",
+                f"""{text!r} is not a JSON object, such as '{{"fast-disk": 1}}'""",
+            )
+        elif not all(_is_number(amount) for amount in resources.values()):
+            yield error(f"{path}.entrypointResources", f"{text!r}: amounts are numbers")
+    cluster = spec.get("rayClusterSpec")
+    for field, resource, option in (
+        ("entrypointNumCpus", "cpu", "num-cpus"),
+        ("entrypointNumGpus", "nvidia.com/gpu", "num-gpus"),
+    ):
+        wanted = spec.get(field)
+        if not wanted or not cluster:
+            continue
+        most = max(_offers(cluster, resource, option))
+        if Decimal(str(wanted)) > most:
+            yield warning(
+                f"{path}.{field}",
+                f"is {wanted}, no pod has more than {most:f}: the job would wait for ever",
+            )
+
+
+def _as_json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _offers(cluster: Object, resource: str, option: str) -> Iterator[Decimal]:
+    """What each group's pods offer of a resource."""
+    for _, group in clusters.groups(cluster, ""):
+        yield offered(group, resource, option)
+
+
+def offered(group: Object, resource: str, option: str) -> Decimal:
+    """What Ray counts in a pod of a group: by rayStartParams, or by the container's limits."""
+    explicit = parse_quantity((group.get("rayStartParams") or {}).get(option, ""))
+    if explicit is not None:
+        return explicit
+    by_group = {name.lower(): text for name, text in (group.get("resources") or {}).items()}
+    own = parse_quantity(by_group.get({"cpu": "cpu"}.get(resource, "gpu"), ""))
+    if own is not None:
+        return own
+    limits = pods.limits_of(clusters.ray_container(group))
+    if resource == "cpu":
+        return limits.get("cpu", Decimal("Infinity"))
+    return sum(
+        (amount for name, amount in limits.items() if name.split("/")[-1].startswith("gpu")),
+        Decimal(0),
+    )

@@ -1,0 +1,340 @@
+"""Pods, wherever their template stands: what the API server and the kubelet say of them.
+
+Single fields are checked by ``core.yaml``; here is what several fields have to do with each other.
+Source: ``pkg/apis/core/validation`` of Kubernetes 1.36.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+from prioritycut_ray.kubernetes import schema
+from prioritycut_ray.kubernetes.check.findings import Finding, Findings, Object, error, warning
+from prioritycut_ray.kubernetes.syntax import parse_quantity
+
+_KNOWN_DEVICES = ("nvidia.com/gpu", "amd.com/gpu", "google.com/tpu", "aws.amazon.com/neuroncore")
+_LEAST_MEMORY = Decimal(4 * 2**20)
+"""Bytes; no container starts in less."""
+
+
+def check(kind: str, document: Object) -> Findings:
+    """The rules for every pod of an object, and for every selector."""
+    provided = _provided_volumes(kind, document)
+    for path, template in templates(document):
+        yield from _template_rules(template, path, provided)
+    yield from _expression_rules(document, "")
+
+
+def templates(tree: Any, path: str = "") -> Iterator[tuple[str, Object]]:
+    """Every pod template of an object: what has a spec with containers."""
+    if isinstance(tree, dict):
+        pod = tree.get("spec")
+        if isinstance(pod, dict) and "containers" in pod:
+            yield path, tree
+        for key, value in tree.items():
+            yield from templates(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(tree, list):
+        for index, item in enumerate(tree):
+            yield from templates(item, f"{path}[{index}]")
+
+
+def containers(pod: Object) -> Iterator[tuple[str, Object]]:
+    """The containers of a pod, those that start first included: (path, container)."""
+    for kind in ("initContainers", "containers"):
+        for index, container in enumerate(pod.get(kind) or []):
+            yield f"{kind}[{index}]", container
+
+
+def _provided_volumes(kind: str, document: Object) -> set[str]:
+    """Volumes that others add to the pods of an object."""
+    spec = document.get("spec") or {}
+    if kind == "StatefulSet":
+        claims = spec.get("volumeClaimTemplates") or []
+        return {str((claim.get("metadata") or {}).get("name")) for claim in claims}
+    job = spec.get("jobTemplate") or spec
+    cluster = job.get("rayClusterSpec") or job.get("rayClusterConfig") or job
+    volumes = schema.facts().tables["operator_volumes"].items()
+    return {name for name, field in volumes if kind in schema.KINDS and cluster.get(field)}
+
+
+def _template_rules(template: Object, path: str, provided: set[str]) -> Findings:
+    pod, place = template["spec"], f"{path}.spec".lstrip(".")
+    if not pod.get("containers"):
+        yield error(f"{place}.containers", "is empty: a pod needs a container")
+    yield from _name_rules(pod, place)
+    yield from _toleration_rules(pod, place)
+    yield from _host_rules(pod, place)
+    volumes = {volume.get("name"): volume for volume in pod.get("volumes") or []}
+    for spot, container in containers(pod):
+        spot = f"{place}.{spot}"
+        if not container.get("image"):
+            yield error(f"{spot}.image", "is missing")
+        yield from resource_rules(container.get("resources") or {}, f"{spot}.resources")
+        yield from environment_rules(container.get("env") or [], f"{spot}.env")
+        yield from _mount_rules(container, volumes, provided, spot)
+        yield from _security_rules(container, pod, spot)
+        yield from _probe_rules(container, spot)
+        yield from _grace_rules(container, pod, spot)
+
+
+def _name_rules(pod: Object, place: str) -> Findings:
+    names = Counter(container.get("name") for container in pod.get("containers") or [])
+    for index, container in enumerate(pod.get("initContainers") or []):
+        if names[container.get("name")]:
+            yield error(
+                f"{place}.initContainers[{index}].name",
+                f"{container['name']!r} is the name of a container too: rename one",
+            )
+
+
+# Resources.
+
+
+def resource_rules(resources: Object, place: str) -> Findings:
+    """Requests and limits against each other."""
+    requests, limits = (amounts(resources.get(side)) for side in ("requests", "limits"))
+    for name, request in requests.items():
+        spot, limit = schema.within(f"{place}.requests", name), limits.get(name)
+        if limit is not None and request > limit:
+            yield error(spot, f"is {_plain(request)}, more than its limit {_plain(limit)}")
+        elif limit is None and _is_device(name):
+            yield error(spot, "needs a limit of the same amount: devices are not overcommitted")
+        elif limit is not None and request != limit and _is_device(name):
+            yield error(
+                spot, f"is {_plain(request)}, its limit {_plain(limit)}: devices need both equal"
+            )
+    for side, parsed in (("requests", requests), ("limits", limits)):
+        for name, amount in parsed.items():
+            yield from _amount_rules(name, amount, schema.within(f"{place}.{side}", name))
+
+
+def _amount_rules(name: str, amount: Decimal | None, spot: str) -> Findings:
+    if amount is None:
+        return
+    if _is_device(name) and amount != int(amount):
+        yield error(spot, "is not a whole number: a device is not shared by fractions")
+    if name == "cpu" and 0 < amount < Decimal("0.001"):
+        yield error(spot, "is less than 1m")
+    if name == "memory" and amount != int(amount):
+        yield warning(spot, "has a fraction of a byte: the suffix m means thousandths; write Mi")
+    elif name == "memory" and 0 < amount < _LEAST_MEMORY:
+        yield warning(
+            spot, f"is {_plain(amount)} bytes, too little to start: add a unit, such as Mi or Gi"
+        )
+    hint = schema.did_you_mean(name, [known for known in _KNOWN_DEVICES if known != name])
+    is_kind_of = any(name == known or name.startswith(f"{known}.") for known in _KNOWN_DEVICES)
+    if hint and not is_kind_of and len(name) <= len("aws.amazon.com/neuroncores"):
+        yield warning(spot, f"no device plugin is known that offers {name}{hint}")
+
+
+def amounts(side: Any) -> dict[str, Decimal]:
+    """Amounts by resource; those that are no quantities are left out."""
+    parsed = {name: parse_quantity(text) for name, text in (side or {}).items()}
+    return {name: amount for name, amount in parsed.items() if amount is not None}
+
+
+def limits_of(container: Object) -> dict[str, Decimal]:
+    """What a container has: its limits, or its requests where it has no limits."""
+    resources = container.get("resources") or {}
+    return amounts(resources.get("limits") or resources.get("requests"))
+
+
+def _is_device(name: str) -> bool:
+    return name.startswith("hugepages-") or (
+        "/" in name and not name.split("/")[0].endswith("kubernetes.io")
+    )
+
+
+def _plain(amount: Decimal) -> str:
+    return f"{amount.normalize():f}"
+
+
+# Environment.
+
+_STRICT_NAME = re.compile("[-._a-zA-Z][-._a-zA-Z0-9]*")
+
+
+def environment_rules(variables: Any, place: str) -> Findings:
+    """Names of variables, and whether one is given twice."""
+    seen = Counter(variable.get("name") for variable in variables)
+    for index, variable in enumerate(variables):
+        name, spot = str(variable.get("name")), f"{place}[{index}].name"
+        if not name or "=" in name or not name.isprintable() or not name.isascii():
+            yield error(spot, f"{name!r} is not the name of a variable: letters, digits and _")
+        elif not _STRICT_NAME.fullmatch(name):
+            yield warning(
+                spot,
+                f"no shell can read {name!r}, and Kubernetes before 1.34 refuses it: use A-Z, 0-9 "
+                "and _",
+            )
+        if seen[name] > 1:
+            seen[name] = 0
+            yield warning(spot, f"{name!r} is there twice, and the last one counts: remove one")
+
+
+# Volumes.
+
+
+def _mount_rules(
+    container: Object, volumes: dict[str, Object], provided: set[str], spot: str
+) -> Findings:
+    limit = limits_of(container).get("memory")
+    for index, mount in enumerate(container.get("volumeMounts") or []):
+        name = mount["name"]
+        if name not in volumes and name not in provided:
+            hint = schema.did_you_mean(name, volumes) or ": add it to volumes"
+            yield error(
+                f"{spot}.volumeMounts[{index}].name", f"the pod has no volume {name!r}{hint}"
+            )
+            continue
+        directory = (volumes.get(name) or {}).get("emptyDir") or {}
+        size = parse_quantity(directory.get("sizeLimit", ""))
+        if directory.get("medium") == "Memory" and size and limit and size > limit:
+            yield warning(
+                f"{spot}.volumeMounts[{index}]",
+                f"{name} in memory is {_plain(size)} bytes, more than the container's memory "
+                f"{_plain(limit)}: it counts as memory, so lower its sizeLimit",
+            )
+
+
+# Security.
+
+
+def _security_rules(container: Object, pod: Object, spot: str) -> Findings:
+    own = container.get("securityContext") or {}
+    both = {**(pod.get("securityContext") or {}), **own}
+    if both.get("runAsNonRoot") and both.get("runAsUser") == 0:
+        place = spot if "runAsUser" in own else re.sub(r"\.\w+\[\d+\]$", "", spot)
+        yield error(
+            f"{place}.securityContext.runAsUser",
+            "is 0 with runAsNonRoot: the kubelet starts no such container; give another user",
+        )
+    if own.get("allowPrivilegeEscalation") is False:
+        added = (own.get("capabilities") or {}).get("add") or []
+        if own.get("privileged"):
+            yield error(
+                f"{spot}.securityContext.privileged", "excludes allowPrivilegeEscalation: false"
+            )
+        if {"SYS_ADMIN", "CAP_SYS_ADMIN"} & set(added):
+            yield error(
+                f"{spot}.securityContext.capabilities.add",
+                "SYS_ADMIN excludes allowPrivilegeEscalation: false",
+            )
+    for profile in ("seccompProfile", "appArmorProfile"):
+        given = both.get(profile) or {}
+        is_local = given.get("type") == "Localhost"
+        if given and is_local != bool(given.get("localhostProfile")):
+            yield error(
+                f"{spot}.securityContext.{profile}",
+                "localhostProfile is for type Localhost, which needs it",
+            )
+
+
+# Nodes.
+
+
+def _toleration_rules(pod: Object, place: str) -> Findings:
+    for index, toleration in enumerate(pod.get("tolerations") or []):
+        spot = f"{place}.tolerations[{index}]"
+        operator = toleration.get("operator") or "Equal"
+        if operator == "Exists" and toleration.get("value"):
+            yield error(f"{spot}.value", "is not compared by the operator Exists: drop one")
+        if operator != "Exists" and not toleration.get("key"):
+            yield error(f"{spot}.operator", "must be Exists where there is no key")
+        if (
+            toleration.get("tolerationSeconds") is not None
+            and toleration.get("effect") != "NoExecute"
+        ):
+            yield error(f"{spot}.effect", "must be NoExecute where there are tolerationSeconds")
+
+
+def _host_rules(pod: Object, place: str) -> Findings:
+    taken: set[tuple[Any, ...]] = set()
+    for spot, container in containers(pod):
+        for index, port in enumerate(container.get("ports") or []):
+            number = port.get("hostPort")
+            if not number:
+                continue
+            where = f"{place}.{spot}.ports[{index}].hostPort"
+            key = (number, port.get("protocol") or "TCP", port.get("hostIP") or "")
+            if key in taken and spot.startswith("containers"):
+                yield error(where, f"{number} is taken by another port of the pod")
+            taken.add(key)
+            if pod.get("hostNetwork") and number != port.get("containerPort"):
+                yield error(where, f"is {number}; with hostNetwork it equals containerPort")
+
+
+_EXPRESSIONS = ("matchExpressions", "matchFields")
+
+
+def _expression_rules(tree: Any, path: str) -> Findings:
+    """Expressions of selectors: whether the operator takes values."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        place = schema.within(path, key)
+        if key in _EXPRESSIONS and isinstance(value, list):
+            for index, expression in enumerate(value):
+                yield from _expression(expression, f"{place}[{index}]")
+        elif isinstance(value, dict | list):
+            yield from _expression_rules(value, place)
+
+
+def _expression(expression: Any, place: str) -> Findings:
+    if not isinstance(expression, dict):
+        return
+    operator, values = expression.get("operator"), expression.get("values") or []
+    if operator in ("In", "NotIn") and not values:
+        yield error(f"{place}.values", f"is empty: the operator {operator} needs values")
+    elif operator in ("Exists", "DoesNotExist") and values:
+        yield error(f"{place}.values", f"is not compared by the operator {operator}: drop it")
+    elif operator in ("Gt", "Lt") and not (len(values) == 1 and _is_integer(values[0])):
+        yield error(f"{place}.values", f"the operator {operator} needs one whole number")
+
+
+def _is_integer(text: Any) -> bool:
+    return re.fullmatch("-?[0-9]+", str(text)) is not None
+
+
+# Probes and hooks.
+
+
+def _probe_rules(container: Object, spot: str) -> Findings:
+    names = {port.get("name") for port in container.get("ports") or []}
+    is_init = ".initContainers[" in spot and container.get("restartPolicy") != "Always"
+    for kind in ("livenessProbe", "readinessProbe", "startupProbe"):
+        probe = container.get(kind)
+        if not probe:
+            continue
+        if is_init:
+            yield error(f"{spot}.{kind}", "an init container has no probes: remove it")
+        if kind != "readinessProbe" and probe.get("successThreshold", 1) not in (0, 1, None):
+            yield error(f"{spot}.{kind}.successThreshold", "is 1 for this probe")
+        for action in ("httpGet", "tcpSocket"):
+            port = (probe.get(action) or {}).get("port")
+            if isinstance(port, str) and not port.isdigit() and port not in names:
+                hint = schema.did_you_mean(port, filter(None, names))
+                yield error(
+                    f"{spot}.{kind}.{action}.port", f"the container has no port {port!r}{hint}"
+                )
+    if is_init and container.get("lifecycle"):
+        yield error(f"{spot}.lifecycle", "an init container has no hooks: remove it")
+
+
+_SECONDS = re.compile(r"(?:\bsleep|--seconds|--deadline-remaining-seconds)[ =](\d+)")
+
+
+def _grace_rules(container: Object, pod: Object, place: str) -> Iterator[Finding]:
+    """A preStop hook that outlasts the pod's grace is cut off before its checkpoint is written."""
+    stop = (container.get("lifecycle") or {}).get("preStop") or {}
+    words = " ".join(word or "" for word in (stop.get("exec") or {}).get("command") or [])
+    slept = (stop.get("sleep") or {}).get("seconds") or 0
+    needed = max((int(seconds) for seconds in _SECONDS.findall(words)), default=slept)
+    grace = pod.get("terminationGracePeriodSeconds")
+    grace = 30 if grace is None else grace
+    if needed >= grace:
+        yield error(
+            f"{place}.lifecycle.preStop",
+            f"takes {needed} s, the pod's grace is {grace} s: raise terminationGracePeriodSeconds",
+        )

@@ -1,0 +1,159 @@
+"""What the objects of one file have to do with each other."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from prioritycut_ray.kubernetes import schema
+from prioritycut_ray.kubernetes.check import names, pods
+from prioritycut_ray.kubernetes.check.findings import Finding, Object, error, warning
+
+Relation = Iterator[tuple[str, Finding]]
+"""The title of an object and what is wrong with it."""
+
+
+def check(documents: list[dict[str, Any]]) -> Relation:
+    """All relations that are broken within a file; each document fits its schema."""
+    keys = dict(_keys(documents))
+    for document in documents:
+        for path, template in pods.templates(document):
+            pod, place = template["spec"], f"{path}.spec".lstrip(".")
+            for finding in _pod_relations(pod, place, keys):
+                yield names.title(document), finding
+    yield from _twice(documents)
+    yield from _bindings(documents)
+
+
+def _keys(documents: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], set[str]]]:
+    """The keys of the file's ConfigMaps and Secrets: (kind, name) → keys."""
+    for document in documents:
+        kind, metadata = document.get("kind"), document.get("metadata")
+        if kind in ("ConfigMap", "Secret") and isinstance(metadata, dict):
+            parts = [document.get(field) for field in ("data", "binaryData", "stringData")]
+            found = {str(key) for part in parts if isinstance(part, dict) for key in part}
+            yield (str(kind), str(metadata.get("name"))), found
+
+
+def _pod_relations(
+    pod: Object, place: str, keys: dict[tuple[str, str], set[str]]
+) -> Iterator[Finding]:
+    folders: dict[str, tuple[str, set[str]]] = {}
+    for index, volume in enumerate(pod.get("volumes") or []):
+        source = _source(volume)
+        if source is None or source not in keys:
+            continue
+        items = ((volume.get("configMap") or volume.get("secret")) or {}).get("items")
+        spot = f"{place}.volumes[{index}]"
+        if items is None:
+            folders[str(volume.get("name"))] = (source[1], keys[source])
+        for number, item in enumerate(items or []):
+            yield from _missing(item, source, keys, f"{spot}.items[{number}].key")
+    for spot, container in pods.containers(pod):
+        spot = f"{place}.{spot}"
+        for index, variable in enumerate(container.get("env") or []):
+            yield from _variable_relations(variable, keys, f"{spot}.env[{index}]")
+        for mount in container.get("volumeMounts") or []:
+            if mount.get("name") in folders:
+                name, known = folders[str(mount.get("name"))]
+                yield from _path_relations(container, mount, name, known, spot)
+
+
+def _source(volume: Object) -> tuple[str, str] | None:
+    for field, kind, key in (
+        ("configMap", "ConfigMap", "name"),
+        ("secret", "Secret", "secretName"),
+    ):
+        source = volume.get(field)
+        if isinstance(source, dict) and not source.get("optional"):
+            return kind, str(source.get(key))
+    return None
+
+
+def _missing(
+    item: Any, source: tuple[str, str], keys: dict[tuple[str, str], set[str]], spot: str
+) -> Iterator[Finding]:
+    key = item.get("key") if isinstance(item, dict) else None
+    if key is not None and key not in keys[source]:
+        hint = schema.did_you_mean(key, keys[source])
+        yield error(spot, f"the {source[0]} {source[1]} has no key {key!r}{hint}")
+
+
+def _variable_relations(
+    variable: Object, keys: dict[tuple[str, str], set[str]], spot: str
+) -> Iterator[Finding]:
+    origin = variable.get("valueFrom")
+    if not isinstance(origin, dict):
+        return
+    for field, kind in (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret")):
+        reference = origin.get(field)
+        if not isinstance(reference, dict) or reference.get("optional"):
+            continue
+        source = (kind, str(reference.get("name")))
+        if source in keys:
+            yield from _missing(reference, source, keys, f"{spot}.valueFrom.{field}.key")
+
+
+def _path_relations(
+    container: Object, mount: Object, name: str, known: set[str], spot: str
+) -> Iterator[Finding]:
+    """A file that the command line reads must be a key of what is mounted there."""
+    folder = str(mount.get("mountPath")).rstrip("/")
+    if mount.get("subPath"):
+        if mount["subPath"] not in known:
+            hint = schema.did_you_mean(mount["subPath"], known)
+            yield error(spot, f"{name} has no key {mount['subPath']!r} for subPath{hint}")
+        return
+    for field in ("command", "args"):
+        for index, word in enumerate(container.get(field) or []):
+            for file in re.findall(rf"(?<![\w/]){re.escape(folder)}/([\w.-]+)", str(word)):
+                if file not in known:
+                    hint = schema.did_you_mean(file, known)
+                    yield error(
+                        f"{spot}.{field}[{index}]",
+                        f"reads {folder}/{file}, but {name} has no key {file!r}{hint}",
+                    )
+
+
+# Objects against objects.
+
+
+def _identity(document: Object) -> tuple[str, str, str, str] | None:
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict) or not metadata.get("name"):
+        return None
+    parts = (document.get("apiVersion"), document.get("kind"), metadata.get("namespace"))
+    return (*(str(part) for part in parts), str(metadata["name"]))  # type: ignore[return-value]
+
+
+def _twice(documents: list[dict[str, Any]]) -> Relation:
+    seen = set()
+    for document in documents:
+        identity = _identity(document)
+        if identity is not None and identity in seen:
+            yield (
+                names.title(document),
+                error(
+                    "metadata.name", "is there twice in this file: the second replaces the first"
+                ),
+            )
+        seen.add(identity)
+
+
+def _bindings(documents: list[dict[str, Any]]) -> Relation:
+    """A binding to a role that the file does not have, where it has one of nearly that name."""
+    roles = [
+        str(identity[3])
+        for document in documents
+        if document.get("kind") in ("Role", "ClusterRole") and (identity := _identity(document))
+    ]
+    for document in documents:
+        if document.get("kind") not in ("RoleBinding", "ClusterRoleBinding"):
+            continue
+        reference = document.get("roleRef")
+        name = reference.get("name") if isinstance(reference, dict) else None
+        hint = schema.did_you_mean(name, roles)
+        if name not in roles and hint:
+            yield (
+                names.title(document),
+                warning("roleRef.name", f"{name!r} is not in this file{hint}"),
+            )

@@ -1,0 +1,80 @@
+"""The runtime environment of a RayJob, as Ray reads it."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from prioritycut_ray.kubernetes import schema
+from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
+
+_EXCLUSIVE = ("pip", "uv", "conda")
+_URL = re.compile("[a-z][a-z0-9+.-]*://")
+
+
+def check(spec: Object, path: str) -> Findings:
+    """What is wrong with the runtimeEnvYAML of a RayJob's spec."""
+    place = f"{path}.runtimeEnvYAML"
+    try:
+        environment = yaml.safe_load(spec.get("runtimeEnvYAML") or "")
+    except (yaml.YAMLError, ValueError) as reason:
+        yield error(place, f"is not valid YAML: {' '.join(str(reason).split())}")
+        return
+    if environment is None:
+        return
+    if not isinstance(environment, dict):
+        yield error(place, f"is a mapping, not {type(environment).__name__}")
+        return
+    known = schema.facts().tables["runtime_env"]
+    for key in environment:
+        if key not in known:
+            hint = schema.did_you_mean(key, known, alike=0.75)
+            serious = error if hint else warning
+            yield serious(f"{place} {key}", f"Ray knows no such key and ignores it{hint}")
+    given = [key for key in _EXCLUSIVE if environment.get(key)]
+    if len(given) > 1:
+        yield error(place, f"has {' and '.join(given)}, which exclude each other: keep one")
+    yield from _variable_rules(environment.get("env_vars"), f"{place} env_vars")
+    yield from _code_rules(environment, spec, place)
+
+
+def _variable_rules(variables: Any, place: str) -> Findings:
+    if variables is None:
+        return
+    if not isinstance(variables, dict):
+        yield error(place, f"is a mapping, not {type(variables).__name__}")
+        return
+    for name, value in variables.items():
+        if not isinstance(name, str):
+            yield error(f"{place}.{name}", f"the name {name!r} is not a text: write '{name}'")
+        if not isinstance(value, str):
+            text = "" if value is None else str(value).lower() if isinstance(value, bool) else value
+            yield error(f"{place}.{name}", f"{value!r} is not a text: write '{text}' in quotes")
+
+
+def _code_rules(environment: Object, spec: Object, place: str) -> Findings:
+    """Code comes by a URL, or is in the image: nobody uploads a folder of this machine."""
+    has_submitter = spec.get("submissionMode") in (None, "", "K8sJobMode", "SidecarMode")
+    serious = warning if has_submitter else error
+    for key, location in _locations(environment):
+        if not isinstance(location, str):
+            yield error(f"{place} {key}", f"{location!r} is not a path or a URL")
+        elif not _URL.match(location):
+            yield serious(
+                f"{place} {key}",
+                f"{location} is a path in the submitter's pod, not on your machine: give a URL of "
+                "a .zip, or put the code into the image",
+            )
+        elif location.startswith(("http://", "https://", "s3://", "gs://")) and not re.search(
+            r"\.(zip|whl|jar|tar\.gz|tgz)$", location.split("?")[0]
+        ):
+            yield error(f"{place} {key}", f"{location} is not the URL of a .zip or .whl")
+
+
+def _locations(environment: Object) -> Iterator[tuple[str, Any]]:
+    if environment.get("working_dir") is not None:
+        yield "working_dir", environment["working_dir"]
+    modules = environment.get("py_modules")
+    for index, module in enumerate(modules if isinstance(modules, list) else []):
+        yield f"py_modules[{index}]", module
