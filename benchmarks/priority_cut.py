@@ -29,11 +29,10 @@ from prioritycut_ray.models.dense_motion import DenseMotion
 from prioritycut_ray.state import new_state
 from prioritycut_ray.steps import (
     build_perceptual,
-    discriminator_step,
     draw_mask,
     draw_randomness,
-    generator_step,
     micro_batches,
+    training_step,
 )
 from prioritycut_ray.worker import Worker
 
@@ -108,8 +107,7 @@ def _training_steps(configs: dict[str, Config]) -> dict[str, Callable[[], None]]
     parts = micro_batches(pair, draw_randomness(config, 0, Worker(0, 1, CPU)), 1)
 
     def step(config: Config) -> None:
-        animations, _ = generator_step(state, state.animator, perceptual, parts, config)
-        discriminator_step(state, state.discriminator, parts, animations, config)
+        training_step(state, state.animator, state.discriminator, perceptual, parts, config)
 
     return {name: partial(step, config) for name, config in configs.items()}
 

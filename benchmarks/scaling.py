@@ -24,10 +24,9 @@ from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.state import TrainState, new_state
 from prioritycut_ray.steps import (
     build_perceptual,
-    discriminator_step,
     draw_randomness,
-    generator_step,
     micro_batches,
+    training_step,
 )
 from prioritycut_ray.trainer import distribute
 from prioritycut_ray.worker import Worker
@@ -101,8 +100,7 @@ def _work(
         dist.barrier()
         clock, busy = time.perf_counter(), time.process_time()
         parts = micro_batches(pair, draw_randomness(config, step, worker), 1)
-        animations, _ = generator_step(state, animator, perceptual, parts, config)
-        discriminator_step(state, discriminator, parts, animations, config)
+        training_step(state, animator, discriminator, perceptual, parts, config)
         times.append((time.perf_counter() - clock, time.process_time() - busy))
     medians = [statistics.median(column) for column in zip(*times[2:], strict=True)]
     Path(folder, str(rank)).write_text(json.dumps(medians))

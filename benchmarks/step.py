@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -41,10 +42,9 @@ from prioritycut_ray.state import TrainState, new_state
 from prioritycut_ray.steps import (
     MicroBatch,
     build_perceptual,
-    discriminator_step,
     draw_randomness,
-    generator_step,
     micro_batches,
+    training_step,
 )
 from prioritycut_ray.trainer import prepare
 from prioritycut_ray.worker import Worker
@@ -207,12 +207,13 @@ def _run(way: str, size: int, batch: int, kind: str) -> Run:
     def ours() -> dict[str, float]:
         pair = prepare(frames, config, DEVICE)
         parts = micro_batches(pair, draw_randomness(config, 0, worker), 1)
-        _mark(state, "data")
-        animations, losses = generator_step(state, state.animator, perceptual, parts, config)
-        _, critic = discriminator_step(state, state.discriminator, parts, animations, config)
+        networks = state.animator, state.discriminator
+        outcome = training_step(
+            state, *networks, perceptual, parts, config, on_phase=partial(_mark_end_before, state)
+        )
         state.ema.update_parameters(state.animator)
         _mark(state, "optimiser")
-        return losses | critic
+        return outcome.losses
 
     return Run(config, state, perceptual, part, reference if way == REFERENCE else ours)
 
@@ -317,25 +318,26 @@ def _mark(state: TrainState, phase: str) -> None:
         _marks[id(state)].append((phase, _now()))
 
 
+def _mark_end_before(state: TrainState, phase: str) -> None:
+    """What ends where a phase of training_step begins."""
+    ended = {
+        "generator step": "data",
+        "discriminator step": "generator backward",
+        "update": "discriminator backward",
+    }
+    _mark(state, ended[phase])
+
+
 def _phases(run: Run) -> dict[str, float]:
     """Seconds of a step by phase; hooks say where one ends."""
     state, hooks = run.state, []
-    of_generator = True
 
     def marking(phase: str) -> Callable[..., None]:
         return lambda *_: _mark(state, phase)
 
-    def before_discriminator(*_: object) -> None:
-        # In the generator's step: the features of the real frame. Afterwards: mask and mix.
-        _mark(state, "discriminator forward" if of_generator else "PriorityCut")
-
-    def before_update(name: str) -> Callable[..., None]:
-        return lambda *_: _mark(state, f"{name} backward")
-
-    def after_update(*_: object) -> None:
-        nonlocal of_generator
-        of_generator = not of_generator
-        _mark(state, "optimiser")
+    def before_discriminator(module: nn.Module, *_: object) -> None:
+        # At rest, in the generator's step: the features of the real frame. Else: mask and mix.
+        _mark(state, "PriorityCut" if module.training else "discriminator forward")
 
     def watch(module: nn.Module, phase: str, before: Callable[..., None]) -> None:
         hooks.append(module.register_forward_pre_hook(before))
@@ -344,12 +346,6 @@ def _phases(run: Run) -> dict[str, float]:
     watch(state.animator, "animator forward", marking("rest"))
     watch(run.perceptual, "VGG forward", marking("rest"))
     watch(state.discriminator, "discriminator forward", before_discriminator)
-    for name, optimizer in (
-        ("generator", state.animator_optimizer),
-        ("discriminator", state.discriminator_optimizer),
-    ):
-        hooks.append(optimizer.register_step_pre_hook(before_update(name)))
-        hooks.append(optimizer.register_step_post_hook(after_update))
     _marks[id(state)] = [("start", _now())]
     run.step()
     marks = _marks.pop(id(state))
@@ -450,10 +446,10 @@ def _train(precision: str, steps: int, seed: int) -> dict[str, float]:
         )
         randomness = draw_randomness(config, index, Worker(0, 1, DEVICE))
         parts = micro_batches(FramePair(source, driving), randomness, 1)
-        animations, losses = generator_step(state, state.animator, perceptual, parts, config)
-        _, critic = discriminator_step(state, state.discriminator, parts, animations, config)
+        networks = state.animator, state.discriminator
+        losses = training_step(state, *networks, perceptual, parts, config).losses
         if index >= 3 * steps // 4:
-            for name, value in (losses | critic).items():
+            for name, value in losses.items():
                 sums[name] += value.item()
                 counts[name] += 1
     return {name: sums[name] / counts[name] for name in sums if name.startswith("generator")}

@@ -99,7 +99,7 @@ def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
         samples=state.samples,
         skipped=state.skipped,
         skipped_in_a_row=dict(state.skipped_in_a_row),
-        averaged=int(state.ema.n_averaged),
+        averaged=state.ema.updates,
         seed=config.train.seed,
         data=data,
     )
@@ -177,7 +177,7 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
     progress = read_progress(directory)
     state.step, state.samples = progress.step, progress.samples
     state.skipped, state.skipped_in_a_row = progress.skipped, dict(progress.skipped_in_a_row)
-    state.ema.n_averaged.fill_(progress.averaged)
+    state.ema.updates = progress.averaged
     state.remember_buffers(state.animator)
     state.remember_buffers(state.discriminator)
 

@@ -1,6 +1,7 @@
 """What a training run measures of itself between two log lines."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ class Meter:
 
     worker: Worker
     _sums: dict[str, Tensor] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
     _samples: int = 0
     _waiting: float = 0.0
     _since: float = field(default_factory=time.perf_counter)
@@ -36,9 +37,11 @@ class Meter:
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Add the losses of a step; they stay on the device."""
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+        known = [name for name in values if name in self._sums]
+        if known:
+            torch._foreach_add_([self._sums[n] for n in known], [values[n] for n in known])
+        self._sums |= {name: values[name].clone() for name in values if name not in self._sums}
+        self._counts.update(values.keys())
 
     def summarise(self) -> dict[str, float]:
         """Means since the last summary, over all ranks; collective."""
@@ -51,6 +54,6 @@ class Meter:
         summary = dict(zip(names, means.tolist(), strict=True))
         summary["speed/samples_per_second"] = self._samples / elapsed
         summary["speed/share_waiting_for_data"] = self._waiting / elapsed
-        self._sums, self._counts, self._samples, self._waiting = {}, {}, 0, 0.0
+        self._sums, self._counts, self._samples, self._waiting = {}, Counter(), 0, 0.0
         self._since = time.perf_counter()
         return summary

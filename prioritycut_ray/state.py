@@ -1,12 +1,14 @@
 """The state of a training run: networks, optimisers, and how far it has come."""
 
+import copy
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prioritycut_ray.config import Config, ModelConfig
 from prioritycut_ray.models.animator import Animator
@@ -18,6 +20,43 @@ from prioritycut_ray.models.discriminators import (
 )
 from prioritycut_ray.models.generator import Generator
 from prioritycut_ray.models.keypoints import KeypointDetector
+
+
+class MovingAverage(nn.Module):
+    """The exponential moving average of an animator's weights, beside its newest buffers.
+
+    torch's AveragedModel computes the same weights, but copies buffer by buffer, and sends its
+    counter to the device at every update.
+
+    Attributes:
+        module: the averaged animator.
+        updates: how many there were; the first one takes the weights as they are.
+    """
+
+    def __init__(self, animator: Animator, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(animator).requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update_parameters(self, animator: Animator) -> None:
+        """Move towards the weights of an animator."""
+        averaged: list[Tensor] = list(self.module.parameters())
+        current: list[Tensor] = list(animator.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - self.decay if self.updates else 1.0)
+        copy_all(self.module.buffers(), animator.buffers())
+        self.updates += 1
+
+
+def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    """Copy tensors into others, all of a format in one launch."""
+    formats: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    for target, source in zip(targets, sources, strict=True):
+        formats[target.dtype][0].append(target)
+        formats[target.dtype][1].append(source)
+    for of_format in formats.values():
+        torch._foreach_copy_(*of_format)
 
 
 @dataclass
@@ -39,7 +78,7 @@ class TrainState:
     """
 
     animator: Animator
-    ema: AveragedModel
+    ema: MovingAverage
     discriminator: Discriminator
     animator_optimizer: Adam
     discriminator_optimizer: Adam
@@ -59,12 +98,14 @@ class TrainState:
 
     def remember_buffers(self, module: nn.Module) -> None:
         """Keep a module's buffers (batch statistics) as they are after a good step."""
-        self._good_buffers[id(module)] = [buffer.clone() for buffer in module.buffers()]
+        buffers = list(module.buffers())
+        if id(module) not in self._good_buffers:
+            self._good_buffers[id(module)] = [torch.empty_like(buffer) for buffer in buffers]
+        copy_all(self._good_buffers[id(module)], buffers)
 
     def restore_buffers(self, module: nn.Module) -> None:
         """Put a module's buffers back to the last good step."""
-        for buffer, good in zip(module.buffers(), self._good_buffers[id(module)], strict=True):
-            buffer.copy_(good)
+        copy_all(module.buffers(), self._good_buffers[id(module)])
 
 
 def new_state(config: Config, device: torch.device) -> TrainState:
@@ -80,7 +121,7 @@ def new_state(config: Config, device: torch.device) -> TrainState:
     rest = [*animator.dense_motion.parameters(), *animator.generator.parameters()]
     return TrainState(
         animator,
-        AveragedModel(animator, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay)),
+        MovingAverage(animator, optim.ema_decay),
         discriminator,
         Adam(
             [{"params": detector, "lr": optim.detector_lr}, {"params": rest, "lr": optim.lr}],

@@ -1,7 +1,7 @@
-"""One optimiser step of the generator side and one of the discriminator (method §2 to §4)."""
+"""Losses and gradients of the generator side and of the discriminator (method §2 to §4)."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOu
 from prioritycut_ray.models.perceptual import PerceptualPyramid, perceptual_features
 from prioritycut_ray.precision import autocast, resolve_precision
 from prioritycut_ray.state import TrainState
+from prioritycut_ray.transfer import send
 from prioritycut_ray.update import apply_gradients
 from prioritycut_ray.worker import Worker
 
@@ -64,6 +65,20 @@ class Judged(NamedTuple):
     output: DiscriminatorOutput
 
 
+class Outcome(NamedTuple):
+    """What came of a step.
+
+    Attributes:
+        animations: of each micro-batch, without gradient history.
+        judged: of each micro-batch.
+        losses: weighted, by network and name, averaged over micro-batches; on the device.
+    """
+
+    animations: list[Animation]
+    judged: list[Judged]
+    losses: Losses
+
+
 def draw_randomness(config: Config, step: int, worker: Worker) -> Randomness:
     """The random numbers of a step, from (seed, step) alone, sliced to this rank's samples."""
     name = f"{config.train.seed}/{step}".encode()
@@ -75,7 +90,46 @@ def draw_randomness(config: Config, step: int, worker: Worker) -> Randomness:
     mask = torch.rand(total, 5, generator=generator)
     share = total // worker.world_size
     rows = slice(worker.rank * share, (worker.rank + 1) * share)
-    return Randomness(mix, *(numbers[rows].to(worker.device) for numbers in (spline, mask)))
+    numbers = send(torch.cat([spline[rows], mask[rows]], dim=1), worker.device)
+    return Randomness(mix, *numbers.split([31, 5], dim=1))
+
+
+def training_step(
+    state: TrainState,
+    animator: nn.Module,
+    discriminator: nn.Module,
+    perceptual: PerceptualPyramid,
+    batches: Sequence[MicroBatch],
+    config: Config,
+    *,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> Outcome:
+    """One optimiser step of both networks, each unless something of it is not finite.
+
+    The discriminator's gradients do not depend on the animator's update, so both updates come last:
+    what decides on them is then read from the device once a step (:mod:`prioritycut_ray.update`).
+
+    Args:
+        state: the run; its networks are updated.
+        animator: the animator, wrapped for distributed training where there are several workers.
+        discriminator: the discriminator, wrapped likewise.
+        perceptual: frozen features for the perceptual loss.
+        batches: micro-batches whose gradients are averaged.
+        config: of the run.
+        on_phase: told what begins, one of :data:`~prioritycut_ray.worker.PHASES`.
+
+    Raises:
+        NotFiniteError: too many updates in a row were skipped.
+    """
+    # The generator learns: reconstruct the driving frame, fool the discriminator.
+    on_phase("generator step")
+    animations, generator = generator_gradients(state, animator, perceptual, batches, config)
+    # The discriminator learns: real, generated and mixed images in one batch.
+    on_phase("discriminator step")
+    judged, critic = discriminator_gradients(state, discriminator, batches, animations, config)
+    on_phase("update")
+    apply_gradients(state, {"animator": generator, "discriminator": critic}, config.optim)
+    return Outcome(animations, judged, generator | critic)
 
 
 def micro_batches(pair: FramePair, randomness: Randomness, count: int) -> list[MicroBatch]:
@@ -103,17 +157,17 @@ def build_perceptual(config: Config, device: torch.device | None = None) -> Perc
     return pyramid.to(memory_format=torch.channels_last)
 
 
-def generator_step(
+def generator_gradients(
     state: TrainState,
     animator: nn.Module,
     perceptual: PerceptualPyramid,
     batches: Sequence[MicroBatch],
     config: Config,
 ) -> tuple[list[Animation], Losses]:
-    """One optimiser step of detector, dense motion and generator (method §2).
+    """Gradients of detector, dense motion and generator, in place of those before (method §2).
 
     Args:
-        state: the run; its animator is updated, its discriminator is frozen meanwhile.
+        state: the run; its animator gets gradients, its discriminator is frozen meanwhile.
         animator: the animator, wrapped for distributed training where there are several workers.
         perceptual: frozen features for the perceptual loss.
         batches: micro-batches whose gradients are averaged.
@@ -130,9 +184,7 @@ def generator_step(
             (_total(terms) / len(batches)).backward()
         animations.append(animation.detach())
         collected.append(terms)
-    averaged = _average("generator", collected)
-    apply_gradients(state, "animator", averaged, config.optim)
-    return animations, averaged
+    return animations, _average("generator", collected)
 
 
 def generator_losses(
@@ -185,20 +237,20 @@ def judge_frozen(
     return real_features, fake
 
 
-def discriminator_step(
+def discriminator_gradients(
     state: TrainState,
     discriminator: nn.Module,
     batches: Sequence[MicroBatch],
     animations: Sequence[Animation],
     config: Config,
 ) -> tuple[list[Judged], Losses]:
-    """One optimiser step of the discriminator, regularised by mixing (method §3, §4).
+    """Gradients of the discriminator, regularised by mixing, in place of those before (§3, §4).
 
     Args:
-        state: the run; its discriminator is updated.
+        state: the run; its discriminator gets gradients.
         discriminator: the discriminator, wrapped where there are several workers.
         batches: micro-batches whose gradients are averaged.
-        animations: of the generator's step, without gradient history.
+        animations: of the same step, without gradient history.
         config: which mask, how often, and which variant.
 
     Returns:
@@ -213,9 +265,7 @@ def discriminator_step(
             (_total(terms) / len(batches)).backward()
         judgements.append(judged)
         collected.append(terms)
-    averaged = _average("discriminator", collected)
-    apply_gradients(state, "discriminator", averaged, config.optim)
-    return judgements, averaged
+    return judgements, _average("discriminator", collected)
 
 
 def judge_mixed(
@@ -305,8 +355,6 @@ def _total(terms: Losses) -> Tensor:
 
 def _average(prefix: str, collected: Sequence[Losses]) -> Losses:
     """Detached means over micro-batches, and their total, under ``prefix``."""
-    means = {
-        f"{prefix}/{name}": torch.stack([terms[name].detach() for terms in collected]).mean()
-        for name in collected[0]
-    }
-    return means | {f"{prefix}/total": _total(means)}
+    means = torch.stack([torch.stack(list(terms.values())) for terms in collected]).detach().mean(0)
+    names = [f"{prefix}/{name}" for name in (*collected[0], "total")]
+    return dict(zip(names, (*means.unbind(), means.sum()), strict=True))

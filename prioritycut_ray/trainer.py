@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,12 +25,12 @@ from prioritycut_ray.run_writer import RunWriter
 from prioritycut_ray.state import TrainState, new_state, set_learning_rates
 from prioritycut_ray.steps import (
     build_perceptual,
-    discriminator_step,
     draw_randomness,
-    generator_step,
     micro_batches,
+    training_step,
 )
 from prioritycut_ray.tracking import Tracker, training_pictures
+from prioritycut_ray.transfer import send
 from prioritycut_ray.worker import Pulse, Worker
 
 Report = Callable[[Mapping[str, float], TrainState | None], None]
@@ -74,28 +75,29 @@ def train(
     meter = Meter(worker)
     pulse.mark(state.step, "waiting for data")
     for pair in meter.watch(training_pairs(config, index, worker, start=state.samples)):
-        pulse.mark(state.step, "generator step")
         state.stop_wanted = pulse.stop
         randomness = draw_randomness(config, state.step, worker)
         parts = micro_batches(pair, randomness, config.train.accumulate)
         set_learning_rates(state, config)
 
-        # The generator learns: reconstruct the driving frame, fool the discriminator.
-        animations, generator = generator_step(state, animator, perceptual, parts, config)
-
-        # The discriminator learns: real, generated and mixed images in one batch.
-        pulse.mark(state.step, "discriminator step")
-        judgements, critic = discriminator_step(state, discriminator, parts, animations, config)
-
+        animations, judged, losses = training_step(
+            state,
+            animator,
+            discriminator,
+            perceptual,
+            parts,
+            config,
+            on_phase=partial(pulse.mark, state.step),
+        )
         state.ema.update_parameters(state.animator)
         state.step += 1
         state.samples += config.train.batch_size
         pulse.mark(state.step, "reporting")
-        meter.update(generator | critic)
+        meter.update(losses)
 
         finished = state.samples >= config.train.samples
         if tracker and (finished or state.step % config.train.image_every == 0):
-            pictures = training_pictures(parts[0].pair, animations[0], judgements[0], config)
+            pictures = training_pictures(parts[0].pair, animations[0], judged[0], config)
             tracker.pictures(pictures, state.step)
         stop = state.stopping and not finished
         save = finished or stop or state.step % config.train.checkpoint_every == 0
@@ -189,8 +191,7 @@ def clip_cache(data: DataConfig) -> ClipCache | None:
 def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:
     """uint8 frames → device → [0, 1], augmented alike."""
     source, driving = (
-        frames.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last).float()
-        / 255
+        send(frames, device).contiguous(memory_format=torch.channels_last).float() / 255
         for frames in (batch.source, batch.driving)
     )
     options = config.data.augment.model_dump()

@@ -15,7 +15,14 @@ class Worker(NamedTuple):
     device: torch.device
 
 
-PHASES = ("starting", "waiting for data", "generator step", "discriminator step", "reporting")
+PHASES = (
+    "starting",
+    "waiting for data",
+    "generator step",
+    "discriminator step",
+    "update",
+    "reporting",
+)
 """What a rank does, in the order of a step."""
 
 

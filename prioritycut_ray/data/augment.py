@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from prioritycut_ray.transfer import send
+
 Images = Float[Tensor, "B 3 H W"]
 # ITU-R BT.601 luma, as torchvision rounds it.
 LUMA = (0.2989, 0.587, 0.114)
@@ -82,8 +84,8 @@ class _Draws(NamedTuple):
 def _draw(seeds: Int64[Tensor, " B"], like: Tensor) -> _Draws:
     # All are drawn always: turning one change off must not alter the others.
     rows = [np.random.default_rng(seed).random(len(_Draws._fields)) for seed in seeds.tolist()]
-    table = torch.from_numpy(np.stack(rows)).to(like.device, like.dtype, non_blocking=True)
-    return _Draws(*table.unbind(dim=1))
+    table = torch.from_numpy(np.stack(rows)).to(like.dtype)
+    return _Draws(*send(table, like.device).unbind(dim=1))
 
 
 def _per_pair(value: Tensor) -> Tensor:
@@ -106,8 +108,9 @@ def _blend(images: Images, other: Tensor, factor: Tensor) -> Images:
 
 
 def _gray(images: Images) -> Float[Tensor, "B 1 H W"]:
-    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    gray: Tensor = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return gray
 
 
 def _turn_hue(images: Images, turns: Float[Tensor, "B 1 1 1"]) -> Images:
@@ -123,6 +126,6 @@ def _turn_hue(images: Images, turns: Float[Tensor, "B 1 1 1"]) -> Images:
     )
     sixths = sixths + 6 * turns.squeeze(1)
     # Each channel is a trapezium over the colour circle; 5, 3, 1 shift it to red, green, blue.
-    shift = images.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    shift = torch.arange(5, 0, -2, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     place = torch.remainder(shift + sixths.unsqueeze(1), 6)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(place, 4 - place).clamp(0, 1)

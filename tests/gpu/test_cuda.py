@@ -10,10 +10,9 @@ from prioritycut_ray.precision import has_bfloat16
 from prioritycut_ray.state import new_state
 from prioritycut_ray.steps import (
     build_perceptual,
-    discriminator_step,
     draw_randomness,
-    generator_step,
     micro_batches,
+    training_step,
 )
 from prioritycut_ray.trainer import prepare
 from prioritycut_ray.worker import Worker
@@ -33,10 +32,10 @@ def first_losses(device: torch.device, *words: str) -> dict[str, float]:
     frames = torch.rand(2, config.train.batch_size, 3, 32, 32, generator=generator).to(device)
     randomness = draw_randomness(config, 0, Worker(0, 1, device))
     parts = micro_batches(FramePair(*frames), randomness, config.train.accumulate)
-    animations, losses = generator_step(state, state.animator, perceptual, parts, config)
-    _, critic = discriminator_step(state, state.discriminator, parts, animations, config)
+    networks = state.animator, state.discriminator
+    losses = training_step(state, *networks, perceptual, parts, config).losses
     assert state.skipped == 0
-    return {name: value.item() for name, value in (losses | critic).items()}
+    return {name: value.item() for name, value in losses.items()}
 
 
 def test_a_step_gives_the_losses_of_the_cpu() -> None:

@@ -22,10 +22,9 @@ from prioritycut_ray.state import TrainState, new_state
 from prioritycut_ray.steps import (
     MicroBatch,
     build_perceptual,
-    discriminator_step,
     draw_randomness,
-    generator_step,
     micro_batches,
+    training_step,
 )
 from prioritycut_ray.trainer import distribute
 from prioritycut_ray.update import apply_gradients
@@ -93,9 +92,8 @@ def my_share(config: Config, worker: Worker, step: int) -> list[MicroBatch]:
 def both_steps(setup: Setup, batches: Sequence[MicroBatch]) -> bool:
     """Update both networks; tells whether the step mixed."""
     config, _, state, animator, discriminator, perceptual = setup
-    animations, _ = generator_step(state, animator, perceptual, batches, config)
-    judged, _ = discriminator_step(state, discriminator, batches, animations, config)
-    return judged[0].mask is not None
+    outcome = training_step(state, animator, discriminator, perceptual, batches, config)
+    return outcome.judged[0].mask is not None
 
 
 def joined(tensors: Sequence[Tensor | None]) -> Tensor:
@@ -161,7 +159,7 @@ def a_value_that_is_not_finite(worker: Worker, perceptual: PerceptualPyramid) ->
         parameter.grad = torch.ones_like(parameter)
     losses = {"spoilt": torch.tensor(float("inf") if spoil else 1.0)}
     optim = setup.config.optim
-    apply_gradients(state, "animator", losses, optim)
+    apply_gradients(state, {"animator": losses}, optim)
     after_loss, skipped_by_loss = _changed(state, before), state.skipped - skipped_by_frame
 
     both_steps(setup, my_share(setup.config, worker, step=2))

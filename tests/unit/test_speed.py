@@ -16,10 +16,9 @@ from prioritycut_ray.precision import autocast, has_bfloat16, resolve_precision
 from prioritycut_ray.state import TrainState, build_animator, build_discriminator, new_state
 from prioritycut_ray.steps import (
     build_perceptual,
-    discriminator_step,
     draw_randomness,
-    generator_step,
     micro_batches,
+    training_step,
 )
 from prioritycut_ray.trainer import agree_on_precision
 from prioritycut_ray.worker import Worker
@@ -159,21 +158,9 @@ def train(config: Config, *, steps: int, state: TrainState | None = None) -> lis
     for step in range(steps):
         randomness = draw_randomness(config, step, Worker(0, 1, CPU))
         parts = micro_batches(FramePair(source, driving), randomness, 1)
-        animations, of_generator = generator_step(
-            state,
-            state.animator,
-            perceptual,
-            parts,
-            config,
-        )
-        _, of_critic = discriminator_step(
-            state,
-            state.discriminator,
-            parts,
-            animations,
-            config,
-        )
-        losses.append({name: v.item() for name, v in (of_generator | of_critic).items()})
+        networks = state.animator, state.discriminator
+        outcome = training_step(state, *networks, perceptual, parts, config)
+        losses.append({name: v.item() for name, v in outcome.losses.items()})
     return losses
 
 

@@ -12,11 +12,13 @@ from prioritycut_ray.state import TrainState, new_state, set_learning_rates
 from prioritycut_ray.steps import (
     MicroBatch,
     build_perceptual,
-    discriminator_step,
+    discriminator_gradients,
     draw_randomness,
-    generator_step,
+    generator_gradients,
     micro_batches,
+    training_step,
 )
+from prioritycut_ray.update import apply_gradients
 from prioritycut_ray.worker import Worker
 from tests.conftest import TINY
 
@@ -53,9 +55,8 @@ def both_steps(
     state: TrainState, perceptual: PerceptualPyramid, batch: list[MicroBatch], config: Config
 ) -> dict[str, torch.Tensor]:
     state.animator.train()
-    animations, generator = generator_step(state, state.animator, perceptual, batch, config)
-    _, critic = discriminator_step(state, state.discriminator, batch, animations, config)
-    return generator | critic
+    networks = state.animator, state.discriminator
+    return training_step(state, *networks, perceptual, batch, config).losses
 
 
 def test_each_step_changes_its_own_network_alone(perceptual: PerceptualPyramid) -> None:
@@ -63,7 +64,8 @@ def test_each_step_changes_its_own_network_alone(perceptual: PerceptualPyramid) 
     state, batch = new_state(config, CPU), a_batch(config)
     animator, critic = weights(state.animator), weights(state.discriminator)
     buffers = [buffer.clone() for buffer in state.discriminator.buffers()]
-    animations, _ = generator_step(state, state.animator, perceptual, batch, config)
+    animations, losses = generator_gradients(state, state.animator, perceptual, batch, config)
+    apply_gradients(state, {"animator": losses}, config.optim)
     assert not same(animator, state.animator)
     assert same(critic, state.discriminator)
     assert all(p.grad is None for p in state.discriminator.parameters())
@@ -71,7 +73,8 @@ def test_each_step_changes_its_own_network_alone(perceptual: PerceptualPyramid) 
         torch.equal(a, b) for a, b in zip(buffers, state.discriminator.buffers(), strict=True)
     ), "the generator's step leaves no trace in the discriminator's spectral norms"
     animator = weights(state.animator)
-    discriminator_step(state, state.discriminator, batch, animations, config)
+    _, losses = discriminator_gradients(state, state.discriminator, batch, animations, config)
+    apply_gradients(state, {"discriminator": losses}, config.optim)
     assert same(animator, state.animator)
     assert not same(critic, state.discriminator)
 
@@ -168,8 +171,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(
                 module.eval()
         batch = a_batch(config)
         assert len(batch) == accumulate
-        animations, _ = generator_step(state, state.animator, perceptual, batch, config)
-        discriminator_step(state, state.discriminator, batch, animations, config)
+        training_step(state, state.animator, state.discriminator, perceptual, batch, config)
         gradients.append((gradient(state.animator), gradient(state.discriminator)))
     (animator, critic), (animator_2, critic_2) = gradients
     assert (animator - animator_2).norm() <= 1e-5 * animator.norm()
@@ -211,9 +213,9 @@ def test_too_many_skipped_steps_stop_the_run(perceptual: PerceptualPyramid) -> N
     pair = FramePair(batch[0].pair.source * float("inf"), batch[0].pair.driving)
     spoilt = [batch[0]._replace(pair=pair)]
     for _ in range(2):
-        generator_step(state, state.animator, perceptual, spoilt, config)
+        both_steps(state, perceptual, spoilt, config)
     with pytest.raises(UserError, match=r"3 updates in a row .*optim\.lr"):
-        generator_step(state, state.animator, perceptual, spoilt, config)
+        both_steps(state, perceptual, spoilt, config)
 
 
 def test_a_detector_with_learning_rate_zero_keeps_its_weights(
