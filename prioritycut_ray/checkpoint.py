@@ -271,7 +271,7 @@ def find_checkpoint(run: str | Path) -> Path:
         directory = local_copy(storage.url)
         verify(directory)
         return directory
-    if not storage.exists(""):
+    if not storage.names() and not storage.exists(""):
         raise UserError(f"{run}: no such run folder; `prioritycut train` makes one below runs/")
     found = storage.newest_good(_scratch(storage.url))
     if found is None:

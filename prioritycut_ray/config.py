@@ -424,6 +424,8 @@ def read_mapping(source: str) -> dict[str, Any]:
     path = str(shipped.get(source, source))
     try:
         tree = yaml.safe_load(_read_url(path) if "://" in path else Path(path).read_text())
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(
             f"{source}: {error.strerror or error}; give a YAML file or one of the shipped "
@@ -437,13 +439,10 @@ def read_mapping(source: str) -> dict[str, Any]:
 
 
 def _read_url(url: str) -> bytes:
-    import fsspec  # not for every start of the command line
+    from prioritycut_ray.storage import filesystem, read_bytes  # not at every start of a command
 
-    try:
-        with fsspec.open(url) as file:
-            return bytes(file.read())
-    except (ValueError, ImportError) as error:  # an unknown scheme, or no driver for it
-        raise UserError(f"{url}: cannot be reached ({error})") from error
+    fs, path = filesystem(url)
+    return read_bytes(fs, path, url)
 
 
 def _apply_override(tree: dict[str, Any], word: str, section: type[BaseModel] | None) -> None:

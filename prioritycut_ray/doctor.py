@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from prioritycut_ray.data.shards import filesystem, read_clip, read_index
+from prioritycut_ray.data.shards import read_clip, read_index
 from prioritycut_ray.data.video import read_frames, write_video
 from prioritycut_ray.preflight import Node, on_every_node
 from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.storage import filesystem
 
 PACKAGES = (
     "prioritycut_ray",

@@ -9,8 +9,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.shards import clips_of, filesystem, read_clip, read_index
+from prioritycut_ray.data.shards import clips_of, read_clip, read_index
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.storage import filesystem
 
 _ANSWER_SECONDS = 60.0
 

@@ -32,8 +32,8 @@ from typing import NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict
 
-from prioritycut_ray.data.shards import filesystem
 from prioritycut_ray.errors import Superseded, UserError
+from prioritycut_ray.storage import filesystem
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from prioritycut_ray.checkpoint import load_checkpoint
 from prioritycut_ray.config import Config, DataConfig
 from prioritycut_ray.data.augment import augment
 from prioritycut_ray.data.cache import ClipCache
-from prioritycut_ray.data.shards import ClipIndex, is_local, read_index
+from prioritycut_ray.data.shards import ClipIndex, read_index
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
@@ -29,6 +29,7 @@ from prioritycut_ray.steps import (
     micro_batches,
     training_step,
 )
+from prioritycut_ray.storage import is_local
 from prioritycut_ray.tracking import Tracker, training_pictures
 from prioritycut_ray.transfer import send
 from prioritycut_ray.worker import Pulse, Worker

@@ -19,10 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from fsspec import AbstractFileSystem
-
-from prioritycut_ray.data.shards import filesystem
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.storage import FileSystem, filesystem
 
 VIDEO_EXTENSIONS = frozenset(
     {
@@ -294,7 +292,7 @@ def _expand_url(url: str) -> Iterable[Entry | Rejected]:
 
 
 def _in_remote_folder(
-    fs: AbstractFileSystem, root: str, infos: Mapping[str, Mapping[str, Any]]
+    fs: FileSystem, root: str, infos: Mapping[str, Mapping[str, Any]]
 ) -> list[Entry | Rejected]:
     result: list[Entry | Rejected] = []
     for path, info in sorted(infos.items()):

@@ -22,13 +22,13 @@ from prioritycut_ray.data.shards import (
     Clip,
     ClipIndex,
     ShardError,
-    filesystem,
     read_clip,
     read_index,
 )
 from prioritycut_ray.data.video import Frame, VideoError, frames_upright, read_frames
 from prioritycut_ray.data.workspace import FOLDER_NAME, REJECTED_NAME
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.storage import filesystem
 
 FRAMES_SHOWN = 6
 """Frames of a clip in a contact sheet."""

@@ -28,7 +28,6 @@ from prioritycut_ray.data.shards import (
     ClipIndex,
     Member,
     ShardWriter,
-    filesystem,
     make_keys,
     read_index,
 )
@@ -36,6 +35,7 @@ from prioritycut_ray.data.video import VideoError, check_size
 from prioritycut_ray.data.workspace import REJECTED_NAME, Workspace
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.storage import filesystem
 
 TEST_SHARE = 0.1
 # As long as VoxCeleb's clips are usually cut: 34 s at 30 fps.

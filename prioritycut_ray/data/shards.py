@@ -23,13 +23,10 @@ from types import TracebackType
 from typing import IO, Annotated, Literal, NamedTuple
 
 import pydantic
-from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from prioritycut_ray.data.storage import ABSENT, read_bytes
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.storage import ABSENT, filesystem, read_bytes
 
 INDEX_NAME = "index.json"
 TEMPORARY_NAME = ".writing.tmp"
@@ -103,26 +100,6 @@ def fingerprint(clips: Iterable[Clip]) -> str:
     """Name the contents of a data set: the same for the same clips in any shard layout or order."""
     facts = sorted((c.key, c.sha256, c.frames, c.identity, c.split) for c in clips)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """Find the file system of a folder, and the folder's path on it.
-
-    Cheap enough to be called for every read, and safe after a fork where a kept one is not.
-
-    Raises:
-        UserError: if the URL's scheme is unknown, or its fsspec driver is not installed.
-    """
-    try:
-        fs, root = url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{url}: cannot be reached ({error})") from None
-    return fs, root.rstrip("/")
-
-
-def is_local(url: str) -> bool:
-    """Whether a folder is on a disk of this machine, or mounted like one."""
-    return isinstance(filesystem(url)[0], LocalFileSystem)
 
 
 def read_index(url: str) -> ClipIndex:

@@ -12,8 +12,9 @@ from typing import Any
 import filelock
 from fsspec.implementations.local import LocalFileSystem
 
-from prioritycut_ray.data.shards import INDEX_NAME, TEMPORARY_NAME, filesystem
+from prioritycut_ray.data.shards import INDEX_NAME, TEMPORARY_NAME
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.storage import filesystem
 
 FOLDER_NAME = ".packing"
 JOB_NAME = "job.json"

@@ -14,8 +14,8 @@ import fsspec
 import pytest
 import torch
 
+from prioritycut_ray import storage
 from prioritycut_ray.config import Config
-from prioritycut_ray.data import storage
 from prioritycut_ray.data.shards import Member, clips_of, read_clip, read_index
 from prioritycut_ray.data.video import DECODERS, Frame
 from prioritycut_ray.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prioritycut_ray.data import storage
+from prioritycut_ray import storage
 from prioritycut_ray.data.shards import Member, ShardError, ShardWriter, read_clip, read_index
 from prioritycut_ray.errors import UserError
 

@@ -1,0 +1,135 @@
+"""What an S3 client raises becomes one line that names the URL, whatever touches the storage."""
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+
+from prioritycut_ray.checkpoint import find_checkpoint
+from prioritycut_ray.data.shards import Member, ShardWriter, read_index
+from prioritycut_ray.data.workspace import Workspace
+from prioritycut_ray.run_storage import RunStorage, claim
+from prioritycut_ray.storage import StorageError, filesystem
+from tests.conftest import Prioritycut, assert_one_line
+from tests.s3_server import S3
+
+PROBLEMS = {
+    "bucket": "the bucket does not exist",
+    "credentials": "no valid credentials",
+    "profile": "AWS_PROFILE",
+    "endpoint": "AWS_ENDPOINT_URL",
+    "denied": "access denied",
+    "down": "the storage does not answer",
+}
+
+
+@pytest.fixture(params=PROBLEMS)
+def problem(
+    request: pytest.FixtureRequest, server: S3, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, str]]:
+    """A bucket that cannot be used, and what a message says of the reason."""
+    kind = request.param
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    if kind == "bucket":
+        bucket = "s3://bucket-that-nobody-made"
+    elif kind == "credentials":
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    elif kind == "profile":
+        monkeypatch.setenv("AWS_PROFILE", "nowhere")
+    elif kind == "endpoint":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    elif kind == "denied":
+        server.stumble(10**6, 403, "AccessDenied")
+    elif kind == "down":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield bucket, PROBLEMS[kind]
+    server.stumble(0, 503, "SlowDown")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def write_shards(url: str) -> None:
+    with ShardWriter(url) as writer:
+        writer.add(Member("clip", b"x" * 5000, 5, 25.0, 64, 64, "ann", "clip.mp4", False))
+        writer.finish({"clip": "train"})
+
+
+def claim_workspace(url: str) -> None:
+    with Workspace(url).claimed({"size": 64}, appending=False):
+        pass
+
+
+USES: dict[str, Callable[[str], object]] = {
+    "names": lambda url: RunStorage(url).names(),
+    "read": lambda url: RunStorage(url).read("a"),
+    "write": lambda url: RunStorage(url).write("a", b""),
+    "create": lambda url: RunStorage(url).create("a", b""),
+    "claim": lambda url: claim(RunStorage(url), "launch", first=True),
+    "find_checkpoint": find_checkpoint,
+    "write_shards": write_shards,
+    "workspace": claim_workspace,
+}
+
+
+def test_the_reason_is_one_line(problem: tuple[str, str]) -> None:
+    bucket, reason = problem
+    for name, use in USES.items():
+        with pytest.raises(StorageError) as caught:
+            use(f"{bucket}/runs/mine")
+        message = str(caught.value)
+        assert message.startswith(bucket), name
+        assert reason in message, name
+        assert "\n" not in message, name
+        assert str(pickle.loads(pickle.dumps(caught.value))) == message, name
+
+
+@pytest.mark.parametrize("problem", ["credentials"], indirect=True)
+def test_commands_end_in_that_line(prioritycut: Prioritycut, problem: tuple[str, str]) -> None:
+    bucket, reason = problem
+    for words in (
+        ["models", "list", "--models", f"{bucket}/models"],
+        ["data", "info", f"{bucket}/data"],
+        ["train", f"{bucket}/config.yaml"],
+    ):
+        assert_one_line(prioritycut(*words), bucket, reason)
+
+
+def test_no_bucket_is_ever_made(server: S3, bucket: str) -> None:
+    fs, _ = filesystem("s3://never-made/data")
+    fs.makedirs("never-made/data", exist_ok=True)
+    fs.mkdir("never-made/data", create_parents=True)
+    with pytest.raises(StorageError, match="the bucket does not exist"):
+        write_shards("s3://never-made/data")
+    fsspec.filesystem("s3").invalidate_cache()
+    assert "never-made" not in fsspec.filesystem("s3").ls("")
+
+
+def test_a_settled_problem_is_not_tried_again(
+    bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(StorageError):
+        read_index("s3://bucket-that-nobody-made/data")
+    assert not caplog.records
+
+
+def test_a_wrapped_file_system_survives_pickling(bucket: str) -> None:
+    fs, root = pickle.loads(pickle.dumps(filesystem(f"{bucket}/data")))
+    fs.pipe_file(f"{root}/a", b"content")
+    with fs.open(f"{root}/a", "rb") as file:
+        assert file.read() == b"content"
+    with fs.open(f"{root}/b", "wb") as file:
+        file.write(b"more")
+    assert fs.cat_file(f"{root}/b") == b"more"
+    with pytest.raises(FileNotFoundError):
+        fs.cat_file(f"{root}/c")
+
+
+def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:1/.*cannot use this URL"):
+        write_shards("http://127.0.0.1:1/data")
