@@ -300,6 +300,8 @@ def _unknown_field(name: Any, known: Iterable[str]) -> str:
     instead = facts().tables["unreleased"].get(name)
     if instead:
         return f"exists in no release of KubeRay; use {instead}"
+    if name == "spec" and "entrypoint" in known:
+        return f"{UNKNOWN_FIELD}: write what is in it here, without spec"
     return f"{UNKNOWN_FIELD}{did_you_mean(name, known) or ': remove it'}"
 
 

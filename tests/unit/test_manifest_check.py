@@ -232,7 +232,39 @@ def test_two_objects_of_one_name_are_named() -> None:
 def test_a_binding_to_a_misspelt_role_is_named() -> None:
     binding = correct("RoleBinding")
     binding["roleRef"]["name"] = "heads"
-    assert "did you mean 'head'" in check_all(correct("Role"), binding)
+    assert "roleRef.name: there is no Role heads in this file; did you mean 'head'" in check_all(
+        correct("Role"), binding
+    )
+
+
+def test_a_misspelt_name_of_another_object_is_named() -> None:
+    cron = correct("CronJob")
+    change(cron, "spec.jobTemplate.spec.template.spec.volumes[0].configMap.name", "nihgtly")
+    assert "no ConfigMap nihgtly in this file; did you mean 'nightly'" in check_all(
+        correct("ConfigMap"), cron
+    )
+    assert check_all(cron) == "", "what other files have is not known"
+
+
+def test_kubectl_reads_what_is_mounted() -> None:
+    cron = correct("CronJob")
+    container = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    container["args"] = ["create", "--filename=/manifests/rayjob.yaml"]
+    assert "args[1]: reads /manifests/rayjob.yaml" in check_all(cron)
+
+
+def test_a_service_finds_its_pods_and_their_port() -> None:
+    service, deployment = correct("Service"), correct("Deployment")
+    assert check_all(service, deployment) == ""
+    service["spec"]["ports"][0]["targetPort"] = "htp"
+    assert "targetPort: its pods have no port 'htp'; did you mean 'http'" in check_all(
+        service, deployment
+    )
+    for labels in (deployment["spec"]["selector"]["matchLabels"], service["spec"]["selector"]):
+        labels["part-of"] = "lab"
+    deployment["spec"]["template"]["metadata"]["labels"]["part-of"] = "lab"
+    service["spec"]["selector"]["app"] = "tb"
+    assert "spec.selector.app: is tb, and no pod" in check_all(service, deployment)
 
 
 # Damage.
@@ -335,7 +367,8 @@ def test_every_format_of_the_facts_is_known() -> None:
 def test_the_options_of_ray_start_are_those_of_the_installed_ray() -> None:
     from ray.scripts.scripts import start
 
-    known = {name for names in schema.facts().tables["ray_start"].values() for name in names}
+    options = schema.facts().tables["ray_start"]
+    known = {name for kind, names in options.items() if kind != "retired" for name in names}
     own = {option.lstrip("-") for parameter in start.params for option in parameter.opts}
     assert own - {"v"} == known
 

@@ -1,12 +1,11 @@
 """RayClusters, alone or in a job or a service: ``ValidateRayClusterSpec`` and what breaks later."""
 
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
 
 from packaging.version import InvalidVersion, Version
 
 from prioritycut_ray.kubernetes import schema
-from prioritycut_ray.kubernetes.check import pods, start_params
+from prioritycut_ray.kubernetes.check import pods, start_params, workloads
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
 from prioritycut_ray.kubernetes.options import image_ray_version
 from prioritycut_ray.kubernetes.syntax import is_dns_label, parse_quantity
@@ -16,6 +15,8 @@ _FAULT_TOLERANCE = "ray.io/ft-enabled"
 _STORAGE_NAMESPACE = "ray.io/external-storage-namespace"
 _V2_VARIABLE = "RAY_enable_autoscaler_v2"
 _TRUE = ("1", "true")
+RAY = "template.spec.containers[0]"
+"""Path of the container that runs Ray, within a group."""
 
 
 def check(spec: Object, path: str, metadata: Object | None, owner: str = "RayCluster") -> Findings:
@@ -102,6 +103,26 @@ def _group_rules(group: Object, place: str) -> Findings:
     if "labels" in parameters:
         yield error(f"{place}.rayStartParams.labels", "is not supported: use the group's labels")
     yield from start_params.check(parameters, ray_container(group), template, place)
+    yield from _container_rules(template, place)
+
+
+def _container_rules(template: Object, place: str) -> Findings:
+    """The operator starts Ray in the first container, which writes below /tmp."""
+    containers = (template.get("spec") or {}).get("containers") or []
+    for index, container in enumerate(containers[1:], start=1):
+        if container.get("name") in ("ray-head", "ray-worker"):
+            yield warning(
+                f"{place}.template.spec.containers[{index}]",
+                "is not the first container, and the operator starts Ray there: move it up",
+            )
+    own = containers[0] if containers else {}
+    mounts = [mount.get("mountPath") for mount in own.get("volumeMounts") or []]
+    is_read_only = (own.get("securityContext") or {}).get("readOnlyRootFilesystem")
+    if is_read_only and not {"/tmp", "/tmp/ray"} & set(mounts):
+        yield warning(
+            f"{place}.{RAY}.securityContext.readOnlyRootFilesystem",
+            "is true, and Ray writes to /tmp/ray: mount an emptyDir at /tmp",
+        )
 
 
 def _worker_rules(spec: Object, path: str) -> Findings:
@@ -131,6 +152,8 @@ def _size_rules(group: Object, place: str) -> Findings:
 def _worker_autoscaling_rules(group: Object, spec: Object, place: str) -> Findings:
     if autoscales(spec) and group.get("suspend"):
         yield error(f"{place}.suspend", "a cluster that autoscales cannot suspend a group")
+    elif group.get("suspend"):
+        yield warning(f"{place}.suspend", "a suspended group has no pods: remove it")
     for field in ("idleTimeoutSeconds", "priority"):
         if not group.get(field) or autoscales_by_v2(spec):
             continue
@@ -151,7 +174,7 @@ def _autoscaler_rules(spec: Object, path: str, metadata: Object) -> Findings:
     if not autoscales(spec):
         if given.get(_V2_VARIABLE) in _TRUE:
             yield error(
-                f"{path}.headGroupSpec.template",
+                f"{path}.headGroupSpec.{RAY}.env",
                 f"{_V2_VARIABLE} needs enableInTreeAutoscaling: true; set it or drop the variable",
             )
         elif options:
@@ -160,6 +183,12 @@ def _autoscaler_rules(spec: Object, path: str, metadata: Object) -> Findings:
     if options.get("version") and _V2_VARIABLE in given:
         yield error(f"{place}.version", f"and {_V2_VARIABLE} of the head exclude each other")
     yield from _restart_rules(spec, path)
+    head = (spec["headGroupSpec"].get("template") or {}).get("spec") or {}
+    if head.get("automountServiceAccountToken") is False:
+        yield error(
+            f"{path}.headGroupSpec.template.spec.automountServiceAccountToken",
+            "is false: the autoscaler beside the head needs the token; remove it",
+        )
     labels, annotations = (metadata.get(key) or {} for key in ("labels", "annotations"))
     is_elastic = annotations.get("kueue.x-k8s.io/elastic-job") == "true"
     if "kueue.x-k8s.io/queue-name" in labels and not is_elastic:
@@ -211,8 +240,7 @@ def _needs_ray(spec: Object, feature: str, place: str, path: str) -> Findings:
 def _version_rules(spec: Object, path: str) -> Findings:
     version, auth = spec.get("rayVersion"), spec.get("authOptions")
     if version and ray_version(spec) is None:
-        yield error(f"{path}.rayVersion", f"{version!r} is not a version, such as 2.60.0")
-        return
+        yield warning(f"{path}.rayVersion", f"{version!r} is not a version, such as 2.60.0")
     yield from _image_rules(spec, path)
     by_kubernetes = bool((auth or {}).get("enableK8sTokenAuth"))
     if auth is None or (auth.get("mode") or "token") != "token":
@@ -235,7 +263,7 @@ def _image_rules(spec: Object, path: str) -> Findings:
     of_head = image_ray_version(ray_container(spec["headGroupSpec"]).get("image") or "")
     for place, group in groups(spec, path):
         image = ray_container(group).get("image") or ""
-        own, where = image_ray_version(image), f"{place}.template.spec.containers[0].image"
+        own, where = image_ray_version(image), f"{place}.{RAY}.image"
         if own and of_head and own != of_head:
             yield error(where, f"{image} has Ray {own}, the head's image has {of_head}")
         elif own and version and own != version:
@@ -258,7 +286,10 @@ def _fault_tolerance_rules(spec: Object, path: str, annotations: Object) -> Find
     if options is None:
         is_old_style = annotations.get(_FAULT_TOLERANCE) == "true"
         if "RAY_REDIS_ADDRESS" in given and not is_old_style:
-            yield error(f"{path}.headGroupSpec", "RAY_REDIS_ADDRESS needs gcsFaultToleranceOptions")
+            yield error(
+                f"{path}.headGroupSpec.{RAY}.env",
+                "RAY_REDIS_ADDRESS needs gcsFaultToleranceOptions: set its redisAddress instead",
+            )
         return
     if annotations.get(_FAULT_TOLERANCE):
         yield error(place, f"and the annotation {_FAULT_TOLERANCE} exclude each other")
@@ -268,7 +299,7 @@ def _fault_tolerance_rules(spec: Object, path: str, annotations: Object) -> Find
             "and gcsFaultToleranceOptions exclude each other: use its externalStorageNamespace",
         )
     managed = schema.facts().tables["operator_environment"]["gcsFaultToleranceOptions"]
-    yield from _managed(managed, container.get("env"), f"{path}.headGroupSpec.template")
+    yield from _managed(managed, container.get("env"), f"{path}.headGroupSpec.{RAY}.env")
     if parameters.get("redis-password"):
         yield error(place, "the head must not set redis-password beside it: use redisPassword")
     if options.get("backend") == "rocksdb":
@@ -296,7 +327,7 @@ def _rocksdb_rules(options: Object, head: Object, place: str, path: str) -> Find
         if storage.get("claimName") and storage.get(field):
             yield error(f"{place}.storage.{field}", "is of the claim: claimName excludes it")
     managed = schema.facts().tables["operator_environment"]["rocksdb"]
-    yield from _managed(managed, ray_container(head).get("env"), f"{path}.headGroupSpec.template")
+    yield from _managed(managed, ray_container(head).get("env"), f"{path}.headGroupSpec.{RAY}.env")
 
 
 def _managed(names: str | list[str], variables: object, place: str) -> Findings:
@@ -330,20 +361,14 @@ def _network_policy_rules(spec: Object, path: str) -> Findings:
     for spot, group in worker_groups(spec, path):
         if not is_dns_label(group["groupName"]):
             yield error(f"{spot}.groupName", "is part of the policy's name: a-z, 0-9 and -")
-    if mode != "DenyAllIngress" and not any(_opens_dns(rules) for _, rules in own):
+    if mode != "DenyAllIngress" and not any(
+        rules.get("egressRules") and workloads.opens_dns(rules["egressRules"]) for _, rules in own
+    ):
         yield warning(
             place,
             f"mode {mode} lets no pod out to DNS, so workers do not find the head: "
             "add egressRules for port 53",
         )
-
-
-def _opens_dns(rules: Object) -> bool:
-    return any(
-        not rule.get("ports")
-        or any(port.get("port") in (53, "dns", None) for port in rule["ports"])
-        for rule in rules.get("egressRules") or []
-    )
 
 
 _TLS_VOLUME = "ray-tls"
@@ -355,8 +380,8 @@ def _tls_rules(spec: Object, path: str) -> Findings:
     managed = schema.facts().tables["operator_environment"]["tlsOptions"]
     for place, group in groups(spec, path):
         container = ray_container(group)
-        yield from _managed(managed, container.get("env"), f"{place}.template")
-        yield from _tls_mounts(container.get("volumeMounts"), f"{place}.template")
+        yield from _managed(managed, container.get("env"), f"{place}.{RAY}.env")
+        yield from _tls_mounts(container.get("volumeMounts"), f"{place}.{RAY}.volumeMounts")
     options = spec.get("autoscalerOptions") or {}
     yield from _managed(managed, options.get("env"), f"{path}.autoscalerOptions.env")
     yield from _tls_mounts(options.get("volumeMounts"), f"{path}.autoscalerOptions.volumeMounts")
@@ -398,8 +423,3 @@ def _history_rules(spec: Object, path: str) -> Findings:
     for name in backends.get(backend, ()):
         if not given.get(name):
             yield error(f"{place}.env", f"{name} is missing: STORAGE_BACKEND {backend} needs it")
-
-
-def memory_of(container: Object) -> Decimal | None:
-    """A container's memory in bytes, if it is limited."""
-    return pods.limits_of(container).get("memory")

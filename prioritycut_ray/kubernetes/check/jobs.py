@@ -19,6 +19,12 @@ _TO_END = ("Never", "OnFailure")
 def check_cron(spec: Object, metadata: Object | None) -> Findings:
     """Everything about the spec of a RayCronJob."""
     yield from schedules.check(spec)
+    if spec.get("suspend"):
+        yield warning(
+            "spec.suspend",
+            "when that ends, the operator starts every missed run at once: delete the RayCronJob "
+            "instead, and create it again",
+        )
     # The operator hands no labels or annotations of the RayCronJob on to its jobs.
     yield from check(spec["jobTemplate"], "spec.jobTemplate", None)
 
@@ -121,6 +127,12 @@ def _selector_rules(spec: Object, path: str) -> Findings:
 
 
 def _end_rules(spec: Object, path: str) -> Findings:
+    start, whole = spec.get("preRunningDeadlineSeconds"), spec.get("activeDeadlineSeconds")
+    if start and whole and start >= whole:
+        yield warning(
+            f"{path}.preRunningDeadlineSeconds",
+            f"is {start}, and activeDeadlineSeconds ends all after {whole}: make it less",
+        )
     ends = spec.get("shutdownAfterJobFinishes", False)
     if spec.get("ttlSecondsAfterFinished") and not ends:
         yield error(f"{path}.ttlSecondsAfterFinished", "needs shutdownAfterJobFinishes: true")
@@ -211,6 +223,12 @@ def _submitter_rules(spec: Object, path: str) -> Findings:
         own = image_ray_version(image)
         head = clusters.ray_container(cluster["headGroupSpec"]).get("image") or ""
         of_cluster = image_ray_version(head) or cluster.get("rayVersion")
+        if not own and image and image != head and not _submitter(spec).get("command"):
+            yield warning(
+                f"{place}.spec.containers[0].image",
+                f"nothing says that {image} has Ray {of_cluster or ''}".rstrip()
+                + ": use the head's image, whose `ray job submit` is needed",
+            )
         if own and of_cluster and own != of_cluster:
             yield error(
                 f"{place}.spec.containers[0].image",

@@ -14,7 +14,7 @@ from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check.findings import Finding, Findings, Object, error, warning
 from prioritycut_ray.kubernetes.syntax import parse_quantity
 
-_KNOWN_DEVICES = ("nvidia.com/gpu", "amd.com/gpu", "google.com/tpu", "aws.amazon.com/neuroncore")
+_GPUS = ("nvidia.com/gpu", "amd.com/gpu", "google.com/tpu")
 _LEAST_MEMORY = Decimal(4 * 2**20)
 """Bytes; no container starts in less."""
 
@@ -123,10 +123,10 @@ def _amount_rules(name: str, amount: Decimal | None, spot: str) -> Findings:
         yield warning(
             spot, f"is {_plain(amount)} bytes, too little to start: add a unit, such as Mi or Gi"
         )
-    hint = schema.did_you_mean(name, [known for known in _KNOWN_DEVICES if known != name])
-    is_kind_of = any(name == known or name.startswith(f"{known}.") for known in _KNOWN_DEVICES)
-    if hint and not is_kind_of and len(name) <= len("aws.amazon.com/neuroncores"):
-        yield warning(spot, f"no device plugin is known that offers {name}{hint}")
+    is_one = any(name == known or name.startswith(f"{known}.") for known in _GPUS)
+    hint = "" if is_one else schema.did_you_mean(name, _GPUS, alike=0.8)
+    if hint:
+        yield warning(spot, f"no device plugin is known to offer {name}{hint}")
 
 
 def amounts(side: Any) -> dict[str, Decimal]:
@@ -172,6 +172,22 @@ def environment_rules(variables: Any, place: str) -> Findings:
         if seen[name] > 1:
             seen[name] = 0
             yield warning(spot, f"{name!r} is there twice, and the last one counts: remove one")
+        yield from misspelt_variable(name, spot)
+
+
+_AWS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"),
+    *("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_CA_BUNDLE"),
+    *("AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
+)
+
+
+def misspelt_variable(name: str, spot: str) -> Findings:
+    """A variable of AWS that nobody reads, as its name is nearly that of one."""
+    if name.startswith("AWS") and name not in _AWS:
+        hint = schema.did_you_mean(name, _AWS, alike=0.85)
+        if hint:
+            yield warning(spot, f"no client of S3 reads {name}{hint}")
 
 
 # Volumes.
@@ -191,6 +207,12 @@ def _mount_rules(
             continue
         directory = (volumes.get(name) or {}).get("emptyDir") or {}
         size = parse_quantity(directory.get("sizeLimit", ""))
+        is_shm = mount.get("mountPath") == "/dev/shm" and "emptyDir" in (volumes.get(name) or {})
+        if is_shm and directory.get("medium") != "Memory":
+            yield warning(
+                f"{spot}.volumeMounts[{index}]",
+                f"/dev/shm is on the node's disk: add medium: Memory to the emptyDir {name}",
+            )
         if directory.get("medium") == "Memory" and size and limit and size > limit:
             yield warning(
                 f"{spot}.volumeMounts[{index}]",

@@ -14,14 +14,19 @@ Relation = Iterator[tuple[str, Finding]]
 
 def check(documents: list[dict[str, Any]]) -> Relation:
     """All relations that are broken within a file; each document fits its schema."""
-    keys = dict(_keys(documents))
+    keys, known = dict(_keys(documents)), _names(documents)
     for document in documents:
+        title = names.title(document)
         for path, template in pods.templates(document):
             pod, place = template["spec"], f"{path}.spec".lstrip(".")
             for finding in _pod_relations(pod, place, keys):
-                yield names.title(document), finding
+                yield title, finding
+        for path, kind, name in _references(document):
+            hint = schema.did_you_mean(name, known.get(kind, ()), alike=0.8)
+            if hint and name not in known[kind]:
+                yield title, warning(path, f"there is no {kind} {name} in this file{hint}")
     yield from _twice(documents)
-    yield from _bindings(documents)
+    yield from _services(documents)
 
 
 def _keys(documents: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], set[str]]]:
@@ -50,6 +55,7 @@ def _pod_relations(
             yield from _missing(item, source, keys, f"{spot}.items[{number}].key")
     for spot, container in pods.containers(pod):
         spot = f"{place}.{spot}"
+        yield from _file_relations(container, spot)
         for index, variable in enumerate(container.get("env") or []):
             yield from _variable_relations(variable, keys, f"{spot}.env[{index}]")
         for mount in container.get("volumeMounts") or []:
@@ -114,6 +120,20 @@ def _path_relations(
                     )
 
 
+_FILE_OPTION = re.compile(r"^(?:--filename=|-f=?)(/.+)$")
+
+
+def _file_relations(container: Object, spot: str) -> Iterator[Finding]:
+    """The image of kubectl has no manifests: what it reads lies in a mounted folder."""
+    if "kubectl" not in str(container.get("image")):
+        return
+    mounts = [str(mount.get("mountPath")) for mount in container.get("volumeMounts") or []]
+    for index, word in enumerate(container.get("args") or []):
+        match = _FILE_OPTION.match(str(word))
+        if match and not any(match[1].startswith(f"{mount.rstrip('/')}/") for mount in mounts):
+            yield warning(f"{spot}.args[{index}]", f"reads {match[1]}, which is not below a mount")
+
+
 # Objects against objects.
 
 
@@ -139,21 +159,87 @@ def _twice(documents: list[dict[str, Any]]) -> Relation:
         seen.add(identity)
 
 
-def _bindings(documents: list[dict[str, Any]]) -> Relation:
-    """A binding to a role that the file does not have, where it has one of nearly that name."""
-    roles = [
-        str(identity[3])
-        for document in documents
-        if document.get("kind") in ("Role", "ClusterRole") and (identity := _identity(document))
-    ]
+def _names(documents: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The names of the file's objects, by kind."""
+    known: dict[str, list[str]] = {}
     for document in documents:
-        if document.get("kind") not in ("RoleBinding", "ClusterRoleBinding"):
+        identity = _identity(document)
+        if identity is not None:
+            known.setdefault(identity[1], []).append(identity[3])
+    return known
+
+
+_REFERENCES = {
+    "serviceAccountName": "ServiceAccount",
+    "claimName": "PersistentVolumeClaim",
+    "secretName": "Secret",
+    "configMap": "ConfigMap",
+    "configMapRef": "ConfigMap",
+    "configMapKeyRef": "ConfigMap",
+    "secretRef": "Secret",
+    "secretKeyRef": "Secret",
+}
+"""Fields that name another object: with its name, or with a mapping that holds it."""
+
+
+def _references(tree: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """What an object says of others: (path, kind, name)."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        place = schema.within(path, key)
+        kind = _REFERENCES.get(str(key))
+        if key == "roleRef" or (path == "subjects" and isinstance(value, dict)):
+            kind = str(value.get("kind"))
+        if kind and isinstance(value, dict) and value.get("name"):
+            yield f"{place}.name", kind, str(value["name"])
+        elif kind and isinstance(value, str):
+            yield place, kind, value
+        if isinstance(value, dict | list):
+            yield from _references(value, place)
+
+
+def _services(documents: list[dict[str, Any]]) -> Relation:
+    """A service whose selector, or port, misses the pods that the file has for it."""
+    found = [template for document in documents for _, template in pods.templates(document)]
+    for document in documents:
+        spec = document.get("spec") or {}
+        selector = spec.get("selector") or {}
+        if document.get("kind") != "Service" or not selector:
             continue
-        reference = document.get("roleRef")
-        name = reference.get("name") if isinstance(reference, dict) else None
-        hint = schema.did_you_mean(name, roles)
-        if name not in roles and hint:
-            yield (
-                names.title(document),
-                warning("roleRef.name", f"{name!r} is not in this file{hint}"),
+        title = names.title(document)
+        matching = [template for template in found if _wrong_labels(selector, template) == []]
+        if matching:
+            for finding in _service_ports(spec, matching):
+                yield title, finding
+            continue
+        for template in found:
+            wrong = _wrong_labels(selector, template)
+            if len(wrong) == 1 and len(selector) > 1:
+                yield (
+                    title,
+                    warning(
+                        schema.within("spec.selector", wrong[0]),
+                        f"is {selector[wrong[0]]}, and no pod of this file has that label",
+                    ),
+                )
+
+
+def _wrong_labels(selector: Object, template: Object) -> list[str]:
+    labels = (template.get("metadata") or {}).get("labels") or {}
+    return [key for key, value in selector.items() if labels.get(key) != value]
+
+
+def _service_ports(spec: Object, templates: list[Object]) -> Iterator[Finding]:
+    offered = {
+        port.get("name")
+        for template in templates
+        for _, container in pods.containers(template["spec"])
+        for port in container.get("ports") or []
+    }
+    for index, port in enumerate(spec.get("ports") or []):
+        target = port.get("targetPort")
+        if isinstance(target, str) and target not in offered:
+            hint = schema.did_you_mean(target, filter(None, offered))
+            yield warning(
+                f"spec.ports[{index}].targetPort", f"its pods have no port {target!r}{hint}"
             )

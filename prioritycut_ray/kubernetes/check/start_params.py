@@ -3,16 +3,18 @@
 import json
 import re
 import shlex
+from collections.abc import Callable
 from decimal import Decimal
 
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check import pods
-from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
+from prioritycut_ray.kubernetes.check.findings import Finding, Findings, Object, error, warning
 from prioritycut_ray.kubernetes.syntax import parse_quantity
 
 _NUMBERS = {"integer": r"\d+", "float": r"\d+(\.\d*)?|\.\d+"}
 _LEAST_OBJECT_STORE = 75 * 2**20
 """Bytes; Ray refuses less."""
+_DASHBOARD = 8265
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -37,6 +39,8 @@ def _option_rules(name: str, value: str, spot: str) -> Findings:
     kind = next((kind for kind, names in kinds.items() if name in names), None)
     if kind is None:
         yield from _unknown_option(name, kinds, spot)
+    elif kind == "retired":
+        yield warning(spot, f"`ray start` of Ray 2.60 has no option {name!r} any more: remove it")
     elif "$" in value:
         return  # the shell puts it in
     elif kind in _NUMBERS and not re.fullmatch(_NUMBERS[kind], value):
@@ -88,10 +92,7 @@ def _gpu_rules(parameters: Object, container: Object, place: str) -> Findings:
         return
     limits = pods.limits_of(container)
     gpus = sum(
-        (limits[name] for name in limits if name.split("/")[-1].startswith("gpu")), Decimal(0)
-    )
-    gpus += sum(
-        (limits[name] for name in limits if name.split("/")[-1].startswith("mig-")), Decimal(0)
+        (amount for name, amount in limits.items() if re.search(r"/(gpu|mig-)", name)), Decimal(0)
     )
     if int(text) > gpus and not _is_without_gpus(container.get("image") or ""):
         has = f"{gpus:f}" if gpus else "no"
@@ -154,11 +155,20 @@ def dashboard_rules(spec: Object, path: str, owner: str) -> Findings:
         )
     if parameters.get("include-dashboard", "").lower() == "false":
         yield serious(f"{place}.include-dashboard", "is false: jobs are submitted to the dashboard")
-    own = parameters.get("dashboard-port", "8265")
-    ports = [port for port in containers[0].get("ports") or [] if port.get("name") == "dashboard"]
-    service = str(ports[0]["containerPort"]) if ports else "8265"
-    if own.isdigit() and own != service:
-        yield serious(
-            f"{place}.dashboard-port",
-            f"is {own}, the container's port dashboard is {service}: make both equal",
-        )
+    yield from _port_rules(parameters, containers[0], place, serious)
+
+
+def _port_rules(
+    parameters: Object, container: Object, place: str, serious: Callable[[str, str], Finding]
+) -> Findings:
+    """The head's service leads to the container's ports, so Ray must listen there."""
+    declared = {port.get("name"): port["containerPort"] for port in container.get("ports") or []}
+    for option, name in schema.facts().tables["ports"].items():
+        own, there = parameters.get(option, ""), declared.get(name)
+        if there is None and option == "dashboard-port":
+            there = _DASHBOARD
+        if own.isdigit() and there is not None and int(own) != there:
+            yield (serious if option == "dashboard-port" else warning)(
+                f"{place}.{option}",
+                f"is {own}, the container's port {name} is {there}: make both equal",
+            )

@@ -1,10 +1,11 @@
 """Kubernetes' own kinds beside pods: what the API server says, and what would never work."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prioritycut_ray.kubernetes import schema
-from prioritycut_ray.kubernetes.check import schedules
+from prioritycut_ray.kubernetes.check import pods, schedules
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
 
 _ALWAYS = ("Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "ReplicationController")
@@ -33,6 +34,8 @@ def check(kind: str, document: Object) -> Findings:
             yield from _budget_rules(spec)
         case "NetworkPolicy":
             yield from _policy_rules(spec)
+        case "Secret":
+            yield from _secret_rules(document)
         case "Role" | "ClusterRole":
             yield from _role_rules(kind, document)
         case "RoleBinding" | "ClusterRoleBinding":
@@ -137,7 +140,9 @@ def _budget_rules(spec: Object) -> Findings:
 
 
 def _policy_rules(spec: Object) -> Findings:
-    types = spec.get("policyTypes")
+    types, rules = spec.get("policyTypes"), spec.get("egress") or []
+    if rules and "Egress" in (types or ["Egress"]) and not opens_dns(rules):
+        yield warning("spec.egress", "lets no pod out to DNS: add a rule for port 53, UDP and TCP")
     for kind, field in (("Ingress", "ingress"), ("Egress", "egress")):
         if types and kind not in types and spec.get(field):
             yield error(f"spec.{field}", f"has no effect: policyTypes does not name {kind}")
@@ -168,7 +173,49 @@ def _port_rules(port: Object, spot: str) -> Findings:
         yield error(f"{spot}.endPort", f"is {last}, less than port: {first}")
 
 
+def opens_dns(rules: Iterable[Object]) -> bool:
+    """Whether rules for egress let pods ask for names."""
+    return any(
+        not rule.get("ports") or any(_is_dns(port) for port in rule["ports"]) for rule in rules
+    )
+
+
+def _is_dns(port: Object) -> bool:
+    first, last = port.get("port"), port.get("endPort")
+    if isinstance(first, int) and isinstance(last, int):
+        return first <= _DNS_PORT <= last
+    return first in (_DNS_PORT, "dns", "domain", None)
+
+
+_DNS_PORT = 53
+
+
+# Secrets.
+
+_KEYS_OF_TYPE = {
+    "kubernetes.io/tls": ("tls.crt", "tls.key"),
+    "kubernetes.io/dockerconfigjson": (".dockerconfigjson",),
+    "kubernetes.io/dockercfg": (".dockercfg",),
+    "kubernetes.io/ssh-auth": ("ssh-privatekey",),
+}
+
+
+def _secret_rules(document: Object) -> Findings:
+    given = {**(document.get("data") or {}), **(document.get("stringData") or {})}
+    for key in _KEYS_OF_TYPE.get(document.get("type") or "", ()):
+        if key not in given:
+            yield error("stringData", f"the key {key} is missing: type {document['type']} needs it")
+    for field in ("data", "stringData"):
+        for key in document.get(field) or {}:
+            yield from pods.misspelt_variable(key, schema.within(field, key))
+
+
 # Rights.
+
+_VERBS = (
+    *("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "*"),
+    *("use", "bind", "escalate", "impersonate", "approve", "sign", "attest"),
+)
 
 
 def _role_rules(kind: str, document: Object) -> Findings:
@@ -182,6 +229,25 @@ def _role_rules(kind: str, document: Object) -> Findings:
             if not rule.get(field):
                 way_out = ' ("" is the core group)' if field == "apiGroups" else ""
                 yield error(f"{spot}.{field}", f"is empty: the rule needs one{way_out}")
+        yield from _rule_rules(rule, spot)
+
+
+def _rule_rules(rule: Object, spot: str) -> Findings:
+    """Names that are syntactically right, and that no request will ever match."""
+    for group in rule.get("apiGroups") or []:
+        if "/" in group or re.fullmatch(r"v\d\w*", group):
+            yield error(
+                f"{spot}.apiGroups", f"{group!r} has a version: write {group.rpartition('/')[0]!r}"
+            )
+    for resource in rule.get("resources") or []:
+        if resource != resource.lower():
+            yield error(
+                f"{spot}.resources", f"{resource!r} is a kind: write the plural, in lower case"
+            )
+    for verb in rule.get("verbs") or []:
+        if verb not in _VERBS and ":" not in verb:
+            hint = schema.did_you_mean(verb, _VERBS) or f": one of {', '.join(_VERBS[:9])}"
+            yield warning(f"{spot}.verbs", f"{verb!r} is not a verb of Kubernetes{hint}")
 
 
 _RBAC = "rbac.authorization.k8s.io"
