@@ -539,7 +539,7 @@ def jobs_drain(
     seconds: Annotated[float, typer.Option(help="Until the machine ends.")] = 100,
     debug: Debug = False,
 ) -> None:
-    """On a worker node that is about to go: let runs save, and wait until its work has moved."""
+    """Drain the Ray node of this machine: runs save and move; wait until no work is left."""
     from prioritycut_ray.drain import drain_here
 
     at_rest = drain_here(seconds)

@@ -1,4 +1,4 @@
-"""A Ray node that is about to go away: its work moves, and nobody waits longer than that takes."""
+"""A Ray node that is about to go away: drain it, and wait until its work has moved."""
 
 import subprocess
 import time
@@ -9,20 +9,20 @@ from prioritycut_ray.errors import UserError
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _AT_REST = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
-"""Begins of the titles of Ray processes that are there without any work."""
+"""Titles of Ray's own processes on a node without work start with these."""
 
 
 def drain_here(seconds: float) -> bool:
     """Drain the Ray node of this machine and wait until no task or actor runs on it.
 
     Args:
-        seconds: the machine ends after so many.
+        seconds: until the machine ends.
 
     Returns:
-        Whether the node is at rest; False when time was up before.
+        Whether the node came to rest in time.
 
     Raises:
-        UserError: there is no Ray node here, or its cluster refuses.
+        UserError: there is no Ray node here, or the cluster rejects the request.
     """
     deadline = time.monotonic() + seconds
     _drain_node(seconds)

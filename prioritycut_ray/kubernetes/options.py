@@ -27,7 +27,7 @@ from prioritycut_ray.errors import UserError
 RAY_VERSION = "2.60.0"
 """Of the image and of the manifests; the Dockerfile's ARG is the same, and a test keeps it so."""
 PLACEHOLDER = "registry.example.com/"
-"""Begin of an image that nobody has: what cluster/ shows."""
+"""Start of the image in cluster/, which nobody can pull."""
 
 
 def image_ray_version(image: str) -> str | None:
@@ -45,7 +45,7 @@ def image_ray_version(image: str) -> str | None:
 def _check_image(image: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._/-]*(:\d+/[a-z0-9._/-]+)?(:[\w.-]+)?(@\S+)?", image):
         raise ValueError(
-            "is not an image name: a registry and a name in lower case, and a tag, as in "
+            "is not an image name: give registry, name (lower case) and tag, as in "
             f"ghcr.io/me/prioritycut-ray:0.1.0-ray{RAY_VERSION}-cu126"
         )
     if image_ray_version(image) is None:
@@ -59,8 +59,8 @@ def _check_storage(place: str) -> str:
     if re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[^/\s]+)*|(/[^/\s:]+)+", place):
         return place
     raise ValueError(
-        "is not s3://BUCKET or s3://BUCKET/FOLDER, with a bucket that exists, nor the absolute "
-        "path of a folder in one of `volumes`; the image holds the driver of S3 (s3fs) only"
+        "is not s3://BUCKET or s3://BUCKET/FOLDER (bucket names are lower case), nor an absolute "
+        "path in one of `volumes`; the image contains the S3 driver (s3fs) only"
     )
 
 
@@ -73,13 +73,13 @@ def _check_schedule(schedule: str) -> str:
     try:
         croniter(schedule, datetime(2026, 1, 1)).get_next()
     except CroniterBadDateError:
-        raise ValueError("never fires: there is no such day") from None
+        raise ValueError("never runs: no such day exists") from None
     return schedule
 
 
 def _check_time_zone(zone: str) -> str:
     if zone not in zoneinfo.available_timezones():
-        raise ValueError("is not a time zone of the IANA database, such as Europe/Berlin")
+        raise ValueError("is not an IANA time zone, such as Europe/Berlin")
     return zone
 
 
@@ -89,7 +89,7 @@ def _check_network(network: str) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """YAML reads some texts as numbers."""
+    """YAML reads some strings as numbers."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if is_number else value
 
@@ -114,7 +114,7 @@ Name = Annotated[
     str,
     _written(
         "[a-z]([-a-z0-9]{0,26}[a-z0-9])?",
-        "a name: a-z, 0-9 and -, a letter first, at most 28 characters (KubeRay appends to it)",
+        "a name of at most 28 characters: a-z, 0-9 and -, a letter first",
     ),
 ]
 Label = Annotated[
@@ -153,13 +153,13 @@ Cidr = Annotated[str, AfterValidator(_check_network)]
 
 
 class OptionsSection(Section):
-    """A section whose fields are documented for people who choose."""
+    """A section whose field docstrings are shown to users."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class SecretKey(OptionsSection):
-    """A value that lies in a secret."""
+    """A value from a secret."""
 
     secret: ObjectName
     key: Annotated[str, _written("[-._a-zA-Z0-9]+", "the key of a secret")]
@@ -175,11 +175,11 @@ Variables = dict[
 
 
 class VolumeOptions(OptionsSection):
-    """A volume and where pods find it: exactly one source is given."""
+    """A volume and where it is mounted; exactly one source is given."""
 
     path: MountPath
     claim: ObjectName | None = None
-    """A PersistentVolumeClaim; all nodes mount it, so its access mode is ReadWriteMany."""
+    """A PersistentVolumeClaim. All nodes mount it, so its access mode must be ReadWriteMany."""
     config_map: ObjectName | None = None
     secret: ObjectName | None = None
     size_gib: Count | None = None
@@ -191,7 +191,7 @@ class VolumeOptions(OptionsSection):
         if sum(map(bool, (self.claim, self.config_map, self.secret, self.size_gib))) != 1:
             raise ValueError("give one of claim, config_map, secret and size_gib")
         if self.path in ("/dev/shm", "/tmp", "/home/ray", "/opt/venv"):
-            raise ValueError(f"path={self.path} would hide what the image has there")
+            raise ValueError(f"path={self.path} would hide files of the image: use another path")
         return self
 
 
@@ -199,41 +199,41 @@ class PodOptions(OptionsSection):
     """Size of a Ray pod, and where it may run."""
 
     cpus: Count
-    """Requests and limits; both are the same."""
+    """Requests and limits are equal."""
     memory_gib: Count
-    """Requests and limits, as for the CPUs."""
+    """Requests and limits are equal."""
     shm_gib: Count
-    """Of /dev/shm, for Ray's object store and the data loader's frames; counts as memory."""
+    """Size of /dev/shm, for Ray's object store and the data loader's frames; counts as memory."""
     object_store_gib: Annotated[float, Field(ge=0.1)] = 0.5
-    """Of /dev/shm for Ray's object store, which takes nearly all of it unless told."""
+    """Share of /dev/shm for Ray's object store; by default Ray would take nearly all of it."""
     gpus: Annotated[int, Field(ge=0)] = 0
-    """Of each pod."""
+    """GPUs of each pod."""
     env: Variables = Field(default_factory=dict)
-    """Environment, such as NCCL_SOCKET_IFNAME: eth0; a value may be {secret: NAME, key: KEY}."""
+    """Environment, such as NCCL_SOCKET_IFNAME: eth0, or from a secret: {secret: NAME, key: KEY}."""
     labels: dict[Key, LabelValue] = Field(default_factory=dict)
-    """Of its pods, besides those of all."""
+    """Labels of these pods only."""
     annotations: dict[Key, Text] = Field(default_factory=dict)
-    """Of its pods, besides those of all."""
+    """Annotations of these pods only."""
     node_selector: dict[Key, LabelValues] = Field(default_factory=dict)
-    """Labels of the nodes that it may run on: a value or several, as in
+    """Labels that nodes must have, with one or several allowed values, as in
     topology.kubernetes.io/zone: [europe-west4-a, europe-west4-b]."""
     tolerations: dict[Key, LabelValue] = Field(default_factory=dict)
-    """Taints that it tolerates, by key; an empty value tolerates all values."""
+    """Taints to tolerate: key and value; an empty value tolerates every value."""
     priority_class: ObjectName | None = None
-    """A PriorityClass of the cluster."""
+    """Name of a PriorityClass."""
     runtime_class: ObjectName | None = None
-    """Such as nvidia, where GPUs need it."""
+    """Name of a RuntimeClass, such as nvidia."""
 
     @model_validator(mode="after")
     def _check(self) -> "PodOptions":
         if self.shm_gib >= self.memory_gib:
             raise ValueError(
-                f"shm_gib={self.shm_gib} is taken from memory_gib={self.memory_gib}: make it less"
+                f"shm_gib={self.shm_gib} is part of memory_gib={self.memory_gib}: make it smaller"
             )
         if self.object_store_gib >= self.shm_gib:
             raise ValueError(
-                f"object_store_gib={self.object_store_gib:g} is taken from shm_gib={self.shm_gib}, "
-                "which the data loader needs too: make it less"
+                f"object_store_gib={self.object_store_gib:g} is part of shm_gib={self.shm_gib}, "
+                "which the data loader needs too: make it smaller"
             )
         return self
 
@@ -254,14 +254,14 @@ class WorkerOptions(PodOptions):
     shm_gib: Count = 12
     gpus: Annotated[int, Field(ge=0)] = 1
     same_zone: Literal["no", "preferred", "required"] = "preferred"
-    """Whether the workers of a cluster share a zone: clouds bill what crosses zones."""
+    """Whether to run all workers of a cluster in one zone; clouds bill traffic between zones."""
 
 
 class JobOptions(OptionsSection):
     """What a training job runs."""
 
     config: str = "vox256"
-    """A shipped configuration, or a file in the image."""
+    """A shipped configuration, or a configuration file in the image."""
     overrides: tuple[str, ...] = ()
     """Changes to it, as in [train.samples=1000000]."""
 
@@ -275,109 +275,109 @@ class JobOptions(OptionsSection):
 
 
 class EgressOptions(OptionsSection):
-    """Where else pods may connect to."""
+    """Another destination of pods."""
 
     cidr: Cidr
     ports: tuple[Port, ...] = ()
-    """TCP; all ports if none is given."""
+    """TCP ports; empty allows all."""
 
 
 class NetworkOptions(OptionsSection):
-    """What the network policy lets out, besides DNS, HTTPS, the storage and Redis."""
+    """Egress that the network policy allows besides DNS, HTTPS, the storage and Redis."""
 
     api_server_ports: tuple[Port, ...] = (443, 6443)
-    """Of the API server: for autoscaling and the nightly job."""
+    """Ports of the API server, for autoscaling and the nightly job."""
     pod_identity: Literal["eks", "gke"] | None = None
-    """Whose agent gives pods their credentials; EKS's IRSA needs none, only an annotation."""
+    """Cloud whose agent on the node gives pods credentials; IRSA on EKS needs none."""
     egress: tuple[EgressOptions, ...] = ()
-    """Further destinations, as in [{cidr: 10.0.0.0/8, ports: [3128]}]."""
+    """Other destinations, as in [{cidr: 10.0.0.0/8, ports: [3128]}]."""
 
 
 class HistoryOptions(OptionsSection):
     """KubeRay's history server: a collector beside every Ray container."""
 
     collector: str
-    """Image of the collector."""
+    """Image of the collector container."""
     env: dict[VariableName, Text] = Field(default_factory=dict)
-    """Where it writes to, in its own variables."""
+    """Environment of the collector: where it writes to."""
 
 
 class ManifestOptions(OptionsSection):
     """Everything that determines the manifests."""
 
     name: Name = "prioritycut"
-    """Begin of the names of all objects."""
+    """Prefix of the names of all objects."""
     namespace: Label = "prioritycut"
-    """It must exist."""
+    """Namespace of all objects; it must exist."""
     image: Image = f"{PLACEHOLDER}prioritycut-ray:0.1.0-ray{RAY_VERSION}-cu126"
-    """One image for head, workers and submitter; its tag names its Ray version."""
+    """Image of head, workers and submitter; its tag names its Ray version."""
     image_pull_secrets: tuple[ObjectName, ...] = ()
-    """Names of secrets that open the registry."""
+    """Names of secrets with the registry's credentials."""
     storage: Annotated[str, AfterValidator(_check_storage)] = "s3://prioritycut"
-    """Bucket, or folder of one: data below data/, runs below runs/."""
+    """Bucket, or a folder in it; holds data/, runs/ and models/."""
     storage_endpoint: (
         Annotated[str, _written(r"https?://[^/\s]+/?", "http(s)://HOST[:PORT]")] | None
     ) = None
-    """Of an S3 that is not AWS, such as http://minio:9000."""
+    """Endpoint of an S3 service other than AWS, such as http://minio:9000."""
     volumes: dict[Label, VolumeOptions] = Field(default_factory=dict)
-    """Mounted in head, workers and TensorBoard, by name, as in
+    """Volumes of head, workers and TensorBoard by name, as in
     cache: {path: /cache, size_gib: 100} or sets: {path: /sets, claim: datasets}."""
 
     train: JobOptions = JobOptions()
     """What a training job runs."""
     tune: str = "tune_configs/ablation.yaml"
-    """What a search job runs, a file in the image."""
+    """Search file of a search job, a file in the image."""
     retrain: str = "retrain.yaml"
-    """Settings of retraining, a file in the image."""
+    """Settings of the nightly retraining, a file in the image."""
     schedule: Annotated[str, AfterValidator(_check_schedule)] = "17 2 * * *"
-    """Of retraining, in cron's five fields."""
+    """Schedule of the retraining, in the five fields of cron."""
     time_zone: Annotated[str, AfterValidator(_check_time_zone)] = "Etc/UTC"
-    """Of the schedule, such as Europe/Berlin."""
+    """Time zone of the schedule, such as Europe/Berlin."""
     ray_cron_job: bool = False
-    """Render KubeRay's own schedule too: alpha, behind a feature gate, and may overlap itself."""
+    """Also render a RayCronJob: alpha, behind a feature gate, and its nights may overlap."""
     max_hours: Count = 72
-    """After which an attempt is ended, for good."""
+    """Time limit of each attempt; a job that exceeds it fails and is not retried."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """New clusters for a job whose attempt failed; each resumes the run."""
+    """How often a failed job is retried; each attempt gets a new cluster and resumes the run."""
     submission: Literal["K8sJobMode", "SidecarMode"] = "K8sJobMode"
-    """SidecarMode submits from the head's pod: then a head that is lost counts as a failed
-    attempt, and is retried."""
+    """With SidecarMode the submitter runs in the head's pod, and a job whose head is lost is
+    retried."""
 
     head: HeadOptions = HeadOptions()
-    """Ray's control plane and the drivers; nothing is computed there."""
+    """Pod of Ray's control plane and the drivers; nothing is trained there."""
     worker: WorkerOptions = WorkerOptions()
-    """What trains."""
+    """Pods that train."""
     min_workers: Annotated[int, Field(ge=0)] = 0
-    """Of clusters that grow by themselves."""
+    """Smallest number of workers of autoscaling clusters."""
     max_workers: Count = 4
-    """Of all clusters; training and search begin with as many."""
+    """Largest number of workers; training and search use all of them."""
     grace_seconds: Annotated[int, Field(ge=45)] = 120
-    """Between the notice that a pod ends and its end: a checkpoint is written in it."""
+    """Termination grace period of pods, in which a checkpoint is written."""
     spot: bool = True
-    """Workers may run on machines that the cloud can take back."""
+    """Whether workers may run on spot machines."""
 
     env: Variables = Field(default_factory=dict)
-    """Environment of all containers of the image, such as HTTPS_PROXY."""
+    """Environment of all containers with the image, such as HTTPS_PROXY."""
     labels: dict[Key, LabelValue] = Field(default_factory=dict)
-    """Of all pods."""
+    """Labels of all pods."""
     annotations: dict[Key, Text] = Field(default_factory=dict)
-    """Of all pods, such as sidecar.istio.io/inject: "false"."""
+    """Annotations of all pods, such as sidecar.istio.io/inject: "false"."""
     service_account_annotations: dict[Key, Text] = Field(default_factory=dict)
-    """Such as eks.amazonaws.com/role-arn: an identity in the place of keys to the storage."""
+    """Annotations of the accounts of pods, such as eks.amazonaws.com/role-arn."""
     network: NetworkOptions = NetworkOptions()
-    """What the network policy lets out, besides DNS, HTTPS, the storage and Redis."""
+    """Egress that the network policy allows besides DNS, HTTPS, the storage and Redis."""
 
     queue: Label | None = None
-    """A Kueue LocalQueue that jobs wait in; it decides on sizes, so clusters do not grow."""
+    """A Kueue LocalQueue; clusters then have a fixed size."""
     scheduler: Literal["default", "volcano"] = "default"
-    """Volcano needs the operator's flag --batch-scheduler=volcano."""
+    """Volcano must be enabled in the operator (helm: batchScheduler.name=volcano)."""
     redis: Annotated[str, _written(r"[^\s:/]+:\d+", "HOST:PORT")] | None = None
-    """host:port of a Redis; with it a cluster outlives the death of its head. Its password lies
-    in the secret NAME-redis, key password."""
+    """HOST:PORT of a Redis, with which a cluster survives the loss of its head; the password is in
+    the secret NAME-redis under the key password."""
     history: HistoryOptions | None = None
-    """KubeRay's history server, as in {collector: IMAGE, env: {...}}."""
+    """Collector of KubeRay's history server, as in {collector: IMAGE, env: {...}}."""
     operator_namespace: Label = "kuberay-operator"
-    """Where KubeRay's operator runs: the network policy lets it in."""
+    """Namespace of KubeRay's operator, which the network policy admits."""
 
     @model_validator(mode="after")
     def _check(self) -> "ManifestOptions":
@@ -388,10 +388,10 @@ class ManifestOptions(OptionsSection):
         if self.queue and self.scheduler == "volcano":
             raise ValueError("queue (Kueue) and scheduler=volcano exclude each other: drop one")
         if self.queue and self.ray_cron_job:
-            raise ValueError("ray_cron_job: its jobs get no label of a queue; drop one of both")
+            raise ValueError("ray_cron_job and queue exclude each other, as its jobs get no labels")
         paths = [volume.path for volume in self.volumes.values()]
         if "shm" in self.volumes or len(set(paths)) != len(paths):
-            raise ValueError("volumes: another name than shm each, and another path each")
+            raise ValueError("volumes: paths must differ, and the name shm is taken")
         inside = any(self.storage == p or self.storage.startswith(f"{p}/") for p in paths)
         if self.storage.startswith("/") and not inside:
             raise ValueError(f"storage={self.storage} is not a folder in one of `volumes`")
