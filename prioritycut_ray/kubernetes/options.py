@@ -3,14 +3,11 @@
 The docstrings of the fields are the comments of ``prioritycut k8s render --show-options``.
 """
 
-import ipaddress
 import re
-import zoneinfo
-from datetime import datetime
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from croniter import CroniterBadDateError, croniter
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -23,6 +20,8 @@ from pydantic import (
 
 from prioritycut_ray.config import Count, Section, load_config
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.kubernetes.cron import schedule_problem, time_zone_problem
+from prioritycut_ray.kubernetes.syntax import FORMATS
 
 RAY_VERSION = "2.60.0"
 """Of the image and of the manifests; the Dockerfile's ARG is the same, and a test keeps it so."""
@@ -42,50 +41,38 @@ def image_ray_version(image: str) -> str | None:
 # Syntaxes.
 
 
-def _check_image(image: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._/-]*(:\d+/[a-z0-9._/-]+)?(:[\w.-]+)?(@\S+)?", image):
-        raise ValueError(
-            "is not an image name: give registry, name (lower case) and tag, as in "
-            f"ghcr.io/me/prioritycut-ray:0.1.0-ray{RAY_VERSION}-cu126"
-        )
+def _no_problem(problem_of: Callable[[str], str | None]) -> AfterValidator:
+    def check(text: str) -> str:
+        problem = problem_of(text)
+        if problem:
+            raise ValueError(problem)
+        return text
+
+    return AfterValidator(check)
+
+
+def _format(name: str) -> AfterValidator:
+    """A syntax of Kubernetes."""
+    syntax = FORMATS[name]
+    return _no_problem(lambda text: None if syntax.matches(text) else f"is not {syntax.expected}")
+
+
+def _written(pattern: str, expected: str) -> AfterValidator:
+    """A syntax of our own."""
+    return _no_problem(lambda text: None if re.fullmatch(pattern, text) else f"is not {expected}")
+
+
+def _image_problem(image: str) -> str | None:
+    name = image.rsplit("/", 1)[-1].partition(":")[0]
+    place = image.removesuffix(image.rsplit("/", 1)[-1]) + name
+    if not FORMATS["image"].matches(image) or place != place.lower():
+        return f"is not {FORMATS['image'].expected}"
     if image_ray_version(image) is None:
-        raise ValueError(
-            f"the tag must name its Ray version, as in prioritycut-ray:0.1.0-ray{RAY_VERSION}-cpu"
+        return (
+            "has a tag that names no Ray version; write it as in "
+            f"prioritycut-ray:0.1.0-ray{RAY_VERSION}-cpu"
         )
-    return image
-
-
-def _check_storage(place: str) -> str:
-    if re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[^/\s]+)*|(/[^/\s:]+)+", place):
-        return place
-    raise ValueError(
-        "is not s3://BUCKET or s3://BUCKET/FOLDER (bucket names are lower case), nor an absolute "
-        "path in one of `volumes`; the image contains the S3 driver (s3fs) only"
-    )
-
-
-def _check_schedule(schedule: str) -> str:
-    named = schedule.startswith("@")
-    if not named and len(schedule.split()) != 5:
-        raise ValueError("is not a five-field cron schedule: minute hour day month weekday")
-    if not croniter.is_valid(schedule) or not (named or re.fullmatch(r"[\w*,/ -]+", schedule)):
-        raise ValueError('is not a cron schedule, such as "17 2 * * *"')
-    try:
-        croniter(schedule, datetime(2026, 1, 1)).get_next()
-    except CroniterBadDateError:
-        raise ValueError("never runs: no such day exists") from None
-    return schedule
-
-
-def _check_time_zone(zone: str) -> str:
-    if zone not in zoneinfo.available_timezones():
-        raise ValueError("is not an IANA time zone, such as Europe/Berlin")
-    return zone
-
-
-def _check_network(network: str) -> str:
-    ipaddress.ip_network(network)
-    return network
+    return None
 
 
 def _as_text(value: Any) -> Any:
@@ -98,18 +85,9 @@ def _as_words(value: Any) -> Any:
     return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
 
 
-def _written(pattern: str, expected: str) -> AfterValidator:
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(f"is not {expected}")
-        return text
-
-    return AfterValidator(check)
-
-
 _NUMBER_AS_TEXT = BeforeValidator(_as_text)
-_DNS = "a-z, 0-9 and -, a letter or digit first and last"
-_NAME_PART = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_BUCKET = r"s3://[a-z0-9][a-z0-9.-]+(/[^/\s]+)*"
+_FOLDER = r"(/[^/\s:]+)+"
 Name = Annotated[
     str,
     _written(
@@ -117,36 +95,28 @@ Name = Annotated[
         "a name of at most 28 characters: a-z, 0-9 and -, a letter first",
     ),
 ]
-Label = Annotated[
-    str,
-    _written("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", f"a name: {_DNS}, at most 63 characters"),
-]
-ObjectName = Annotated[
-    str, _written("[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?", f"the name of an object: {_DNS}, dots")
-]
-Key = Annotated[
-    str,
-    _written(
-        rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME_PART}",
-        "the key of a label or an annotation, such as team or example.com/team",
-    ),
-]
+"""Short enough for what KubeRay appends to it."""
+Label = Annotated[str, _format("dns-label")]
+ObjectName = Annotated[str, _format("dns-subdomain")]
+LabelKey = Annotated[str, _format("qualified-name")]
+AnnotationKey = Annotated[str, _format("annotation-key")]
 Text = Annotated[str, _NUMBER_AS_TEXT]
-LabelValue = Annotated[
-    str,
-    _NUMBER_AS_TEXT,
-    _written(
-        f"({_NAME_PART})?", "the value of a label: letters, digits, - _ ., at most 63 characters"
-    ),
-]
+LabelValue = Annotated[str, _NUMBER_AS_TEXT, _format("label-value")]
 LabelValues = Annotated[tuple[LabelValue, ...], BeforeValidator(_as_words), Field(min_length=1)]
 VariableName = Annotated[
     str, _written("[A-Za-z_][A-Za-z0-9_]*", "the name of a variable: letters, digits and _")
 ]
-MountPath = Annotated[str, _written(r"(/[^/\s:]+)+", "an absolute path")]
+MountPath = Annotated[str, _written(_FOLDER, "an absolute path")]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Image = Annotated[str, AfterValidator(_check_image)]
-Cidr = Annotated[str, AfterValidator(_check_network)]
+Image = Annotated[str, _no_problem(_image_problem)]
+Storage = Annotated[
+    str,
+    _written(
+        f"{_BUCKET}|{_FOLDER}",
+        "s3://BUCKET or s3://BUCKET/FOLDER (bucket names are lower case), nor an absolute path in "
+        "one of `volumes`; the image contains the S3 driver (s3fs) only",
+    ),
+]
 
 
 # Sections.
@@ -162,7 +132,7 @@ class SecretKey(OptionsSection):
     """A value from a secret."""
 
     secret: ObjectName
-    key: Annotated[str, _written("[-._a-zA-Z0-9]+", "the key of a secret")]
+    key: Annotated[str, _format("config-key")]
 
 
 Variables = dict[
@@ -210,14 +180,14 @@ class PodOptions(OptionsSection):
     """GPUs of each pod."""
     env: Variables = Field(default_factory=dict)
     """Environment, such as NCCL_SOCKET_IFNAME: eth0, or from a secret: {secret: NAME, key: KEY}."""
-    labels: dict[Key, LabelValue] = Field(default_factory=dict)
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     """Labels of these pods only."""
-    annotations: dict[Key, Text] = Field(default_factory=dict)
+    annotations: dict[AnnotationKey, Text] = Field(default_factory=dict)
     """Annotations of these pods only."""
-    node_selector: dict[Key, LabelValues] = Field(default_factory=dict)
+    node_selector: dict[LabelKey, LabelValues] = Field(default_factory=dict)
     """Labels that nodes must have, with one or several allowed values, as in
     topology.kubernetes.io/zone: [europe-west4-a, europe-west4-b]."""
-    tolerations: dict[Key, LabelValue] = Field(default_factory=dict)
+    tolerations: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     """Taints to tolerate: key and value; an empty value tolerates every value."""
     priority_class: ObjectName | None = None
     """Name of a PriorityClass."""
@@ -277,7 +247,7 @@ class JobOptions(OptionsSection):
 class EgressOptions(OptionsSection):
     """Another destination of pods."""
 
-    cidr: Cidr
+    cidr: Annotated[str, _format("cidr")]
     ports: tuple[Port, ...] = ()
     """TCP ports; empty allows all."""
 
@@ -313,7 +283,7 @@ class ManifestOptions(OptionsSection):
     """Image of head, workers and submitter; its tag names its Ray version."""
     image_pull_secrets: tuple[ObjectName, ...] = ()
     """Names of secrets with the registry's credentials."""
-    storage: Annotated[str, AfterValidator(_check_storage)] = "s3://prioritycut"
+    storage: Storage = "s3://prioritycut"
     """Bucket, or a folder in it; holds data/, runs/ and models/."""
     storage_endpoint: (
         Annotated[str, _written(r"https?://[^/\s]+/?", "http(s)://HOST[:PORT]")] | None
@@ -329,9 +299,9 @@ class ManifestOptions(OptionsSection):
     """Search file of a search job, a file in the image."""
     retrain: str = "retrain.yaml"
     """Settings of the nightly retraining, a file in the image."""
-    schedule: Annotated[str, AfterValidator(_check_schedule)] = "17 2 * * *"
+    schedule: Annotated[str, _no_problem(schedule_problem)] = "17 2 * * *"
     """Schedule of the retraining, in the five fields of cron."""
-    time_zone: Annotated[str, AfterValidator(_check_time_zone)] = "Etc/UTC"
+    time_zone: Annotated[str, _no_problem(time_zone_problem)] = "Etc/UTC"
     """Time zone of the schedule, such as Europe/Berlin."""
     ray_cron_job: bool = False
     """Also render a RayCronJob: alpha, behind a feature gate, and its nights may overlap."""
@@ -358,11 +328,11 @@ class ManifestOptions(OptionsSection):
 
     env: Variables = Field(default_factory=dict)
     """Environment of all containers with the image, such as HTTPS_PROXY."""
-    labels: dict[Key, LabelValue] = Field(default_factory=dict)
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     """Labels of all pods."""
-    annotations: dict[Key, Text] = Field(default_factory=dict)
+    annotations: dict[AnnotationKey, Text] = Field(default_factory=dict)
     """Annotations of all pods, such as sidecar.istio.io/inject: "false"."""
-    service_account_annotations: dict[Key, Text] = Field(default_factory=dict)
+    service_account_annotations: dict[AnnotationKey, Text] = Field(default_factory=dict)
     """Annotations of the accounts of pods, such as eks.amazonaws.com/role-arn."""
     network: NetworkOptions = NetworkOptions()
     """Egress that the network policy allows besides DNS, HTTPS, the storage and Redis."""

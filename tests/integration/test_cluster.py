@@ -190,7 +190,7 @@ def options(endpoint: str) -> ManifestOptions:
             "storage_endpoint": endpoint,
             "train": {"config": "quickstart", "overrides": TINY},
             "head": pod,
-            "worker": pod,
+            "worker": {**pod, "gpus": 0},
             "max_workers": 2,
         }
     )
