@@ -21,6 +21,7 @@ from prioritycut_ray.config import Config
 from prioritycut_ray.equivariance import random_spline, transform_frame
 from prioritycut_ray.models import blocks, dense_motion, discriminators, generator
 from prioritycut_ray.models.animator import Animation
+from prioritycut_ray.models.batch_norm import BatchNorm2d
 from prioritycut_ray.models.blocks import AntiAliasDownsample, coordinate_grid
 from prioritycut_ray.models.keypoints import HEATMAP_VARIANCE
 from prioritycut_ray.models.perceptual import PerceptualPyramid
@@ -61,6 +62,7 @@ def reference_layers() -> Iterator[None]:
         (dense_motion, "channels_last", _as_it_is),
         (generator, "channels_last", _as_it_is),
         (AntiAliasDownsample, "forward", _blur_then_slice),
+        (BatchNorm2d, "forward", nn.BatchNorm2d.forward),
     ]
     with ExitStack() as stack:
         for owner, name, function in replaced:

@@ -108,11 +108,14 @@ def _work(
 
 
 def _reduced_bytes(state: TrainState) -> dict[str, int]:
-    """Bytes of gradients that a step reduces, and of buffers that it broadcasts."""
+    """Bytes of gradients that a step reduces, and of spectral norms that it broadcasts.
+
+    Batch statistics go unmentioned: 32 bytes a channel, forward and backward together.
+    """
     networks = (state.animator, state.discriminator)
     return {
         "gradients": sum(p.nbytes for network in networks for p in network.parameters()),
-        "buffers": sum(b.nbytes for network in networks for b in network.buffers()),
+        "buffers": sum(buffer.nbytes for buffer in state.discriminator.buffers()),
     }
 
 

@@ -20,6 +20,7 @@ from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.meter import Meter
 from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.models.batch_norm import synchronise
 from prioritycut_ray.precision import float32_products, resolve_precision
 from prioritycut_ray.run_writer import RunWriter
 from prioritycut_ray.state import TrainState, new_state, set_learning_rates
@@ -130,15 +131,18 @@ def agree_on_precision(config: Config, worker: Worker) -> Config:
 
 
 def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]:
-    """Wrap both networks for distributed training; bare where there is one worker."""
+    """Wrap both networks for distributed training; bare where there is one worker.
+
+    Batch statistics are then of the global batch, as in the reference.
+    """
     state.animator.train()
     state.discriminator.train()
     if worker.world_size == 1:
         return state.animator, state.discriminator
-    if worker.device.type == "cuda":
-        # Batch statistics over all GPUs, as in the reference; gloo on CPU has no such thing.
-        state.animator = nn.SyncBatchNorm.convert_sync_batchnorm(state.animator)
-    return DistributedDataParallel(state.animator), DistributedDataParallel(state.discriminator)
+    synchronise(state.animator)
+    # All its buffers are batch statistics, which are the same on every rank as they are.
+    animator = DistributedDataParallel(state.animator, broadcast_buffers=False)
+    return animator, DistributedDataParallel(state.discriminator)
 
 
 def training_pairs(

@@ -1,8 +1,8 @@
 """Detector and generator as one module with one forward pass a training step.
 
-With several forwards before a backward, DistributedDataParallel overwrites batch statistics between
-them (older torch refuses it, newer torch does it in silence), so all that the generator's
-step needs from the trained networks comes out of :meth:`Animator.forward`.
+DistributedDataParallel expects one forward pass before each backward pass, so all that the
+generator's step needs from the trained networks comes out of :meth:`Animator.forward`. Frames go
+through the networks in a fixed order: every batch norm is a collective operation.
 """
 
 from typing import NamedTuple

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prioritycut_ray.models.batch_norm import BatchNorm2d
+
 
 def channels_last(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """The same tensor laid out channels last, and its gradient too.
@@ -73,7 +75,7 @@ class SameBlock(nn.Module):
     def __init__(self, in_features: int, out_features: int, kernel_size: int = 3) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_features, out_features, kernel_size, padding=kernel_size // 2)
-        self.norm = nn.BatchNorm2d(out_features)
+        self.norm = BatchNorm2d(out_features)
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
         return F.relu(self.norm(self.conv(x)))
@@ -100,8 +102,8 @@ class ResBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(features, features, 3, padding=1)
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
-        self.norm1 = nn.BatchNorm2d(features)
-        self.norm2 = nn.BatchNorm2d(features)
+        self.norm1 = BatchNorm2d(features)
+        self.norm2 = BatchNorm2d(features)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         out: Tensor = self.conv1(F.relu(self.norm1(x)))

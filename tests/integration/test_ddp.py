@@ -5,6 +5,7 @@ Both processes are started once; they run every scenario and leave their results
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.models.batch_norm import BatchNorm2d, synchronise
 from prioritycut_ray.models.perceptual import PerceptualPyramid
 from prioritycut_ray.state import TrainState, new_state
 from prioritycut_ray.steps import (
@@ -47,6 +50,22 @@ UPDATES = {
 """Overrides of the scenarios that take one step and leave their gradients."""
 
 
+STATISTICS = {
+    "plain": [],
+    "accumulated": ["train.accumulate=2"],
+    "frozen detector": ["optim.detector_lr=0"],
+}
+"""Overrides of the scenarios that look at batch statistics."""
+LAYERS = {
+    "float64": 1e-12,
+    "float32": 1e-6,
+    "channels last": 1e-6,
+    "checkpoint": 1e-6,
+    "bfloat16": 1e-2,
+}
+"""How a lone batch norm is run, and how near two processes come to one."""
+
+
 class Setup(NamedTuple):
     """One process's side of a run."""
 
@@ -73,7 +92,10 @@ def set_up(config: Config, worker: Worker, perceptual: PerceptualPyramid) -> Set
 
 
 def freeze_batch_statistics(module: nn.Module) -> None:
-    """On CPU they are of each rank's own batch, so one process with 2B would have others."""
+    """In float32, two processes round them differently than one does, which tips ReLUs.
+
+    :func:`learning_statistics` looks at them in float64, where nothing tips.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
@@ -136,6 +158,7 @@ def several_steps(worker: Worker, perceptual: PerceptualPyramid) -> Result:
     mixed = [both_steps(setup, my_share(setup.config, worker, step)) for step in range(4)]
     return {
         "weights": weights(setup.state),
+        "statistics": joined(list(setup.state.animator.buffers())),
         "skipped": setup.state.skipped,
         "mixed": mixed,
         "forwards": forwards,
@@ -187,6 +210,84 @@ def _changed(state: TrainState, before: dict[str, Tensor]) -> list[str]:
     return [key for key, now in _snapshot(state).items() if not torch.equal(now, before[key])]
 
 
+def learning_statistics(words: list[str], worker: Worker) -> Result:
+    """Gradients and batch statistics of the animator after two steps, in float64.
+
+    The passes are those of a generator's step; the loss has no kinks.
+    """
+    config = configured(*words)
+    reduced: list[torch.Size] = []
+    passes: list[nn.Module] = []
+    all_reduce = dist.all_reduce
+
+    def reduce_and_note(tensor: Tensor) -> None:
+        reduced.append(tensor.shape)
+        all_reduce(tensor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "float", Tensor.double)
+        patch.setattr(dist, "all_reduce", reduce_and_note)
+        state = new_state(config, worker.device)
+        state.animator.double()
+        for layer in state.animator.modules():
+            if isinstance(layer, BatchNorm2d):
+                layer.register_forward_hook(lambda layer, *_: passes.append(layer))
+        animator, _ = distribute(state, worker)
+        for step in range(2):
+            batches = my_share(config, worker, step)
+            for batch in batches:
+                pair = FramePair(*(frame.double() for frame in batch.pair))
+                turned = pair.driving.flip(3)
+                several = isinstance(animator, DistributedDataParallel)
+                last = batch is batches[-1]
+                with animator.no_sync() if several and not last else nullcontext():
+                    animation, keypoints = animator(pair, turned)
+                    assert keypoints is not None
+                    distances = (
+                        (animation.prediction - pair.driving).square().mean(),
+                        (keypoints.value - animation.driving_keypoints.value).square().mean(),
+                    )
+                    (torch.stack(distances).sum() / len(batches)).backward()
+    return {
+        "gradients": joined([p.grad for p in state.animator.parameters()]),
+        "statistics": joined(list(state.animator.buffers())),
+        "reduced": reduced,
+        "passes": sum(1 + layer.weight.requires_grad for layer in passes),
+    }
+
+
+def one_layer(worker: Worker, case: str) -> Result:
+    """A batch norm's results for this rank's rows, its gradients, and its running statistics."""
+    generator = torch.Generator().manual_seed(0)
+    whole, slopes = torch.randn(2, 8, 6, 5, 4, generator=generator) * 3 + 2
+    x, slope = (part.chunk(worker.world_size)[worker.rank].double() for part in (whole, slopes))
+    norm = BatchNorm2d(6).double()
+    if case != "float64":
+        norm, x, slope = norm.float(), x.bfloat16().float(), slope.bfloat16().float()
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, 6))
+        norm.bias.copy_(torch.linspace(-1, 1, 6))
+    if worker.world_size > 1:
+        synchronise(norm)
+    if case == "channels last":
+        x, slope = (part.to(memory_format=torch.channels_last) for part in (x, slope))
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "bfloat16"):
+        given = x.bfloat16() if case == "bfloat16" else x
+        out = checkpoint(norm, given, use_reentrant=False) if case == "checkpoint" else norm(given)
+    (out * slope).sum().backward()
+    assert x.grad is not None
+    assert norm.running_mean is not None
+    assert norm.running_mean.dtype == norm.weight.dtype
+    return {
+        "rows": torch.stack([out.double(), x.grad.double()]),
+        "parameters": joined([norm.weight.grad, norm.bias.grad]).double(),
+        "statistics": joined([norm.running_mean, norm.running_var]),
+        "format": out.dtype,
+        "strides": out.stride() == x.stride() == x.grad.stride(),
+    }
+
+
 def two_forwards(worker: Worker) -> Result:
     """What becomes of batch statistics between two forwards, and of the backward after them."""
     norm = nn.BatchNorm2d(3, momentum=0.0)  # It leaves its statistics as they are.
@@ -214,6 +315,10 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
     results: dict[str, Any] = {
         name: one_update(words, worker, perceptual) for name, words in UPDATES.items()
     }
+    for case in LAYERS:
+        results[f"layer {case}"] = one_layer(worker, case)
+    for name, words in STATISTICS.items():
+        results[f"statistics {name}"] = learning_statistics(words, worker)
     results["several"] = several_steps(worker, perceptual)
     results["not_finite"] = a_value_that_is_not_finite(worker, perceptual)
     results["draws"] = [draw_randomness(configured(), step, worker).mix for step in range(STEPS)]
@@ -261,6 +366,37 @@ def test_two_processes_update_like_one_with_the_whole_batch(
         assert distance(first[network], alone[network]) <= 1e-5, network
     assert first["moved"]
     assert torch.equal(first["weights"], second["weights"])
+
+
+@pytest.mark.parametrize("case", list(LAYERS))
+def test_a_batch_norm_of_two_processes_is_that_of_the_whole_batch(
+    case: str, ranks: tuple[Result, Result]
+) -> None:
+    first, second = (rank[f"layer {case}"] for rank in ranks)
+    alone, limit = one_layer(ALONE, case), LAYERS[case]
+    rows = torch.cat([first["rows"], second["rows"]], dim=1)
+    assert distance(rows, alone["rows"]) <= limit
+    assert distance(first["parameters"] + second["parameters"], alone["parameters"]) <= limit
+    assert torch.equal(first["statistics"], second["statistics"])
+    assert distance(first["statistics"], alone["statistics"]) <= min(limit, 1e-6), "float32"
+    for result in (first, second, alone):
+        assert result["format"] == (torch.bfloat16 if case == "bfloat16" else alone["format"])
+        assert result["strides"]
+
+
+@pytest.mark.parametrize("name", list(STATISTICS))
+def test_batch_statistics_are_those_of_one_process_with_the_whole_batch(
+    name: str, ranks: tuple[Result, Result]
+) -> None:
+    first, second = (rank[f"statistics {name}"] for rank in ranks)
+    alone = learning_statistics(STATISTICS[name], ALONE)
+    for what in ("gradients", "statistics"):
+        assert torch.equal(first[what], second[what])
+        assert distance(first[what], alone[what]) <= 1e-9, what
+    # Once for each layer and pass, in one order.
+    assert first["reduced"] == second["reduced"]
+    assert len(first["reduced"]) == first["passes"] > 0
+    assert alone["reduced"] == []
 
 
 def test_accumulation_gives_the_same_gradient_under_ddp(ranks: tuple[Result, Result]) -> None:
@@ -315,6 +451,7 @@ def test_steps_take_one_forward_of_each_network_before_its_backward(
         assert error == "" or "modified by an inplace operation" in error
         assert rank["several"]["forwards"] == {"animator": 4, "discriminator": 4}, "in 4 steps"
         assert rank["several"]["skipped"] == 0
-    first, second = (rank["several"]["weights"] for rank in ranks)
-    assert torch.isfinite(first).all()
-    assert torch.equal(first, second)
+    for what in ("weights", "statistics"):
+        first, second = (rank["several"][what] for rank in ranks)
+        assert torch.isfinite(first).all()
+        assert torch.equal(first, second), what
