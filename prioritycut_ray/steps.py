@@ -133,13 +133,24 @@ def training_step(
 
 
 def micro_batches(pair: FramePair, randomness: Randomness, count: int) -> list[MicroBatch]:
-    """Cut a rank's batch into equal parts for gradient accumulation."""
+    """Cut a rank's batch into equal parts for gradient accumulation.
+
+    Part i takes every ``count``-th sample from the i-th on. So the i-th parts of all ranks together
+    hold the same samples for any number of ranks, and have the same batch statistics.
+    """
     tensors = (*pair, randomness.spline, randomness.mask)
-    parts = zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
+    parts = zip(*(_interleaved(tensor, count) for tensor in tensors), strict=True)
     return [
         MicroBatch(FramePair(source, driving), Randomness(randomness.mix, spline, mask))
         for source, driving, spline, mask in parts
     ]
+
+
+def _interleaved(tensor: Tensor, count: int) -> list[Tensor]:
+    if count == 1:
+        return [tensor]
+    # Copies have no gaps in memory, and the layout of the whole.
+    return [tensor[i::count].clone() for i in range(count)]
 
 
 def build_perceptual(config: Config, device: torch.device | None = None) -> PerceptualPyramid:
