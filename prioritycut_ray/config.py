@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,8 +23,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.paths import expanded
+from prioritycut_ray.yaml_text import Loader, Number, TextLoader, parse_yaml
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -32,17 +37,70 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def _word(value: Any) -> Any:
-    """YAML 1.1 reads ``yes`` and ``no`` as booleans."""
+    """``true`` and ``false`` mean yes and no."""
     return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError("use letters, digits, '.', '_' and '-', a letter or digit first")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+
+
+Place = Annotated[str, AfterValidator(expanded)]
+"""A path or a URL, expanded like a shell's word."""
+
+
+def _check_workers(workers: int | str) -> int | str:
+    if re.fullmatch(r"[1-9]\d*", str(workers)):
+        return int(workers)
+    if re.fullmatch(r"[1-9]\d*\.\.[1-9]\d*", str(workers)):
+        return workers
+    raise ValueError('give a number of processes, or "A..B" to start with A and grow up to B')
+
+
 AutoYesNo = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)]
+
+
+def _keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields by the names that they have in files."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def _wants_text(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _wants_text(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        options = [option for option in get_args(annotation) if option is not type(None)]
+        return all(map(_wants_text, options))
+    return annotation is str
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, Number):
+        return value.text
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Section(BaseModel):
     """A part of the tree: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_numbers_as_text(cls, tree: Any) -> Any:
+        """Where text is wanted, a number is how it was written: a run may be named ``1.10``."""
+        if not isinstance(tree, Mapping):
+            return tree
+        fields = _keys(cls)
+        return {
+            key: _as_text(value) if key in fields and _wants_text(fields[key].annotation) else value
+            for key, value in tree.items()
+        }
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -123,7 +181,7 @@ NAMED_WEIGHTS = ("pretrained", "efficientnet_lite0", "random")
 class PerceptualConfig(Section):
     """The perceptual loss (method §2)."""
 
-    weights: str = "pretrained"
+    weights: Place = "pretrained"
     """pretrained | efficientnet_lite0 (a proxy) | random | path of a VGG-19 state dict."""
     seed: int = 0
     """Of random weights."""
@@ -155,12 +213,12 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """Which shards, and how frame pairs are drawn from them."""
 
-    url: str = "data"
+    url: Place = "data"
     """Folder of ``prioritycut shard``, a path or an fsspec URL."""
     split: str = "train"
-    index: str | None = None
+    index: Place | None = None
     """Folder whose ``index.json`` says which clips there are; that of ``url`` unless given."""
-    known: str | None = None
+    known: Place | None = None
     """Folder with the ``index.json`` of clips that an earlier model has seen; see ``replay``."""
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of samples that is drawn from clips in ``known``; the others are new ones."""
@@ -172,7 +230,7 @@ class DataConfig(Section):
     """Frame pairs, one after the other, from a clip that is opened: more are cheaper and alike."""
     decoder: Literal["decord", "pyav"] = "decord"
     """Library that reads frames of the shards; pyav where there is no decord (ARM)."""
-    cache_dir: str | None = None
+    cache_dir: Place | None = None
     """Folder on a local disk that keeps clips of a remote ``url``; null fetches them each time."""
     cache_gb: Annotated[float, Field(gt=0)] = 20.0
     """Gigabytes (10^9 bytes) that the cache may take; the oldest clips give way."""
@@ -207,7 +265,7 @@ class TrainConfig(Section):
     """Global: shared out over the workers."""
     accumulate: Count = 1
     """Micro-batches that a worker's share of a batch is cut into."""
-    workers: Count | Annotated[str, Field(pattern=r"^[1-9]\d*\.\.[1-9]\d*$")] = 1
+    workers: Annotated[int | str, AfterValidator(_check_workers)] = 1
     """Processes that train together: ``N``, or ``"A..B"`` to start with A and grow up to B."""
     cpus_per_worker: Count = 1
     use_gpu: AutoYesNo = "auto"
@@ -247,9 +305,9 @@ class TrainConfig(Section):
 class Config(Section):
     """Everything that determines a training run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: Name = "run"
     """The run's folder below ``storage``; the same name resumes."""
-    storage: str = "runs"
+    storage: Place = "runs"
     """A folder that all nodes share, or an fsspec URL such as ``s3://bucket/runs``."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -324,10 +382,6 @@ def _check_hourglass(key: str, size: int, hourglass: HourglassConfig) -> None:
         )
 
 
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-"""YAML 1.1 reads ``1e-4`` as a string; people mean the number."""
-
-
 def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
     """Read a configuration and apply overrides.
 
@@ -379,8 +433,7 @@ def parse_section(section: type[AnySection], tree: Mapping[str, Any], source: st
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(_describe(dict(item), section) for item in error.errors())
-        raise UserError(f"{source}: {problems}") from error
+        raise UserError(f"{source}: {_describe(error.errors(), section)}") from error
 
 
 def load_section(
@@ -423,7 +476,8 @@ def read_mapping(source: str) -> dict[str, Any]:
     shipped = shipped_configs()
     path = str(shipped.get(source, source))
     try:
-        tree = yaml.safe_load(_read_url(path) if "://" in path else Path(path).read_text())
+        content = _read_url(path) if "://" in path else Path(path).read_bytes()
+        tree = parse_yaml(content)
     except UserError:
         raise
     except OSError as error:
@@ -431,8 +485,8 @@ def read_mapping(source: str) -> dict[str, Any]:
             f"{source}: {error.strerror or error}; give a YAML file or one of the shipped "
             f"configurations: {', '.join(shipped)}"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"{source}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{source}: a configuration is a mapping of keys to values")
     return tree
@@ -451,11 +505,9 @@ def _apply_override(tree: dict[str, Any], word: str, section: type[BaseModel] | 
         raise UserError(f"{word!r}: an override is written dotted.key=value")
     (*parents, leaf), loader = _parts(key, section)
     try:
-        value = yaml.load(text, loader)  # both loaders are safe
-    except yaml.YAMLError as error:
-        raise UserError(f"{word!r}: the value is not valid YAML") from error
-    if isinstance(value, str) and _EXPONENT.fullmatch(value):
-        value = float(value)
+        value = parse_yaml(text, loader)
+    except ValueError as error:
+        raise UserError(f"{word!r}: the value is not valid YAML: {error}") from error
     node = tree
     for parent in parents:
         child = node.get(parent)
@@ -481,58 +533,87 @@ def _parts(key: str, section: type[BaseModel] | None) -> tuple[list[str], type[y
             parts += names[:1]
             names, section = names[1:], values
         elif names:
-            loader = yaml.SafeLoader if values is Any else _TextLoader
+            loader = Loader if values is Any else TextLoader
             return [*parts, ".".join(names)], loader
-    return parts, yaml.SafeLoader
+    return parts, Loader
 
 
-class _TextLoader(yaml.SafeLoader):
-    """Reads scalars as they are written: ``007`` and ``yes`` are texts."""
+def _describe(errors: Sequence[ErrorDetails], root: type[BaseModel]) -> str:
+    """Validation problems in words, one a key: the branches of a union have one each."""
+    problems: dict[str, list[str]] = {}
+    for item in errors:
+        key, kind = _locate(item["loc"], root)
+        problems.setdefault(key, []).append(_problem(item, key, kind))
+    return "; ".join(" or ".join(dict.fromkeys(messages)) for messages in problems.values())
 
 
-_TextLoader.yaml_implicit_resolvers = {}
-
-
-def _describe(item: Mapping[str, Any], root: type[BaseModel]) -> str:
-    """One validation problem in words."""
-    key = ".".join(str(part) for part in item["loc"] if part != "[key]")  # pydantic's mark
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_suggestion(item['loc'], root)}"
-    message = str(item["msg"]).removeprefix("Value error, ")
+def _problem(item: ErrorDetails, key: str, kind: Any) -> str:
+    message, value = str(item["msg"]).removeprefix("Value error, "), item["input"]
+    match item["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key!r}{_suggestion(key, kind)}"
+        case "model_type":
+            message = "is a section: give its keys"
+            message += ", or null to switch it off" if type(None) in get_args(kind) else ""
+        case "string_type" if value is None:
+            message = "an empty value, null and ~ mean nothing in YAML; to mean text, quote it"
+        case "string_type" if isinstance(value, bool | int | float):
+            message = f"YAML reads this as a {_NAMES[type(value)]}; to mean text, quote it"
+            message += f" ({key}='\"{json.dumps(value)}\"' on the command line)"
+        case "int_from_float" | "int_parsing":
+            message = "takes a whole number"
     if not key:
         return message
-    is_section = isinstance(item["input"], dict | BaseModel)
-    return f"{key}: {message}" if is_section else f"{key}={item['input']!r}: {message}"
+    is_section = isinstance(value, dict | BaseModel)
+    return f"{key}: {message}" if is_section else f"{key}={value!r}: {message}"
 
 
-def _suggestion(location: Sequence[str | int], root: type[BaseModel]) -> str:
-    """What may have been meant, among the keys of the section that the wrong one is in."""
-    *parents, wrong = location
+_NAMES = {bool: "boolean", int: "number", float: "number", Number: "number"}
+
+
+def _locate(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, Any]:
+    """The dotted key of a problem, and the type there; of an unknown key, that of its section.
+
+    pydantic puts its names of a union's branches, and a mark of a mapping's keys, in between.
+    """
+    parts: list[str] = []
     kind: Any = root
-    for parent in parents:
-        section = _section_type(kind)
-        if section and parent in section.model_fields:
-            kind = section.model_fields[str(parent)].annotation
-        else:
+    for place, part in enumerate(location):
+        section = next((s for s in _section_types(kind) if part in _keys(s)), None)
+        if section:
+            kind = _keys(section)[str(part)].annotation
+        elif _element_type(kind) is not None and part != "[key]":
             kind = _element_type(kind)
-    section = _section_type(kind)
-    if section is None:
+        elif place < len(location) - 1 or not _section_types(kind):
+            continue
+        parts.append(str(part))
+    return ".".join(parts), kind
+
+
+def _suggestion(key: str, kind: Any) -> str:
+    """What may have been meant, among the keys of the section that the wrong one is in."""
+    parents, _, wrong = key.rpartition(".")
+    keys = [name for section in _section_types(kind) for name in _keys(section)]
+    if not keys:
         return ""
-    near = difflib.get_close_matches(str(wrong), section.model_fields, n=1)
+    near = difflib.get_close_matches(wrong, keys, n=1)
     if near:
-        return f"; did you mean {'.'.join(map(str, [*parents, near[0]]))!r}?"
-    place = f" of {'.'.join(map(str, parents))}" if parents else ""
-    return f"; the keys{place} are {', '.join(section.model_fields)}"
+        return f"; did you mean {'.'.join(filter(None, [parents, near[0]]))!r}?"
+    return f"; the keys{f' of {parents}' if parents else ''} are {', '.join(keys)}"
+
+
+def _section_types(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a value may be."""
+    if get_origin(annotation) is Annotated:
+        return _section_types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [section for option in get_args(annotation) for section in _section_types(option)]
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return [annotation] if is_section else []
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:
-    options = (
-        get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    )
-    for option in options:
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
+    return next(iter(_section_types(annotation)), None)
 
 
 def _mapping_values(annotation: Any) -> Any:

@@ -57,6 +57,8 @@ def retrain(file: Path, overrides: list[str], console: Console) -> RetrainReport
     """
     settings = load_section(RetrainSettings, str(file), overrides)
     places = {key: absolute(getattr(settings, key)) for key in ("models", "data")}
+    if settings.metrics_file:
+        places["metrics_file"] = absolute(settings.metrics_file)
     settings = settings.model_copy(update=places)
     models = RunStorage(settings.models)
     console.print(f"[1/6] lock of {models.url}", markup=False)

@@ -1,7 +1,5 @@
 """``prioritycut train``."""
 
-from pathlib import Path
-
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.launch import launch
@@ -23,7 +21,7 @@ def with_absolute_paths(config: Config) -> Config:
     perceptual = config.loss.perceptual
     weights = perceptual.weights
     if weights not in ("pretrained", "efficientnet_lite0", "random"):
-        weights = str(Path(weights).absolute())
+        weights = absolute(weights)
     return config.model_copy(
         update={
             "storage": absolute(config.storage),

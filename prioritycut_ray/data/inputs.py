@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.paths import resolved
 from prioritycut_ray.storage import FileSystem, filesystem
 
 VIDEO_EXTENSIONS = frozenset(
@@ -137,8 +138,13 @@ def find_videos(inputs: Sequence[str]) -> Found:
 
 
 def absolute(given: str) -> str:
-    """Name an input in a way that does not depend on the current folder."""
-    return given if is_url(given) else os.path.abspath(given)
+    """Name an input in a way that does not depend on the current folder, nor on this process.
+
+    Raises:
+        UserError: it holds a variable that is not set, or names an unknown user.
+    """
+    place = resolved(given)
+    return place if is_url(place) else os.path.abspath(place)
 
 
 def is_url(given: str) -> bool:

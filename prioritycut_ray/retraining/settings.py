@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from prioritycut_ray.config import Count, NonNegative, Section
+from prioritycut_ray.config import Count, NonNegative, Place, Section
 
 
 class Gate(Section):
@@ -42,17 +42,17 @@ class RetrainSettings(Section):
         metrics_file: written for Prometheus' textfile collector.
     """
 
-    models: str = "models"
-    data: str
+    models: Place = "models"
+    data: Place
     holdout: str = "val"
     budget: Count
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.5
     set: dict[str, Any] = Field(default_factory=dict)
     gate: Gate = Gate()
-    lpips: str = "proxy"
+    lpips: Place = "proxy"
     faces: bool = False
     lease_seconds: Annotated[float, Field(gt=0)] = 60.0
     keep: Count = 3
     command: str | None = None
     webhook: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    metrics_file: str | None = None
+    metrics_file: Place | None = None

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,9 +12,12 @@ from prioritycut_ray.config import (
     changed_keys,
     dump_config,
     load_config,
+    load_section,
     shipped_configs,
 )
+from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.retraining.settings import RetrainSettings
 
 
 @pytest.fixture
@@ -124,6 +128,143 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: str, fragmen
     with pytest.raises(UserError, match=fragment) as caught:
         load_config(str(path))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("train: {samples: 1e6}", "train.samples=1e6"),
+        ("train: {samples: 1.0e+6}", "train.samples=1E6"),
+        ("train: {samples: '1000000'}", "train.samples='1000000'"),
+    ],
+)
+def test_numbers_with_exponents_are_whole_numbers_too(
+    tmp_path: Path, minimal: str, content: str, word: str
+) -> None:
+    path = tmp_path / "numbers.yaml"
+    path.write_text(content)
+    for config in (load_config(str(path)), load_config(minimal, [word])):
+        assert config.train.samples == 1_000_000
+        assert type(config.train.samples) is int
+
+
+def test_so_are_those_of_lists(tmp_path: Path, minimal: str) -> None:
+    path = tmp_path / "lists.yaml"
+    path.write_text("optim: {milestones: [6e6, 9e6], betas: [5e-1, 9e-1]}")
+    words = ["optim.milestones=[6e6, 9e6]", "optim.betas=[5e-1, 9e-1]"]
+    for config in (load_config(str(path)), load_config(minimal, words)):
+        assert config.optim.milestones == (6_000_000, 9_000_000)
+        assert config.optim.betas == (0.5, 0.9)
+
+
+@pytest.mark.parametrize(
+    "name", ["20261129", "007", "yes", "No", "off", "2026-11-29", "1.10", "1e6", "0x10", "1_000"]
+)
+def test_a_name_that_looks_like_something_else_is_a_name(
+    tmp_path: Path, minimal: str, name: str
+) -> None:
+    path = tmp_path / "named.yaml"
+    path.write_text(f"name: {name}\ndata: {{split: {name}}}\n")
+    for config in (load_config(str(path)), load_config(minimal, [f"name={name}"])):
+        assert config.name == name
+        dumped = tmp_path / "dumped.yaml"
+        dumped.write_text(dump_config(config))
+        assert load_config(str(dumped)) == config
+    assert load_config(str(path)).data.split == name
+
+
+@pytest.mark.parametrize(
+    ("word", "fragments"),
+    [
+        ("name=true", ["boolean", "quote it"]),
+        ("name=", ["quote it"]),
+        ("storage=~", ["~", "quote it"]),
+        ("name=12:30", ["name='12:30'", "letters, digits"]),
+        ("train.workers=auto", ["train.workers='auto'", "A..B"]),
+        ("train.workers=0", ["train.workers=0", "A..B"]),
+        ("train.samples=1.5", ["train.samples=1.5", "takes a whole number"]),
+        ("train.samples=1e6x", ["takes a whole number"]),
+        ("priority_cut=false", ["priority_cut", "null to switch it off"]),
+        ("priority_cut=off", ["priority_cut", "null to switch it off"]),
+        ("model=7", ["model", "give its keys"]),
+        ("train={samples: 5, samples: 6}", ["'samples' is given twice"]),
+    ],
+)
+def test_the_message_says_how_to_write_what_was_meant(
+    minimal: str, word: str, fragments: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(minimal, [word])
+    message = str(caught.value)
+    for fragment in fragments:
+        assert fragment in message
+    for inside in ("constrained", "Input should", "function-", "PriorityCutConfig", "\n"):
+        assert inside not in message
+
+
+def test_a_section_given_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("train: {samples: 5}\ndata: {}\ntrain: {batch_size: 4}\n")
+    with pytest.raises(UserError, match=r"twice.yaml: .*'train'.* on line 1 and on line 3"):
+        load_config(str(path))
+
+
+PLACES = ("storage", "data.url", "data.index", "data.cache_dir", "loss.perceptual.weights")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("~/x", "/home/me/x"),
+        ("~", "/home/me"),
+        ("$SCRATCH/x", "/scratch/me/x"),
+        ("${SCRATCH}/$USER-x", "/scratch/me/me-x"),
+        ("s3://$BUCKET/x", "s3://mine/x"),
+        ("/a/~/x", "/a/~/x"),
+        ("x$", "x$"),
+        ("$NOT_SET/x", "$NOT_SET/x"),
+    ],
+)
+def test_paths_are_expanded_as_by_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minimal: str, written: str, meant: str
+) -> None:
+    for name, value in [("HOME", "/home/me"), ("SCRATCH", "/scratch/me"), ("USER", "me")]:
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BUCKET", "mine")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    tree: dict[str, Any] = {}
+    for place in PLACES:
+        section = tree
+        *parents, leaf = place.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[leaf] = written
+    path = tmp_path / "places.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    words = [f"{place}='{written}'" for place in PLACES]
+    for config in (load_config(str(path)), load_config(minimal, words)):
+        found = [config.storage, config.data.url, config.data.index, config.data.cache_dir]
+        assert [*found, config.loss.perceptual.weights] == [meant] * len(PLACES)
+
+
+def test_a_path_that_cannot_be_expanded_is_refused_when_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(UserError, match="the environment variable NOT_SET is not set"):
+        absolute("$NOT_SET/runs")
+    with pytest.raises(UserError, match="NOT_SET is not set"):
+        absolute("s3://bucket/${NOT_SET}/runs")
+    with pytest.raises(UserError, match="no home folder of ~nobody-of-this-name"):
+        absolute("~nobody-of-this-name/runs")
+    (tmp_path / "a$NOT_SET").mkdir()
+    assert absolute("a$NOT_SET") == str(tmp_path / "a$NOT_SET"), "it is called so"
+    (tmp_path / "~").mkdir()
+    monkeypatch.setenv("HOME", "/home/me")
+    assert absolute("~/runs") == "/home/me/runs"
+    settings = load_section(RetrainSettings, None, ["data='~/data'", "budget=1e3"])
+    assert (settings.data, settings.budget) == ("/home/me/data", 1000)
 
 
 def test_a_missing_file_lists_the_shipped_configs() -> None:

@@ -177,7 +177,10 @@ def test_errors_come_before_warnings() -> None:
         ("a: [", "is not valid YAML"),
         ("- 1", "is a mapping, not list"),
         ("kind: Pod", "needs apiVersion and kind"),
-        ("apiVersion: v1\nkind: Pod\nkind: Pod\n", "'kind' is given twice"),
+        (
+            "apiVersion: v1\nkind: Pod\nkind: Pod\n",
+            "'kind' is given twice, on line 2 and",
+        ),
         ("apiVersion: v1\n1: 2\n", "'1' is not a text"),
         ("apiVersion: v1\nkind: List\nitems: [{kind: Pod}]\n", "needs apiVersion and kind"),
     ],

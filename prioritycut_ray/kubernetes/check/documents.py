@@ -30,6 +30,7 @@ from prioritycut_ray.kubernetes.check.findings import (
     note,
     warning,
 )
+from prioritycut_ray.yaml_text import refuse_duplicates
 
 
 def check_file(path: Path) -> list[Problem]:
@@ -49,6 +50,8 @@ def check_file(path: Path) -> list[Problem]:
 def check_text(text: str) -> list[Problem]:
     """All problems of a text of one or more YAML documents, the errors first."""
     try:
+        for root in yaml.compose_all(text, _FASTEST):
+            refuse_duplicates(root)
         documents = [document for document in yaml.load_all(text, _Loader) if document is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as reason:
         return [Problem("file", f"is not valid YAML: {' '.join(str(reason).split())}")]
@@ -70,11 +73,10 @@ _FASTEST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_FASTEST):  # type: ignore[misc]
-    """Refuses what PyYAML lets pass in silence: a key given twice, a key that is not a text."""
+    """Refuses what PyYAML lets pass in silence: a key that is not a text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping of texts, each once."""
-        seen: set[str] = set()
+        """A mapping of texts."""
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
@@ -83,11 +85,6 @@ class _Loader(_FASTEST):  # type: ignore[misc]
                     problem=f"the key {key.value!r} is not a text: put it in quotes",
                     problem_mark=key.start_mark,
                 )
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 

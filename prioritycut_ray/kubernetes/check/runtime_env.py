@@ -8,6 +8,7 @@ import yaml
 
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
+from prioritycut_ray.yaml_text import refuse_duplicates
 
 _EXCLUSIVE = ("pip", "uv", "conda")
 _URL = re.compile("[a-z][a-z0-9+.-]*://")
@@ -16,8 +17,10 @@ _URL = re.compile("[a-z][a-z0-9+.-]*://")
 def check(spec: Object, path: str) -> Findings:
     """What is wrong with the runtimeEnvYAML of a RayJob's spec."""
     place = f"{path}.runtimeEnvYAML"
+    text = spec.get("runtimeEnvYAML") or ""
     try:
-        environment = yaml.safe_load(spec.get("runtimeEnvYAML") or "")
+        refuse_duplicates(yaml.compose(text, yaml.SafeLoader))
+        environment = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as reason:
         yield error(place, f"is not valid YAML: {' '.join(str(reason).split())}")
         return

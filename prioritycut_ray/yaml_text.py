@@ -1,0 +1,125 @@
+"""YAML as people mean it: each key once, numbers with exponents, and no other surprises.
+
+YAML 1.1, which PyYAML reads, takes ``1e6`` for text, ``007`` for an octal number, ``12:30`` for 750
+and ``yes`` for true. Here numbers are decimal, ``true`` and ``false`` are the booleans (YAML 1.2's
+core schema), and anything else is text.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+_TAG = "tag:yaml.org,2002:"
+
+
+class Number(float):
+    """A number with a point or an exponent, and how it was written: a name may look like one.
+
+    Attributes:
+        text: as written, such as ``1.10``.
+    """
+
+    def __new__(cls, text: str) -> "Number":
+        """Parse a number of YAML."""
+        number = super().__new__(cls, text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        number.text = text
+        return number
+
+    text: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To other processes it goes as a plain number."""
+        return float, (float(self),)
+
+
+class Loader(yaml.SafeLoader):
+    """Resolves scalars by the rules above."""
+
+
+class TextLoader(yaml.SafeLoader):
+    """Resolves no scalar: everything is text."""
+
+
+Loader.yaml_implicit_resolvers = {}
+TextLoader.yaml_implicit_resolvers = {}
+for _name, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", "<<", "<"),
+    ("int", "[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _number(loader: Loader, node: yaml.ScalarNode) -> Number:
+    return Number(loader.construct_scalar(node))
+
+
+Loader.add_constructor(f"{_TAG}float", _number)
+
+
+def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = Loader) -> Any:
+    """The plain values of one YAML document; None if it is empty.
+
+    Raises:
+        ValueError: it is not valid YAML, or gives a key twice; the message is one line.
+    """
+    try:
+        reader = loader(text)
+        try:
+            root = reader.get_single_node()
+            refuse_duplicates(root)
+            return None if root is None else reader.construct_document(root)
+        finally:
+            reader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        words = ", ".join(filter(None, (error.context, error.problem)))
+        raise ValueError(f"{words}{place}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def refuse_duplicates(root: yaml.Node | None) -> None:
+    """Look at every mapping, before merge keys are filled in: these may be overridden.
+
+    Raises:
+        ValueError: a key is given twice.
+    """
+    for mapping in _mappings(root):
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in mapping.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == f"{_TAG}merge":
+                continue
+            line = key.start_mark.line + 1
+            if (name := (key.tag, key.value)) in lines:
+                raise ValueError(
+                    f"the key {key.value!r} is given twice, on line {lines[name]} and on line "
+                    f"{line}; keep one of them"
+                )
+            lines[name] = line
+
+
+def _mappings(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
