@@ -4,14 +4,14 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
@@ -24,6 +24,7 @@ from prioritycut_ray.launch import MAY_CHANGE, ray_storage, uses_gpu
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.ray_session import grows, start_ray
 from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.search.population import PopulationScheduler
 from prioritycut_ray.search.results import Trial, collect, reason
 from prioritycut_ray.search.space import (
     DRIVER_CPUS,
@@ -267,29 +268,8 @@ def _scheduler(search: SearchConfig, base: Config) -> Any:
         )
     if isinstance(options, Population):
         drawn = {key: domain for key, domain in search.space.items() if not domain.grid}
-        return PopulationBasedTraining(
-            time_attr="training_iteration",
-            perturbation_interval=1,
-            hyperparam_mutations={key: _mutation(domain) for key, domain in drawn.items()},
-            quantile_fraction=options.quantile,
-            resample_probability=options.resample,
-            custom_explore_fn=_Clamp(drawn),
-            synch=True,  # the members take turns where there is no room for all at once
-        )
+        return PopulationScheduler(options, drawn, samples=base.train.samples, seed=search.seed)
     return FIFOScheduler()
-
-
-class _Clamp:
-    """Keeps nudged values inside their ranges."""
-
-    def __init__(self, domains: Mapping[str, Domain]) -> None:
-        self._bounds = {key: domain.bounds for key, domain in domains.items() if domain.bounds}
-
-    def __call__(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        clamped = {
-            key: min(max(parameters[key], low), high) for key, (low, high) in self._bounds.items()
-        }
-        return parameters | clamped
 
 
 def _space(search: SearchConfig) -> dict[str, Any]:
@@ -302,10 +282,6 @@ def _space(search: SearchConfig) -> dict[str, Any]:
 def _domain(domain: Domain) -> Any:
     if domain.grid:
         return tune.grid_search(list(domain.grid))
-    return _mutation(domain)
-
-
-def _mutation(domain: Domain) -> Any:
     if domain.choice:
         return tune.choice(list(domain.choice))
     if domain.uniform:

@@ -1,6 +1,7 @@
 """Pictures of a search: the objective against each dimension, all dimensions, learning curves."""
 
 import io
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ _COLOURS = colormaps["viridis"]
 
 def draw_all(trials: Sequence[Trial], metric: Metric) -> dict[str, bytes]:
     """PNG pictures by file name."""
-    reported = [trial for trial in trials if trial.last]
+    reported = [trial for trial in trials if trial.last and math.isfinite(trial.last.value)]
     if not reported:
         return {}
     dimensions = list(dict.fromkeys(key for trial in reported for key in trial.parameters))

@@ -92,7 +92,9 @@ def _trial(trial: Any, frame: Any, samples: int) -> Trial:
     return Trial(
         key=trial.trial_id,
         # A population may have given it other values since, which nothing was trained with.
-        parameters={key: last.get(f"config/{key}", value) for key, value in trial.config.items()},
+        parameters={
+            key: _or_none(last.get(f"config/{key}", value)) for key, value in trial.config.items()
+        },
         status=status,
         reason=reason(trial.get_error() or "") if status == "failed" else "",
         points=points,
@@ -102,6 +104,11 @@ def _trial(trial: Any, frame: Any, samples: int) -> Trial:
             if key.startswith(_METRICS)
         },
     )
+
+
+def _or_none(value: Any) -> Any:
+    """A value as it was before a table of pandas, which has NaN for None."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _point(row: dict[str, Any]) -> Point:
@@ -123,10 +130,15 @@ _OWN_ERROR = re.compile(r"^prioritycut_ray\.\w+\.\w+: ")
 
 
 def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:
-    """The best of those that were trained to the end; None if there is none."""
-    finished = [trial for trial in trials if trial.status == "finished" and trial.last]
+    """The best of those that were trained to the end with a finite objective; None if none was."""
+    finished = [
+        (trial.last.value, trial)
+        for trial in trials
+        if trial.status == "finished" and trial.last and math.isfinite(trial.last.value)
+    ]
     sign = -1 if metric.higher_is_better else 1
-    return min(finished, key=lambda t: sign * t.last.value if t.last else 0.0, default=None)
+    _, best = min(finished, key=lambda pair: sign * pair[0], default=(None, None))
+    return best
 
 
 def best_config(search: SearchConfig, base: Config, trial: Trial) -> str:

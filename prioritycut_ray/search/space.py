@@ -15,6 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from prioritycut_ray.config import (
     Config,
     Count,
+    Name,
+    Place,
     Section,
     apply_overrides,
     as_words,
@@ -31,6 +33,8 @@ _OWNED = ("name", "storage", "train.samples")
 """Keys that the search sets itself."""
 _COMBINATIONS = 1000
 """So many points of a space are checked; all of them, if there are no more."""
+_WHOLE = 1000
+"""Ranges of whole numbers are checked value by value up to this length."""
 
 Pair = tuple[float, float]
 Changes = dict[str, Any]
@@ -71,8 +75,26 @@ class Domain(Section):
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """Values that stand for all: the whole list, or both ends of a range."""
-        return self.grid or self.choice or self.bounds or ()
+        """Values that stand for all: the whole list or, of a range, both ends and one between."""
+        if self.grid or self.choice:
+            return self.grid or self.choice or ()
+        assert self.bounds is not None
+        low, high = self.bounds
+        if self.whole:
+            return tuple(range(int(low), int(high) + 1)) if high - low < _WHOLE else (low, high)
+        return (low, high, low + (high - low) / math.pi)
+
+    def draw(self, source: random.Random) -> Any:
+        """One of the values, by the distribution of the kind."""
+        if self.grid or self.choice:
+            return source.choice(self.grid or self.choice or ())
+        if self.whole:
+            return source.randint(*self.whole)
+        if self.uniform:
+            return source.uniform(*self.uniform)
+        assert self.loguniform is not None
+        low, high = self.loguniform
+        return min(max(math.exp(source.uniform(math.log(low), math.log(high))), low), high)
 
 
 class Objective(Section):
@@ -87,7 +109,7 @@ class Objective(Section):
 
     metric: str = "l1"
     split: str = "val"
-    lpips: str = "proxy"
+    lpips: Place = "proxy"
     faces: bool = False
 
 
@@ -129,8 +151,8 @@ class SearchConfig(Section):
         smoke: fields of this file that ``--smoke`` replaces.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    base: str
+    name: Name
+    base: Place
     set: Changes = Field(default_factory=dict)
     objective: Objective = Objective()
     space: dict[str, Domain] = Field(default_factory=dict)
@@ -224,15 +246,40 @@ def describe(parameters: Mapping[str, Any]) -> str:
 
 
 def check_space(search: SearchConfig, base: Config) -> list[Config]:
-    """Resolve the corners of the space, all of them if they are few.
+    """Resolve the points that stand for the space, all of them if they are few.
 
     Returns:
         Their configurations.
 
     Raises:
-        UserError: naming the key or the combination that makes no valid configuration.
+        UserError: naming the key or the combination that does not make a valid configuration.
     """
+    _check_real_ranges(search, base)
     return [trial_config(base, search, point, "trial", base.storage) for point in _corners(search)]
+
+
+def _check_real_ranges(search: SearchConfig, base: Config) -> None:
+    """Refuse a range of real numbers of which only whole ones are valid: it wants ``int``."""
+    corner = next(_corners(search))
+    for key, domain in search.space.items():
+        if domain.uniform or domain.loguniform:
+            *ends, between = domain.probes
+            if all(_resolves(search, base, corner | {key: end}) for end in ends) and not _resolves(
+                search, base, corner | {key: between}
+            ):
+                low, high = (f"{end:.0f}" for end in ends)
+                raise UserError(
+                    f"search {search.name}: space.{key}: takes whole numbers only; give "
+                    f"`int: [{low}, {high}]` or a `choice` of values"
+                )
+
+
+def _resolves(search: SearchConfig, base: Config, point: Mapping[str, Any]) -> bool:
+    try:
+        trial_config(base, search, point, "trial", base.storage)
+    except UserError:
+        return False
+    return True
 
 
 def _corners(search: SearchConfig) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ Tune stops or changes there leaves no worker and no placement group behind.
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -87,12 +88,13 @@ def run_trial(parameters: dict[str, Any], *, plan: Plan) -> None:
     pointer = _pointer()
     name = _run_name(trial, parameters, pointer)
     config = trial_config(plan.base, plan.search, parameters, name, plan.runs)
+    reports = boundaries(config, plan.search.reports)
     done = pointer.samples if pointer else 0
-    ahead = [at for at in boundaries(config, plan.search.reports) if at > done]
-    # Ray changes the worst of a population once more when all have ended: nothing is ahead then.
-    if ahead and pointer is not None and pointer.run != name:
+    if pointer is not None and pointer.run != name:
         fork_checkpoint(local_copy(pointer.checkpoint), config, config.run)
-    for samples in ahead:
+    # With none ahead, the last one is made again: where a trial starts again, Ray Tune takes its
+    # log from storage, and loses what was not copied there yet.
+    for samples in [at for at in reports if at > done] or reports[-1:]:
         until = config.model_copy(
             update={"train": config.train.model_copy(update={"samples": samples})}
         )
@@ -162,7 +164,7 @@ def _evaluated(config: Config, objective: Objective) -> Report:
     """Train up to a report and evaluate; what was done before is not done again."""
     storage, name = RunStorage(config.run), f"reports/{config.train.samples:09d}.json"
     if storage.exists(name):
-        return Report.model_validate_json(storage.read(name))
+        return _checked(Report.model_validate_json(storage.read(name)), config, objective)
     if _samples(config.run) < config.train.samples:
         try:
             launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
@@ -180,13 +182,30 @@ def _evaluated(config: Config, objective: Objective) -> Report:
         on_clip=lambda done, total, key: None,
     )
     scores = next(model for model in evaluation.models if model.checkpoint)
-    report = Report(
-        objective=objective.metric, checkpoint=checkpoint, estimates=scores.mean_over_clips
+    report = _checked(
+        Report(objective=objective.metric, checkpoint=checkpoint, estimates=scores.mean_over_clips),
+        config,
+        objective,
     )
-    if report.estimates[objective.metric].value is None:
+    storage.write(name, report.model_dump_json(indent=1).encode())
+    return report
+
+
+def _checked(report: Report, config: Config, objective: Objective) -> Report:
+    """Let a trial fail whose objective is not a finite number: nothing can be compared with it.
+
+    Raises:
+        UserError: it is not.
+    """
+    value = report.estimates[objective.metric].value
+    if value is None:
         raise UserError(
             f"{config.run}: {objective.metric} is defined on no frame of split "
             f"{objective.split!r}; choose another objective.metric"
         )
-    storage.write(name, report.model_dump_json(indent=1).encode())
+    if not math.isfinite(value):
+        raise UserError(
+            f"{config.run}: {objective.metric} is {value} after {config.train.samples} samples: "
+            "the training diverged; lower optim.lr or set optim.max_grad_norm"
+        )
     return report

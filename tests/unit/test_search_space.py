@@ -56,7 +56,7 @@ def test_the_ablation_has_the_four_rows_of_the_paper_with_three_seeds_each() -> 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"space": {"optim.rl": {"grid": [1]}}}, ["unknown key 'optim.rl'", "optim.lr"]),
+        ({"space": {"optim.rl": {"grid": [1]}}}, ["unknown key 'optim.rl'", "lr"]),
         ({"space": {"optim.lr": {"grid": [1e-4, "much"]}}}, ["optim.lr", "much"]),
         ({"space": {"optim.lr": {"grid": [1e-4, -1]}}}, ["optim.lr=-1"]),
         ({"space": {"optim.lr": {"uniform": [1, 0]}}}, ["the range must go up"]),
@@ -83,6 +83,34 @@ def test_a_search_that_makes_no_sense_is_refused_with_the_reason(
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "domain", "words"),
+    [
+        ("model.num_keypoints", {"uniform": [5, 15]}, ["whole numbers", "`int: [5, 15]`"]),
+        ("train.seed", {"loguniform": [1, 1000]}, ["whole numbers", "`int: [1, 1000]`"]),
+        ("data.size", {"int": [32, 96]}, ["data.size=33", "multiple of 32"]),
+        ("priority_cut.top_k", {"uniform": [50, 101]}, ["priority_cut.top_k=101"]),
+    ],
+)
+def test_a_range_with_values_that_no_trial_could_take_is_refused(
+    key: str, domain: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        checked(tmp_path, searcher="random", space={key: domain})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_ranges_that_every_trial_can_take_are_accepted(tmp_path: Path) -> None:
+    space = {
+        "optim.lr": {"loguniform": [1e-5, 1e-3]},
+        "priority_cut.top_k": {"uniform": [0, 100]},
+        "train.seed": {"int": [0, 10**9]},
+        "model.num_keypoints": {"int": [5, 15]},
+    }
+    assert checked(tmp_path, searcher="random", space=space)
 
 
 def test_a_file_without_a_smoke_size_says_so(tmp_path: Path) -> None:
