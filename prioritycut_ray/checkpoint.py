@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from prioritycut_ray.config import Config, dump_config, parse_config
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.config import Config, dump_config, parse_config, read_mapping
+from prioritycut_ray.errors import NotFiniteError, UserError
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.run_storage import (
     MANIFEST,
@@ -38,8 +37,10 @@ from prioritycut_ray.run_storage import (
     write_checkpoint,
 )
 from prioritycut_ray.state import TrainState, build_animator
-from prioritycut_ray.tensor_files import read_tensors
+from prioritycut_ray.tensor_files import not_finite, read_tensors, read_weights
 
+NETWORKS = ("animator", "animator_ema", "discriminator")
+"""Files of weights of a checkpoint."""
 COPIES = 4
 """So many copies of checkpoints from elsewhere a process keeps: each may be a gigabyte."""
 
@@ -85,11 +86,8 @@ def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
         config: resolved.
         data: fingerprint of the data set, empty if there is none.
     """
-    weights = {
-        "animator": state.animator.state_dict(),
-        "animator_ema": state.ema.module.state_dict(),
-        "discriminator": state.discriminator.state_dict(),
-    }
+    modules = (state.animator, state.ema.module, state.discriminator)
+    weights = {name: module.state_dict() for name, module in zip(NETWORKS, modules, strict=True)}
     optimizers = {
         "animator": state.animator_optimizer.state_dict(),
         "discriminator": state.discriminator_optimizer.state_dict(),
@@ -110,8 +108,16 @@ def write_snapshot(snapshot: Snapshot, directory: Path) -> None:
     """Write the files of a checkpoint into a directory, all but the manifest.
 
     Raises:
+        NotFiniteError: a weight is NaN or infinite; nothing is written.
         OSError: the file system refused, for instance when it is full.
     """
+    for name, tensors in snapshot.weights.items():
+        if wrong := not_finite(tensors):
+            raise NotFiniteError(
+                f"at step {snapshot.progress.step} these weights of the {name} are NaN or "
+                f"infinite: {wrong}; no checkpoint is made of them; lower optim.lr or set "
+                "optim.max_grad_norm, and train again under another name=..."
+            )
     for name, tensors in snapshot.weights.items():
         plain = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(plain, directory / f"{name}.safetensors")
@@ -143,9 +149,9 @@ def fork_checkpoint(source: Path, config: Config, run: str) -> None:
         run: its folder, a path or any fsspec URL.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: the checkpoint is damaged, or holds weights that are NaN or infinite.
     """
-    verify(source)
+    check_weights(source)
     storage, progress = RunStorage(run), read_progress(source)
     if progress.step in storage.steps():
         return
@@ -159,6 +165,17 @@ def fork_checkpoint(source: Path, config: Config, run: str) -> None:
         (directory / "progress.json").write_text(begun.model_dump_json(indent=1))
 
     write_checkpoint(claim(storage, uuid.uuid4().hex, first=True), progress.step, write)
+
+
+def check_weights(directory: Path) -> None:
+    """Make sure that a checkpoint is whole and its weights are numbers.
+
+    Raises:
+        UserError: it is damaged, or holds weights that are NaN or infinite.
+    """
+    verify(directory)
+    for network in NETWORKS:
+        read_weights(directory / f"{network}.safetensors")
 
 
 def load_checkpoint(state: TrainState, directory: Path) -> None:
@@ -202,9 +219,8 @@ def load_animator(checkpoint: str | Path, device: torch.device) -> tuple[Animato
 
 def read_config(directory: Path) -> Config:
     """The resolved configuration stored in a checkpoint."""
-    path = directory / "config.yaml"
-    tree: dict[str, Any] = yaml.safe_load(path.read_text())
-    return parse_config(tree, str(path))
+    path = str(directory / "config.yaml")
+    return parse_config(read_mapping(path), path)
 
 
 def read_progress(directory: Path) -> Progress:
@@ -330,10 +346,10 @@ def load_module(module: nn.Module, path: Path) -> None:
     """Read a module's weights from a file of tensors.
 
     Raises:
-        UserError: the file is damaged, or is of another model.
+        UserError: the file is damaged, is of another model, or a weight is NaN or infinite.
     """
     try:
-        module.load_state_dict(read_tensors(path))
+        module.load_state_dict(read_weights(path))
     except RuntimeError as error:
         reason = str(error).splitlines()
         raise UserError(

@@ -35,6 +35,7 @@ from prioritycut_ray.metrics.aggregate import (
     every_frame,
     mean_over_clips,
     mean_over_frames,
+    spoiled,
     value_of,
 )
 from prioritycut_ray.metrics.identity import identity_metric, identity_scores
@@ -148,6 +149,8 @@ class ClipScores(BaseModel):
         counted: by metric, how many frames it is defined on.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
     key: str
     identity: str
     frames: int
@@ -157,6 +160,8 @@ class ClipScores(BaseModel):
 
 class IdentityScores(BaseModel):
     """The scores of one model on all clips of one identity; values are means over its clips."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     identity: str
     clips: int
@@ -325,7 +330,7 @@ def evaluate_runs(
         ],
         differences=_differences(list(checkpoints), protocol_of, clips, table),
         skipped=skipped,
-        warnings=_warnings(protocols, skipped, clips),
+        warnings=[*_warnings(protocols, skipped, clips), *_not_finite(table)],
     )
     return evaluation, table
 
@@ -383,15 +388,18 @@ def score_frames(
     for place, checkpoint in enumerate(checkpoints):
         parts: list[FrameScores] = []
         faces: list[Face | None] = []
+        finite: list[Tensor] = []
         for rebuilt in reconstruct(_animator(checkpoint, device), frames):
             driving, prediction = rebuilt.pair.driving, rebuilt.animation.prediction
             parts.append(_similarity(prediction, driving, distance, key))
+            finite.append(prediction.isfinite().flatten(1).all(dim=1).cpu())
             if place == 0:
                 baseline.append(_similarity(rebuilt.pair.source, driving, distance, key))
             if finder:
                 images = to_uint8(prediction).permute(0, 2, 3, 1).numpy()
                 faces += [finder.find(image) for image in images]
-        models.append(concatenate(parts) | _face_scores(true_faces, faces))
+        scores = concatenate(parts) | _face_scores(true_faces, faces)
+        models.append(spoiled(scores, torch.cat(finite).numpy()))
     copied = true_faces[:1] * len(true_faces)
     return [concatenate(baseline) | _face_scores(true_faces, copied), *models]
 
@@ -504,6 +512,20 @@ def _difference(model: str, reference: str, clips: Sequence[Clip], table: FrameT
         mean_over_clips={k: difference_over_clips(k, p, identities) for k, p in pairs.items()},
         mean_over_frames={k: difference_over_frames(k, p, identities) for k, p in pairs.items()},
     )
+
+
+def _not_finite(table: FrameTable) -> list[str]:
+    """A warning for each model whose predictions are not all finite numbers."""
+    frames = {
+        name: sum(int((~np.isfinite(clip["l1"].numerator)).sum()) for clip in clips.values())
+        for name, clips in table.items()
+    }
+    return [
+        f"{name}: the predictions of {count} frames are NaN or infinite; the training diverged, so "
+        "evaluate an earlier checkpoint or train again with a lower optim.lr"
+        for name, count in frames.items()
+        if count
+    ]
 
 
 def _warnings(

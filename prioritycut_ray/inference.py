@@ -118,6 +118,9 @@ def animate(
         initial: the driving frame whose pose is that of the source, `[H, W, 3]`; the first one
             unless given.
         precision: of the networks.
+
+    Raises:
+        UserError: the network gives NaN or infinite values.
     """
     driving = iter(driving)
     if initial is None:
@@ -137,6 +140,7 @@ def animate(
                         prepared.keypoints, keypoints, start, adapt_scale=adapt_scale
                     )
             animation = render(animator, prepared, keypoints)
+        require_finite(animation.prediction)
         yield Rendered(FramePair(source.expand(len(frames), -1, -1, -1), frames), animation)
 
 
@@ -148,6 +152,19 @@ def _number_formats(precision: Precision, device: torch.device) -> Iterator[None
 
 
 @float32_products(convolutions="tf32")
+def require_finite(pictures: Tensor) -> None:
+    """Refuse what would be shown as black.
+
+    Raises:
+        UserError: there are NaN or infinite values among the pictures.
+    """
+    if not pictures.isfinite().all():
+        raise UserError(
+            "the model gives pictures with NaN or infinite values: its training diverged; use an "
+            "earlier checkpoint (RUN/step_...), or train again with a lower optim.lr"
+        )
+
+
 @torch.inference_mode()
 def find_best_frame(
     animator: Animator,

@@ -42,7 +42,7 @@ from prioritycut_ray.checkpoint import (
 )
 from prioritycut_ray.config import NETWORK_KEYS, Config, changed_keys, parse_config
 from prioritycut_ray.data.shards import clips_of, read_index
-from prioritycut_ray.errors import Preempted, UserError
+from prioritycut_ray.errors import NotFiniteError, Preempted, UserError
 from prioritycut_ray.failures import (
     Failure,
     Kind,
@@ -308,7 +308,7 @@ def _train_on_worker(arguments: dict[str, Any]) -> None:
                         report=partial(_report, config, index.fingerprint, writer),
                         pulse=pulse,
                     )
-                except Preempted:
+                except (Preempted, NotFiniteError):  # raised by all ranks at one step
                     if writer:
                         writer.flush()
                     barrier()  # Ray ends all ranks when one has ended

@@ -32,7 +32,7 @@ from prioritycut_ray.models.blocks import gaussian_kernel
 from prioritycut_ray.models.discriminators import Discriminator
 from prioritycut_ray.run_storage import STEP_FORMAT
 from prioritycut_ray.state import new_state
-from prioritycut_ray.tensor_files import read_tensors
+from prioritycut_ray.tensor_files import not_finite, read_tensors
 
 NETWORKS = ("generator", "kp_detector", "discriminator")
 PUBLISHED_SIZE = 256
@@ -395,7 +395,8 @@ def load_weights(
     identity (method §1). Batch counts, which nothing reads, may be absent.
 
     Raises:
-        UserError: naming ``source`` and the keys that are missing, unknown or do not fit.
+        UserError: naming ``source`` and the keys that are missing, unknown or do not fit, or that
+            are NaN or infinite.
     """
     networks: tuple[tuple[nn.Module, Callable[[str], str]], ...] = (
         (animator, _animator_key),
@@ -410,6 +411,11 @@ def load_weights(
         del expected["kp_detector.jacobian.weight"], expected["kp_detector.jacobian.bias"]
     kernels = _kernels(model.config)
     _check_weights(model.weights, expected | kernels, source)
+    if wrong := not_finite(model.weights):
+        raise UserError(
+            f"{source}: these weights are NaN or infinite: {wrong}; they cannot be used, download "
+            "the file again or take another one"
+        )
     for key, kernel in kernels.items():
         if not torch.allclose(model.weights[key].float(), kernel, atol=1e-6):
             raise UserError(f"{source}: {key} is not the Gaussian of its scale_factor")

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -31,6 +32,9 @@ SHOWN = 3
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ec4899", "#14b8a6")
 """Of the runs' lines: told apart on a light and on a dark page."""
 
+NOT_FINITE = "not finite"
+"""In the place of a number that is NaN or infinite."""
+
 
 class Table(NamedTuple):
     """A table of text, for Markdown and HTML alike."""
@@ -41,11 +45,18 @@ class Table(NamedTuple):
 
 
 def pick_clips(model: ModelScores) -> tuple[list[str], list[str]]:
-    """Keys of the clips with the lowest and with the highest L1, none in both."""
-    ranked = sorted(model.clips, key=lambda clip: (clip.values["l1"] or 0.0, clip.key))
+    """Keys of the clips with the lowest and with the highest L1, none in both.
+
+    Those whose L1 is not finite are the worst.
+    """
+    ranked = sorted(model.clips, key=lambda clip: (_or_infinite(clip.values["l1"]), clip.key))
     count = min(SHOWN, (len(ranked) + 1) // 2)
     worst = [clip.key for clip in reversed(ranked[count:])]
     return [clip.key for clip in ranked[:count]], worst[:count]
+
+
+def _or_infinite(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) else math.inf
 
 
 def write_report(
@@ -178,6 +189,8 @@ def difference_text(metric: Metric, estimate: Estimate) -> str:
     """``-0.0021 [-0.0034, -0.0009] better``; "unclear" where the interval holds zero."""
     if estimate.value is None:
         return "none"
+    if not math.isfinite(estimate.value):
+        return NOT_FINITE
     text = f"{estimate.value:+.{metric.decimals}f}"
     if estimate.low is None or estimate.high is None:
         return text
@@ -192,7 +205,9 @@ def _counted(metric: Metric, value: float | None, counted: int, frames: int) -> 
 
 
 def _number(metric: Metric, value: float | None) -> str:
-    return "none" if value is None else f"{value:.{metric.decimals}f}"
+    if value is None:
+        return "none"
+    return f"{value:.{metric.decimals}f}" if math.isfinite(value) else NOT_FINITE
 
 
 def _frames(model: ModelScores) -> int:

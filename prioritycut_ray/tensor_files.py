@@ -1,11 +1,13 @@
 """Reading tensors from files that may come from anywhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from prioritycut_ray.errors import UserError
 
@@ -36,3 +38,35 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise UserError(f"{path}: holds a {type(stored).__name__}, not named tensors")
     return stored
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """As :func:`read_tensors`, for the weights of a network.
+
+    Raises:
+        UserError: as there, or a weight is NaN or infinite.
+    """
+    weights = read_tensors(path)
+    if wrong := not_finite(weights):
+        raise UserError(
+            f"{path}: these weights are NaN or infinite: {wrong}; they cannot be used, take those "
+            "of an earlier checkpoint or of another file"
+        )
+    return weights
+
+
+def not_finite(weights: Mapping[str, Any]) -> str:
+    """Names of the tensors that hold NaN or infinite values, the first few; empty if none does."""
+    names = [
+        name
+        for name, tensor in weights.items()
+        if isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and not tensor.is_meta
+        and not tensor.float().isfinite().all()
+    ]
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+_NAMED = 3

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.inference import require_finite
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.models.keypoints import Keypoints, relative_keypoints
 
@@ -82,12 +83,19 @@ def export_graph(animator: Animator, size: int, path: Path) -> float:
 
 @torch.no_grad()
 def largest_difference(program: ExportedProgram, module: nn.Module, size: int) -> float:
-    """Between the pictures of a graph and of a model."""
+    """Between the pictures of a graph and of a model; NaN if those of the graph are.
+
+    Raises:
+        UserError: those of the model are NaN or infinite.
+    """
     graph = program.module()
-    return max(
-        float((graph(*pictures) - module(*pictures)).abs().max())
-        for pictures in (_pictures(size, batch=batch) for batch in (1, 2, 5))
-    )
+    differences = []
+    for batch in (1, 2, 5):
+        pictures = _pictures(size, batch=batch)
+        expected = module(*pictures)
+        require_finite(expected)
+        differences.append((graph(*pictures) - expected).abs().max())
+    return float(torch.stack(differences).max())
 
 
 def _pictures(size: int, *, batch: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from prioritycut_ray.data.augment import augment
 from prioritycut_ray.data.cache import ClipCache
 from prioritycut_ray.data.shards import ClipIndex, read_index
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
-from prioritycut_ray.errors import Preempted
+from prioritycut_ray.errors import NotFiniteError, Preempted
 from prioritycut_ray.meter import Meter
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.batch_norm import synchronise
@@ -64,6 +64,7 @@ def train(
 
     Raises:
         Preempted: some rank was asked to stop; the state was reported at the same step on all.
+        NotFiniteError: losses stayed NaN or infinite, or were so at the end.
     """
     config = agree_on_precision(config, worker)
     if worker.device.type == "cuda":
@@ -116,6 +117,23 @@ def train(
         tracker.close()
     if state.samples < config.train.samples:
         raise Preempted(f"asked to stop, and saved at step {state.step}")
+    check_finite_end(state)
+
+
+def check_finite_end(state: TrainState) -> None:
+    """Say it when a run has come to its end while it could not learn any more.
+
+    Raises:
+        NotFiniteError: the last updates were skipped, on all ranks.
+    """
+    skipped = {name: count for name, count in state.skipped_in_a_row.items() if count}
+    if skipped:
+        updates = " and ".join(f"{count} of the {name}" for name, count in skipped.items())
+        raise NotFiniteError(
+            f"the training has all its samples, but its losses are not finite at the end: the last "
+            f"updates were skipped ({updates}); lower optim.lr or set optim.max_grad_norm, and "
+            "train again under another name=..."
+        )
 
 
 def agree_on_precision(config: Config, worker: Worker) -> Config:

@@ -102,7 +102,8 @@ def _skip(
         raise NotFiniteError(
             f"training stopped at step {state.step}: {in_a_row} updates in a row of the {network} "
             f"had losses or gradients that are not finite ({culprits or 'on another rank'}); lower "
-            "optim.lr or the weight of that loss, set optim.max_grad_norm, and resume"
+            "optim.lr or the weight of that loss, or set optim.max_grad_norm; train again under "
+            "another name=..."
         )
 
 

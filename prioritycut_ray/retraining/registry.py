@@ -19,7 +19,12 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prioritycut_ray.checkpoint import find_checkpoint, fork_checkpoint, read_config
+from prioritycut_ray.checkpoint import (
+    check_weights,
+    find_checkpoint,
+    fork_checkpoint,
+    read_config,
+)
 from prioritycut_ray.data.shards import INDEX_NAME, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.retraining.lease import Lease
@@ -117,14 +122,16 @@ def promote(models: RunStorage, lease: Lease, model: str, reason: str) -> None:
     """Make a model current; once is enough.
 
     Raises:
-        UserError: it has no good checkpoint.
+        UserError: it has no good checkpoint, or one with weights that are NaN or infinite.
         Superseded: the lease was lost.
     """
     current = read_current(models)
     history = current.history if current else []
     if history and history[-1].model == model:
         return
-    checkpoint = f"{model}/{RUN}/{find_checkpoint(run_folder(models, model)).name}"
+    directory = find_checkpoint(run_folder(models, model))
+    check_weights(directory)
+    checkpoint = f"{model}/{RUN}/{directory.name}"
     entry = Promotion(
         model=model,
         at=datetime.now(UTC),

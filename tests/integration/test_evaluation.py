@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.commands.evaluate import evaluate
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.evaluation import Evaluation
 from prioritycut_ray.state import new_state
 from tests.browser import chromium
 from tests.conftest import TINY
@@ -45,6 +47,38 @@ def report(runs: tuple[Path, Path], shards: Path, tmp_path_factory: pytest.TempP
         runs[0], str(shards), compare=[runs[1]], split="train", workers=0, out=out, console=QUIET
     )
     return out
+
+
+def test_predictions_that_are_not_finite_are_reported_as_such(
+    runs: tuple[Path, Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(str(TINY))
+    state = new_state(config, torch.device("cpu"))
+    for parameter in state.ema.module.parameters():
+        parameter.data.mul_(1e30)  # finite, as a learning rate of 1e30 leaves them
+    save_checkpoint(state, config, tmp_path / "diverged" / "step_0000001")
+    out = tmp_path / "report"
+    evaluation = evaluate(
+        tmp_path / "diverged",
+        str(shards),
+        compare=[runs[1]],
+        split="train",
+        workers=0,
+        out=out,
+        console=Console(width=200),
+    )
+    said = capsys.readouterr().out
+    for text in (said, (out / "report.md").read_text(), (out / "report.html").read_text()):
+        assert "not finite" in text
+        assert "diverged: the predictions of 60 frames are NaN or infinite" in text
+        assert not re.search(r"[-+ >]nan\b", text)
+        assert "nan unclear" not in text
+    assert Evaluation.model_validate_json(
+        (out / "evaluation.json").read_text()
+    ).model_dump_json() == (evaluation.model_dump_json())
+    for metric, estimate in evaluation.run("diverged").mean_over_clips.items():
+        assert estimate.value is not None, metric
+        assert not math.isfinite(estimate.value), metric
 
 
 @pytest.mark.parametrize("workers", [1, 2])

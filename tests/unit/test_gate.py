@@ -1,5 +1,7 @@
 """What is promoted and what is not, from differences with and without intervals."""
 
+import math
+
 import pytest
 
 from prioritycut_ray.errors import UserError
@@ -57,6 +59,17 @@ def test_the_gate(
     assert verdict.promote == (reason == "")
     assert reason in verdict.reason
     assert len(verdict.checks) == 5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_never_promoted(value: float) -> None:
+    bad = estimate(value)
+    for fixed, everywhere in [((bad, estimate(1.0)), estimate(-0.02)), (BETTER, bad)]:
+        verdict = judge(differences(fixed, BETTER, everywhere), [L1, PSNR], GATE)
+        assert not verdict.promote
+        assert "not finite" in verdict.reason
+        assert "nan" not in verdict.reason
+        assert "inf" not in verdict.reason.replace("finite", "")
 
 
 def test_a_rule_about_an_unmeasured_metric_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,19 @@ def test_the_best_is_one_that_was_trained_to_the_end() -> None:
     assert highest is not None
     assert highest.key == "c"
     assert best_trial(TRIALS[1:2], L1) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("metric", [L1, PSNR], ids=lambda metric: metric.key)
+def test_what_is_not_finite_is_never_the_best(metric: Metric, value: float) -> None:
+    diverged = trial("z", "finished", 0.5, value, **{"priority_cut.top_k": 5, "variant": "unet"})
+    for trials in ([diverged, TRIALS[0]], [TRIALS[0], diverged]):
+        best = best_trial(trials, metric)
+        assert best is not None
+        assert best.key == "a"
+        assert draw_all(trials, metric).keys() == draw_all(TRIALS[:1], metric).keys()
+    assert best_trial([diverged], metric) is None
+    assert draw_all([diverged], metric) == {}
 
 
 def test_the_best_configuration_can_be_trained(tmp_path: Path) -> None:
