@@ -360,12 +360,12 @@ def _check_shares(train: TrainConfig) -> None:
     shares = math.lcm(*range(fewest, most + 1)) * train.accumulate
     if train.batch_size % shares == 0:
         return
+    multiple = math.ceil(train.batch_size / shares) * shares
     if fewest == most:
         raise ValueError(
             f"train.batch_size={train.batch_size} (global) must be divisible by "
-            f"train.workers × train.accumulate = {shares}"
+            f"train.workers × train.accumulate = {shares}: {multiple} is the next that is"
         )
-    multiple = math.ceil(train.batch_size / shares) * shares
     raise ValueError(
         f"train.batch_size={train.batch_size} (global) must be divisible by every number of "
         f'workers in train.workers="{train.workers}" × train.accumulate={train.accumulate}: '

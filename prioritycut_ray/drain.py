@@ -1,13 +1,16 @@
 """A Ray node that is about to go away: drain it, and wait until its work has moved."""
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.ray_session import knock
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_ANSWER_SECONDS = 30
 _AT_REST = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
 """Titles of Ray's own processes on a node without work start with these."""
 
@@ -25,6 +28,8 @@ def drain_here(seconds: float) -> bool:
         UserError: there is no Ray node here, or the cluster rejects the request.
     """
     deadline = time.monotonic() + seconds
+    if "RAY_ADDRESS" in os.environ:
+        knock(os.environ["RAY_ADDRESS"])  # without its head a node has nothing to move
     _drain_node(seconds)
     while any(_busy_workers()):
         if time.monotonic() > deadline:
@@ -38,9 +43,9 @@ def _drain_node(seconds: float) -> None:
     command += ["--reason-message", "the machine ends"]
     command += ["--deadline-remaining-seconds", str(int(seconds))]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"the Ray cluster did not answer within {seconds:g} s") from error
+        raise UserError(f"the Ray cluster did not answer within {_ANSWER_SECONDS} s") from error
     if result.returncode != 0:
         lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
         raise UserError(f"this Ray node cannot be drained: {lines[-1]}")

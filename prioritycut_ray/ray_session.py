@@ -36,7 +36,7 @@ def start_ray(address: str | None = None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {}
     if address:
-        _knock(address)
+        knock(address)
     else:
         options = {"object_store_memory": _OBJECT_STORE_BYTES}
     try:
@@ -82,7 +82,7 @@ def _has_autoscaler() -> bool:
     return status.stats.autoscaler_version not in (None, "", "0")
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Ask whether anybody listens: Ray itself would try for minutes.
 
     Raises:

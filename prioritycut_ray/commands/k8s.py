@@ -41,14 +41,17 @@ def check_jobs(options: ManifestOptions) -> None:
     train, tune, retrain = (
         shlex.split(entrypoint(options, verb))[2:] for verb in ("train", "tune", "retrain")
     )
+    size = f"max_workers={options.max_workers} and worker.gpus={options.worker.gpus}"
     try:
         load_config(train[0], train[1:])
-        if _is_here("tune", options):
-            words = [word for word in tune[1:] if "=" in word]
-            load_base(load_search(Path(tune[0]), smoke=False), words)
     except UserError as error:
-        size = f"max_workers={options.max_workers} and worker.gpus={options.worker.gpus}"
-        raise UserError(f"with {size}: {error}") from error
+        raise UserError(f"with {size}: {error}; change them or train.overrides") from error
+    if _is_here("tune", options):
+        search = load_search(Path(tune[0]), smoke=False)
+        try:
+            load_base(search, [word for word in tune[1:] if "=" in word])
+        except UserError as error:
+            raise UserError(f"{options.tune} with {size}: {error}") from error
     if _is_here("retrain", options):
         load_section(RetrainSettings, retrain[0], retrain[1:])
 

@@ -5,6 +5,8 @@ import subprocess
 import pytest
 
 from prioritycut_ray.drain import _busy_workers
+from tests.conftest import Prioritycut, assert_one_line
+from tests.hosts import free_port
 from tests.runs import await_truth
 
 
@@ -35,3 +37,12 @@ def test_only_processes_with_tasks_or_actors_are_at_work(title: str, busy: bool)
         process.kill()
         process.wait(10)
     assert not any(found.startswith(mark.encode()) for found in _busy_workers())
+
+
+def test_without_its_head_a_node_ends_at_once(
+    prioritycut: Prioritycut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray drain-node` alone tries for minutes, and a machine with GPUs waits for it."""
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert_one_line(prioritycut("jobs", "drain", "--seconds", "600"), address, "no Ray cluster")
