@@ -1,4 +1,4 @@
-"""Training on a GPU: run by ``benchmarks/gpu.sh``; skipped where there is none."""
+"""Training on a GPU: run by ``benchmarks/gpu.py``; skipped where there is none."""
 
 import pytest
 import torch

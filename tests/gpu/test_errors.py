@@ -1,0 +1,36 @@
+"""What a GPU really says when it fails is told apart as the examples of the unit tests are."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from prioritycut_ray.failures import Kind, diagnose
+
+ASSERT = """
+import torch
+table = torch.zeros(4, device="cuda")
+try:
+    table[torch.tensor([9], device="cuda")].cpu()
+except RuntimeError as error:
+    from prioritycut_ray.failures import diagnose
+    failure = diagnose({0: error}, {}, 60.0, lambda beat: None)
+    print(int(failure.kind), failure.reason)
+"""
+
+
+def test_out_of_memory(gpu: torch.device) -> None:
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        torch.empty(1 << 50, dtype=torch.uint8, device=gpu)
+    failure = diagnose({0: caught.value}, {}, 60.0, lambda beat: None)
+    assert failure.kind is Kind.OUT_OF_MEMORY
+    assert "Tried to allocate" in failure.reason
+
+
+def test_an_error_of_a_kernel_is_told_by_its_first_line(gpu: torch.device) -> None:
+    """In a process of its own: the GPU is of no use to this one afterwards."""
+    command = [sys.executable, "-c", ASSERT]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert said.startswith(f"{Kind.ERROR:d} ")
+    assert "CUDA error: device-side assert triggered" in said
