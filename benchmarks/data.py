@@ -28,12 +28,11 @@ import torch
 import typer
 import webdataset
 from PIL import Image
+from puppet_shards import pack_puppets
 
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.shards import (
     Clip,
-    Member,
-    ShardWriter,
     clips_of,
     read_clip,
     read_index,
@@ -65,27 +64,15 @@ def main(
         chosen = parts or PARTS
         url = data or ""
         if not data and {"speed", "start"} & set(chosen):
-            url = _pack_puppets(f"{folder}/puppets", clips, frames, size)
+            url = pack_puppets(f"{folder}/puppets", clips, frames, size)
         if "speed" in chosen:
             _print_speed(url, size, samples, turns, Path(folder))
         if "start" in chosen:
             _print_start(url, size, turns)
         if "memory" in chosen:
-            _print_memory(_pack_puppets(f"{folder}/small", 8, 32, 64))
+            _print_memory(pack_puppets(f"{folder}/small", 8, 32, 64))
         if "encoding" in chosen:
             _print_encoding(sizes or SIZES, turns)
-
-
-def _pack_puppets(url: str, clips: int, frames: int, size: int) -> str:
-    """Write a data set of synthetic puppets, encoded as `prioritycut shard` does."""
-    with ShardWriter(url, shard_bytes=2**21) as writer:
-        for seed in range(clips):
-            encoded = io.BytesIO()
-            write_video(encoded, render_clip(seed, size=size, frames=frames).frames, 25.0)
-            key = f"puppet{seed}"
-            writer.add(Member(key, encoded.getvalue(), frames, 25.0, size, size, key, key, False))
-        writer.finish({f"puppet{seed}": "train" for seed in range(clips)})
-    return url
 
 
 # ---------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -29,29 +28,23 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 import typer
-from reference_way import reference_perceptual, reference_state, reference_step
-from torch import Tensor, nn
+from device_rates import DEVICE, conv_rates, gemm_rate, now
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from whole_step import REFERENCE, Run, make_run
 
 from prioritycut_ray.config import Config, load_config, parse_config
-from prioritycut_ray.data.stream import Batch
-from prioritycut_ray.inference import default_device
 from prioritycut_ray.models.animator import FramePair
-from prioritycut_ray.models.perceptual import PerceptualPyramid
-from prioritycut_ray.state import TrainState, new_state
+from prioritycut_ray.state import new_state
 from prioritycut_ray.steps import (
-    MicroBatch,
     build_perceptual,
     draw_randomness,
     micro_batches,
     training_step,
 )
-from prioritycut_ray.trainer import prepare
 from prioritycut_ray.worker import Worker
 
-REFERENCE = "reference's way"
 WAYS = (REFERENCE, "float32", "bfloat16")
-DEVICE = default_device()
 PHASES = (
     "data",
     "animator forward",
@@ -63,21 +56,17 @@ PHASES = (
     "optimiser",
     "rest",
 )
+ENDED = {
+    "generator step": "data",
+    "discriminator step": "generator backward",
+    "update": "discriminator backward",
+}
+"""What ends where a phase of training_step begins."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt, from malloc.h."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class Run(NamedTuple):
-    """One way of taking steps, ready to take them."""
-
-    config: Config
-    state: TrainState
-    perceptual: PerceptualPyramid
-    batch: MicroBatch
-    step: Callable[[], dict[str, float]]
 
 
 class Cost(NamedTuple):
@@ -115,9 +104,7 @@ def step(
     """Time whole training steps; a table, and a bar for each way by phase."""
     torch.set_num_threads(threads)
     names = [*ways.split(","), *(["bfloat16 compiled"] if compiled else [])]
-    ceilings = {
-        name: _ceilings(torch.bfloat16 if "bf" in name else torch.float32) for name in names
-    }
+    ceilings = {name: _ceilings(name) for name in names}
     costs: list[Cost] = []
     for size in map(int, sizes.split(",")):
         for batch in map(int, batches.split(",")):
@@ -147,7 +134,13 @@ def noise(steps: int = 200, seed: int = 0) -> None:
 def memory(way: str, size: int, batch: int, kind: str) -> None:
     """Peak memory of one way, in a process of its own."""
     torch.set_num_threads(1)
-    _run(way, size, batch, kind).step()
+    run = _run(way, size, batch, kind)
+    run.step()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # That of cuDNN's search in the first step.
+        run.step()
+        print(torch.cuda.max_memory_allocated())
+        return
     # Not getrusage: its figure begins with that of the process that started this one.
     status = Path("/proc/self/status").read_text()
     print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
@@ -173,49 +166,13 @@ def _scales(size: int) -> list[float]:
     return [scale for scale in (1.0, 0.5, 0.25, 0.125) if size * scale >= 16]
 
 
-def _frames(config: Config) -> Batch:
-    shape = (config.train.batch_size, 3, config.data.size, config.data.size)
-    generator = torch.Generator().manual_seed(0)
-    source, driving = (
-        torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(2)
-    )
-    return Batch(source, driving, torch.arange(config.train.batch_size))
-
-
 def _run(way: str, size: int, batch: int, kind: str) -> Run:
     """Networks, frames and a function that takes one step in a way."""
-    config = _config(way, size, batch, kind)
-    frames, worker = _frames(config), Worker(0, 1, DEVICE)
-    build, perceptual_of = (
-        (reference_state, reference_perceptual)
-        if way == REFERENCE
-        else (new_state, build_perceptual)
-    )
-    state, perceptual = build(config, DEVICE), perceptual_of(config, DEVICE)
-    state.animator.train()
-    state.discriminator.train()
+    run = make_run(way, _config(way, size, batch, kind))
     if way.endswith("compiled"):
-        for network in (state.animator, state.discriminator, perceptual):
+        for network in (run.state.animator, run.state.discriminator, run.perceptual):
             network.compile()
-    pair = FramePair(*(frame.contiguous() for frame in prepare(frames, config, DEVICE)))
-    (part,) = micro_batches(pair, draw_randomness(config, 0, worker), 1)
-
-    def reference() -> dict[str, float]:
-        prepare(frames, config, DEVICE)
-        return reference_step(state, perceptual, part, config)
-
-    def ours() -> dict[str, float]:
-        pair = prepare(frames, config, DEVICE)
-        parts = micro_batches(pair, draw_randomness(config, 0, worker), 1)
-        networks = state.animator, state.discriminator
-        outcome = training_step(
-            state, *networks, perceptual, parts, config, on_phase=partial(_mark_end_before, state)
-        )
-        state.ema.update_parameters(state.animator)
-        _mark(state, "optimiser")
-        return outcome.losses
-
-    return Run(config, state, perceptual, part, reference if way == REFERENCE else ours)
+    return run
 
 
 def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> list[Cost]:
@@ -227,9 +184,9 @@ def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> li
         for name, run in runs.items():
             with _allocating_as(name):
                 run.step()  # Touches the memory that it will need, and the caches.
-                before = _now(), time.perf_counter()
+                before = now(), time.perf_counter()
                 run.step()
-                after = _now(), time.perf_counter()
+                after = now(), time.perf_counter()
             seconds[name].append(after[0] - before[0])
             clock[name].append(after[1] - before[1])
     costs = []
@@ -262,14 +219,6 @@ def _allocating_as(way: str) -> Iterator[None]:
             libc.malloc_trim(0)
 
 
-def _now() -> float:
-    """Seconds of this process on a CPU; by the clock on a GPU, when it has finished."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
-
-
 def _flops(run: Run) -> int:
     with FlopCounterMode(display=False) as counter:
         run.step()
@@ -277,78 +226,43 @@ def _flops(run: Run) -> int:
 
 
 def _peak_memory(way: str, size: int, batch: int, kind: str) -> int:
-    """Bytes that a step needs at its peak."""
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        _run(way, size, batch, kind).step()
-        return torch.cuda.max_memory_allocated()
+    """Bytes that a step needs at its peak, in a process of its own."""
     command = [sys.executable, __file__, "memory", way, str(size), str(batch), kind]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(output)
 
 
-def _ceilings(dtype: torch.dtype) -> tuple[float, float]:
-    """FLOP/s of a large matrix product and of a 3x3 convolution, forward, on this machine."""
-    matrix = torch.randn(2048, 2048, device=DEVICE).to(dtype)
-    images = torch.randn(2, 256, 64, 64, device=DEVICE).to(dtype, memory_format=torch.channels_last)
-    kernel = torch.randn(256, 256, 3, 3, device=DEVICE).to(dtype, memory_format=torch.channels_last)
-    pixels = images.shape[0] * images.shape[2] * images.shape[3]
-    return (
-        2 * 2048**3 / _fastest(lambda: matrix @ matrix),
-        2 * 9 * 256 * 256 * pixels / _fastest(lambda: F.conv2d(images, kernel, padding=1)),
-    )
-
-
-def _fastest(call: Callable[[], Tensor], repeats: int = 10) -> float:
-    times = []
-    for _ in range(repeats):
-        before = _now()
-        call()
-        times.append(_now() - before)
-    return min(times)
-
-
-# Time by phase: what has passed since the last mark is the phase's.
-
-_marks: dict[int, list[tuple[str, float]]] = {}
-
-
-def _mark(state: TrainState, phase: str) -> None:
-    if id(state) in _marks:
-        _marks[id(state)].append((phase, _now()))
-
-
-def _mark_end_before(state: TrainState, phase: str) -> None:
-    """What ends where a phase of training_step begins."""
-    ended = {
-        "generator step": "data",
-        "discriminator step": "generator backward",
-        "update": "discriminator backward",
-    }
-    _mark(state, ended[phase])
+def _ceilings(way: str) -> tuple[float, float]:
+    """FLOP/s of a large matrix product and of a 3x3 convolution, forward, in a way's format."""
+    dtype = torch.bfloat16 if way.startswith("bfloat16") else torch.float32
+    # Convolutions in float32 are TF32 where there is such a thing.
+    return gemm_rate(2048, dtype, "tf32"), conv_rates(2, 256, 64, dtype)[0]
 
 
 def _phases(run: Run) -> dict[str, float]:
-    """Seconds of a step by phase; hooks say where one ends."""
-    state, hooks = run.state, []
+    """Seconds of a step by phase: what has passed since the last mark is the phase's."""
+    marks = [("start", now())]
+    hooks = []
+
+    def mark(phase: str) -> None:
+        marks.append((phase, now()))
 
     def marking(phase: str) -> Callable[..., None]:
-        return lambda *_: _mark(state, phase)
+        return lambda *_: mark(phase)
 
     def before_discriminator(module: nn.Module, *_: object) -> None:
         # At rest, in the generator's step: the features of the real frame. Else: mask and mix.
-        _mark(state, "PriorityCut" if module.training else "discriminator forward")
+        mark("PriorityCut" if module.training else "discriminator forward")
 
     def watch(module: nn.Module, phase: str, before: Callable[..., None]) -> None:
         hooks.append(module.register_forward_pre_hook(before))
         hooks.append(module.register_forward_hook(marking(phase)))
 
-    watch(state.animator, "animator forward", marking("rest"))
+    watch(run.state.animator, "animator forward", marking("rest"))
     watch(run.perceptual, "VGG forward", marking("rest"))
-    watch(state.discriminator, "discriminator forward", before_discriminator)
-    _marks[id(state)] = [("start", _now())]
-    run.step()
-    marks = _marks.pop(id(state))
+    watch(run.state.discriminator, "discriminator forward", before_discriminator)
+    run.step(on_phase=lambda phase: mark(ENDED[phase]))
+    mark("optimiser")
     for hook in hooks:
         hook.remove()
     phases: dict[str, float] = defaultdict(float)

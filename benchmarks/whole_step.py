@@ -1,0 +1,104 @@
+"""A whole training step, data included, in our way or the reference's: for the other benchmarks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from device_rates import DEVICE
+from reference_way import reference_perceptual, reference_state, reference_step
+from torch import Tensor, nn
+
+from prioritycut_ray.config import Config
+from prioritycut_ray.data.stream import Batch
+from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.models.perceptual import PerceptualPyramid
+from prioritycut_ray.precision import float32_products
+from prioritycut_ray.state import TrainState, new_state
+from prioritycut_ray.steps import (
+    build_perceptual,
+    draw_randomness,
+    micro_batches,
+    training_step,
+)
+from prioritycut_ray.trainer import distribute, prepare
+from prioritycut_ray.worker import Worker
+
+REFERENCE = "reference's way"
+
+
+class Run(NamedTuple):
+    """One way of taking steps, ready to take them.
+
+    Attributes:
+        way: :data:`REFERENCE`, or any other name for ours.
+        config: the resolved configuration.
+        worker: which rank's part of the frames it works on.
+        state: of the run.
+        animator: as the trainer calls it: wrapped where there are several workers.
+        discriminator: likewise.
+        perceptual: of random weights: they change no time.
+        frames: this rank's part of a global batch, in pinned memory if there is a GPU.
+    """
+
+    way: str
+    config: Config
+    worker: Worker
+    state: TrainState
+    animator: nn.Module
+    discriminator: nn.Module
+    perceptual: PerceptualPyramid
+    frames: Batch
+
+    @float32_products(convolutions="tf32")
+    def step(
+        self, on_phase: Callable[[str], None] = lambda phase: None
+    ) -> dict[str, Tensor] | dict[str, float]:
+        """Send and augment the frames, and update both networks; gives the losses."""
+        config, state = self.config, self.state
+        pair = prepare(self.frames, config, self.worker.device)
+        randomness = draw_randomness(config, state.step, self.worker)
+        losses: dict[str, Tensor] | dict[str, float]
+        if self.way == REFERENCE:
+            planes = FramePair(*(frames.contiguous() for frames in pair))
+            (part,) = micro_batches(planes, randomness, 1)
+            losses = reference_step(state, self.perceptual, part, config)
+        else:
+            parts = micro_batches(pair, randomness, config.train.accumulate)
+            networks = self.animator, self.discriminator
+            outcome = training_step(
+                state, *networks, self.perceptual, parts, config, on_phase=on_phase
+            )
+            state.ema.update_parameters(state.animator)
+            losses = outcome.losses
+        state.step += 1
+        return losses
+
+
+def make_run(way: str, config: Config, worker: Worker | None = None) -> Run:
+    """Networks with random weights and random frames for a way, set up as the trainer does."""
+    worker = worker or Worker(0, 1, DEVICE)
+    if worker.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    build, perceptual_of = (
+        (reference_state, reference_perceptual)
+        if way == REFERENCE
+        else (new_state, build_perceptual)
+    )
+    state, perceptual = build(config, worker.device), perceptual_of(config, worker.device)
+    networks = distribute(state, worker)
+    return Run(way, config, worker, state, *networks, perceptual, random_frames(config, worker))
+
+
+def random_frames(config: Config, worker: Worker) -> Batch:
+    """A rank's part of a global batch of noise, which is the same for any number of ranks."""
+    total = config.train.batch_size
+    share = total // worker.world_size
+    rows = slice(worker.rank * share, (worker.rank + 1) * share)
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, total, config.data.size, config.data.size, 3)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    frames = frames[:, rows].contiguous()
+    if worker.device.type == "cuda":
+        frames = frames.pin_memory()
+    source, driving = frames.permute(0, 1, 4, 2, 3)  # Channels last, as decoded.
+    return Batch(source, driving, torch.arange(total)[rows])
