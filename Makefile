@@ -22,8 +22,8 @@ check: .venv/ready-dev  ## Lint, format, types, import layers, hooks.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready  ## Figures with their baselines.
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: .venv/ready  ## Figures with their baselines; those of a GPU: benchmarks/gpu.py.
+	for script in $(filter-out benchmarks/gpu.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove the environment and what the quickstart made.
 	rm -rf .venv quickstart

@@ -1,0 +1,34 @@
+"""Stands in for PyAV on a machine without it: what reads shards by decord needs none of it.
+
+It is packed as ``av.py`` (gpu_pack.py). It has every module and every name; each name is an
+exception class, so that imports, annotations and ``except`` clauses work.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+def __getattr__(name: str) -> type[Exception]:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (Exception,), {})
+
+
+class _Modules(MetaPathFinder, Loader):
+    """Finds any module below this one, as a package that is as empty."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        below = name.startswith(f"{__name__}.")
+        return ModuleSpec(name, self, is_package=True) if below else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__getattr__"] = __getattr__
+
+
+__path__: list[str] = []
+sys.meta_path.append(_Modules())

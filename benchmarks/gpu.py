@@ -1,0 +1,171 @@
+"""All that a GPU should be asked, in one command, in the order of its worth.
+
+    python benchmarks/gpu.py                          # everything, in about ten minutes
+    python benchmarks/gpu.py --only steps,profile     # some stages
+    python benchmarks/gpu.py --dry                    # the rehearsal: small, on a CPU
+    python benchmarks/gpu.py --pack gpu_pack          # for a machine without package index
+
+Every stage is a process of its own with a time limit. It may fail or be cut short, and the others
+go on; what it prints is in OUT/results.txt as soon as it is printed. The stages are described in
+gpu_stages.py. Figures of `--dry` mean nothing.
+"""
+
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Annotated
+
+import torch
+import typer
+from gpu_pack import pack_for_bare_machine
+from gpu_stages import STAGES, Setup
+
+SHORTEST = 10.0
+"""Seconds: with less left, a stage is not begun."""
+DRY_LIMIT = 900.0
+"""Seconds of any stage in the rehearsal, on a busy CPU."""
+GRACE = 20.0
+"""Seconds between SIGTERM and SIGKILL for a stage that takes too long."""
+SHOWN = 30
+"""Lines of a stage that are shown when it has ended."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("gpu_results"),
+    data: Annotated[str, typer.Option(help="Folder of shards; else puppets are packed.")] = "",
+    seconds: Annotated[float, typer.Option(help="For all stages together.")] = 600,
+    only: Annotated[str, typer.Option(help="Stages, separated by commas.")] = ",".join(STAGES),
+    dry: Annotated[bool, typer.Option(help="Rehearse on a CPU.")] = False,
+    pack: Annotated[Path | None, typer.Option(help="Pack for a bare machine, and end.")] = None,
+) -> None:
+    """Measure what a GPU does with this project."""
+    if context.invoked_subcommand is not None:
+        return
+    if pack is not None:
+        print(pack_for_bare_machine(pack))
+        return
+    names = only.split(",")
+    unknown = [name for name in names if name not in STAGES]
+    if unknown:
+        raise typer.BadParameter(
+            f"no such stage: {', '.join(unknown)}; there are {', '.join(STAGES)}"
+        )
+    if not dry and not torch.cuda.is_available():
+        raise SystemExit("no GPU here: nothing to measure; --dry rehearses it on a CPU")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.txt").unlink(missing_ok=True)
+    with (out / "results.txt").open("a") as results:
+        failed = run_stages(names, Setup(out.resolve(), data, dry), seconds, results)
+    raise SystemExit(1 if failed else 0)
+
+
+@app.command(hidden=True)
+def stage(name: str, out: Path, data: str = "", dry: bool = False) -> None:
+    """Run one stage in this process."""
+    STAGES[name].run(Setup(out, data, dry))
+
+
+def run_stages(names: Sequence[str], setup: Setup, seconds: float, results: IO[str]) -> list[str]:
+    """Run stages one after the other; gives the names of those that did not end well."""
+    deadline = time.monotonic() + seconds
+    _tell(results, describe_machine())
+    failed = []
+    for name in names:
+        limit = min(STAGES[name].seconds, deadline - time.monotonic())
+        if setup.dry:
+            limit = DRY_LIMIT
+        if limit < SHORTEST:
+            _tell(results, f"=== {name}: not begun, {seconds:g} s are over")
+            failed.append(name)
+            continue
+        words = ["stage", name, str(setup.out), "--data", setup.data, *["--dry"] * setup.dry]
+        if not run_stage(name, [sys.executable, __file__, *words], limit, results):
+            failed.append(name)
+    return failed
+
+
+def run_stage(name: str, command: Sequence[str], limit: float, results: IO[str]) -> bool:
+    """Run a stage whose output goes to the results as it comes; tells whether it ended well."""
+    results.write(f"=== {name}\n")
+    results.flush()
+    path = Path(results.name)
+    began, place = time.monotonic(), path.stat().st_size
+    process = subprocess.Popen(
+        command,
+        stdout=results,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+    try:
+        end = f"exit code {process.wait(limit)}"
+    except subprocess.TimeoutExpired:
+        end = f"stopped after its {limit:.0f} s"
+    _end_group(process)
+    _show(path, place)
+    _tell(results, f"=== {name}: {end}, {time.monotonic() - began:.0f} s")
+    return process.returncode == 0
+
+
+def describe_machine() -> str:
+    """When and on what this ran."""
+    lines = [
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, CUDA {torch.version.cuda}, {os.cpu_count()} CPU cores"
+    ]
+    if torch.cuda.is_available():
+        lines.append(f"cuDNN {torch.backends.cudnn.version()}, NCCL {torch.cuda.nccl.version()}")
+    if shutil.which("nvidia-smi"):
+        query = "name,driver_version,memory.total,power.limit,clocks.max.sm,ecc.mode.current"
+        lines.append(_output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"))
+    if Path("/dev/shm").is_dir():
+        lines.append(f"/dev/shm: {shutil.disk_usage('/dev/shm').free / 1e9:.1f} GB free")
+    return "\n".join(lines)
+
+
+def _output(*command: str) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return (result.stdout or result.stderr).strip()
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End what a stage has left running: gently, then for good."""
+    for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _show(path: Path, place: int) -> None:
+    """Print the last lines of what was written to a file from a place on."""
+    with path.open("rb") as file:
+        file.seek(place)
+        lines = file.read().decode(errors="replace").splitlines()
+    print("\n".join(lines[-SHOWN:]))
+
+
+def _tell(results: IO[str], text: str) -> None:
+    results.write(text + "\n")
+    results.flush()
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    app()
