@@ -508,6 +508,8 @@ def _apply_override(tree: dict[str, Any], word: str, section: type[BaseModel] | 
         value = parse_yaml(text, loader)
     except ValueError as error:
         raise UserError(f"{word!r}: the value is not valid YAML: {error}") from error
+    if value is None and loader is TextLoader:
+        value = ""
     node = tree
     for parent in parents:
         child = node.get(parent)

@@ -59,7 +59,7 @@ def check_jobs(options: ManifestOptions) -> None:
 def _is_here(key: Literal["tune", "retrain"], options: ManifestOptions) -> bool:
     """Whether a file of the image can be read: the image is built from the folder it is in.
 
-    The files that the image always has may be missing here.
+    The files that the image always has may be missing here, and so may those in a volume.
 
     Raises:
         UserError: another one is missing.
@@ -67,7 +67,7 @@ def _is_here(key: Literal["tune", "retrain"], options: ManifestOptions) -> bool:
     file = getattr(options, key)
     if not Path(file).is_absolute() and Path(file).is_file():
         return True
-    if file == ManifestOptions.model_fields[key].default:
+    if file == ManifestOptions.model_fields[key].default or options.has_mounted(file):
         return False
     raise UserError(
         f"{key}={file}: is not a file below this folder; give its path in the image, and run this "

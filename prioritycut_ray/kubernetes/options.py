@@ -5,6 +5,7 @@ The docstrings of the fields are the comments of ``prioritycut k8s render --show
 
 import re
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -73,6 +74,22 @@ def _image_problem(image: str) -> str | None:
             f"prioritycut-ray:0.1.0-ray{RAY_VERSION}-cpu"
         )
     return None
+
+
+def _endpoint_problem(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # no such port
+        right = False
+    if right and parts.path in ("", "/") and not parts.query:
+        return None
+    return "is not http(s)://HOST or http(s)://HOST:PORT"
+
+
+def _address_problem(address: str) -> str | None:
+    match = re.fullmatch(r"[^\s:/]+:(\d{1,5})", address)
+    return None if match and 1 <= int(match[1]) <= 65535 else "is not HOST:PORT"
 
 
 def _as_text(value: Any) -> Any:
@@ -285,9 +302,7 @@ class ManifestOptions(OptionsSection):
     """Names of secrets with the registry's credentials."""
     storage: Storage = "s3://prioritycut"
     """Bucket, or a folder in it; holds data/, runs/ and models/."""
-    storage_endpoint: (
-        Annotated[str, _written(r"https?://[^/\s]+/?", "http(s)://HOST[:PORT]")] | None
-    ) = None
+    storage_endpoint: Annotated[str, _no_problem(_endpoint_problem)] | None = None
     """Endpoint of an S3 service other than AWS, such as http://minio:9000."""
     volumes: dict[Label, VolumeOptions] = Field(default_factory=dict)
     """Volumes of head, workers and TensorBoard by name, as in
@@ -341,7 +356,7 @@ class ManifestOptions(OptionsSection):
     """A Kueue LocalQueue; clusters then have a fixed size."""
     scheduler: Literal["default", "volcano"] = "default"
     """Volcano must be enabled in the operator (helm: batchScheduler.name=volcano)."""
-    redis: Annotated[str, _written(r"[^\s:/]+:\d+", "HOST:PORT")] | None = None
+    redis: Annotated[str, _no_problem(_address_problem)] | None = None
     """HOST:PORT of a Redis, with which a cluster survives the loss of its head; the password is in
     the secret NAME-redis under the key password."""
     history: HistoryOptions | None = None
@@ -362,10 +377,13 @@ class ManifestOptions(OptionsSection):
         paths = [volume.path for volume in self.volumes.values()]
         if "shm" in self.volumes or len(set(paths)) != len(paths):
             raise ValueError("volumes: paths must differ, and the name shm is taken")
-        inside = any(self.storage == p or self.storage.startswith(f"{p}/") for p in paths)
-        if self.storage.startswith("/") and not inside:
+        if self.storage.startswith("/") and not self.has_mounted(self.storage):
             raise ValueError(f"storage={self.storage} is not a folder in one of `volumes`")
         return self
+
+    def has_mounted(self, path: str) -> bool:
+        """Whether a path is in one of the volumes."""
+        return any(PurePath(path).is_relative_to(volume.path) for volume in self.volumes.values())
 
     @property
     def ports_of_services(self) -> list[int]:

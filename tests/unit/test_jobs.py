@@ -142,6 +142,10 @@ def test_files_of_the_image_are_looked_for_here(prioritycut: Prioritycut, tmp_pa
     assert prioritycut("k8s", "render", "retrain=nightly.yaml").returncode == 0
     manifest = (tmp_path / "cluster" / "cronjob-retrain.yaml").read_text()
     assert "prioritycut retrain nightly.yaml" in manifest
+    words = ["volumes.settings.path=/settings", "volumes.settings.config_map=settings"]
+    assert prioritycut("k8s", "render", *words, "retrain=/settings/a.yaml").returncode == 0
+    result = prioritycut("k8s", "render", *words, "retrain=/setting/a.yaml")
+    assert_one_line(result, "retrain=/setting/a.yaml")
 
 
 def test_sizes_that_no_job_accepts_are_refused(prioritycut: Prioritycut, tmp_path: Path) -> None:

@@ -399,6 +399,10 @@ def test_the_ray_version_of_an_image_is_in_its_tag(image: str, version: str | No
         ("storage=gs://bucket", ["storage=", "s3fs"]),
         ("storage=/data", ["storage=/data", "volumes"]),
         ("storage_endpoint=minio:9000", ["storage_endpoint=", "http(s)://HOST"]),
+        ("storage_endpoint=http://minio:99999", ["storage_endpoint=", "http(s)://HOST"]),
+        ("storage_endpoint=http://minio/bucket", ["storage_endpoint=", "http(s)://HOST"]),
+        ("redis=redis", ["redis=", "HOST:PORT"]),
+        ("redis=redis:0", ["redis=", "HOST:PORT"]),
         ("worker.shm_gib=48", ["worker", "shm_gib=48", "memory_gib=48"]),
         ("worker.object_store_gib=12", ["worker", "object_store_gib=12", "shm_gib=12"]),
         ("name=Has Capitals", ["name=", "a-z"]),
@@ -445,6 +449,8 @@ def test_overrides_change_one_value_and_keys_may_have_dots() -> None:
         "worker.env.OMP_NUM_THREADS=007",
         "env.TOKEN={secret: hub, key: token}",
         "labels.example.com/team=yes",
+        "worker.tolerations.dedicated=",
+        "worker.labels.release=1e3",
         "volumes.cache.path=/cache",
         "volumes.cache.size_gib=20",
     ]
@@ -456,6 +462,8 @@ def test_overrides_change_one_value_and_keys_may_have_dots() -> None:
     assert options.env == {"TOKEN": SecretKey(secret="hub", key="token")}
     assert options.labels == {"example.com/team": "yes"}
     assert options.volumes["cache"].size_gib == 20
+    assert options.worker.tolerations == {"dedicated": ""}
+    assert options.worker.labels == {"release": "1e3"}
 
 
 def test_the_options_of_the_docs_are_options() -> None:
