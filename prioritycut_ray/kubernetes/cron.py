@@ -1,14 +1,13 @@
 """Schedules as robfig/cron reads them, which runs CronJobs and RayCronJobs alike."""
 
-import difflib
+import re
 import zoneinfo
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 
 from croniter import CroniterBadDateError, CroniterError, croniter
 
-from prioritycut_ray.kubernetes.syntax import is_duration
+from prioritycut_ray.kubernetes.syntax import did_you_mean, is_duration
 
 _DESCRIPTORS = ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly")
 _FIELDS = 5
@@ -27,7 +26,7 @@ def schedule_problem(schedule: str) -> str | None:
         if schedule in _DESCRIPTORS:
             return None
         known = ", ".join((*_DESCRIPTORS, "@every 24h"))
-        return f"is none of {known}{_did_you_mean(schedule, _DESCRIPTORS)}"
+        return f"is none of {known}{did_you_mean(schedule, _DESCRIPTORS)}"
     if len(schedule.split()) != _FIELDS:
         return "is not a five-field cron expression: minute, hour, day, month, weekday"
     return _field_problem(schedule)
@@ -37,7 +36,7 @@ def time_zone_problem(zone: str) -> str | None:
     """What is wrong with a time zone, to follow its value; None if nothing is."""
     if zone.lower() != "local" and zone in _zones():
         return None
-    return f"is not a time zone, such as Europe/Berlin or Etc/UTC{_did_you_mean(zone, _zones())}"
+    return f"is not a time zone, such as Europe/Berlin or Etc/UTC{did_you_mean(zone, _zones())}"
 
 
 @cache
@@ -45,27 +44,26 @@ def _zones() -> frozenset[str]:
     return frozenset(zoneinfo.available_timezones())
 
 
-_NOT_IN_GO = "LW#H"
-"""What croniter understands and robfig/cron does not."""
-_NAMES = (
-    *("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"),
-    *("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"),
-)
+_NAMES = {
+    name: str(number)
+    for names in (
+        ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"),
+        ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"),
+    )
+    for number, name in enumerate(names, start=len(names) == 12)
+}
+_NUMBERS_ONLY = re.compile(r"[0-9*?,/-]+")
 
 
 def _field_problem(schedule: str) -> str | None:
-    upper = schedule.upper()
-    for name in _NAMES:
-        upper = upper.replace(name, "")
-    strange = set(upper) & set(_NOT_IN_GO)
-    weekday = schedule.split()[4]
+    plain = re.sub("[A-Za-z]{3}", lambda match: _NAMES.get(match[0].upper(), match[0]), schedule)
+    reason = _what_go_refuses(plain)
     try:
-        times = croniter(schedule.replace("?", "*"), _FROM)
-    except (CroniterError, ValueError) as reason:
+        times = croniter(plain.replace("?", "*"), _FROM)
+    except (CroniterError, ValueError) as refusal:
+        reason = reason or str(refusal)
+    if reason:
         return f"is not a cron expression: {reason}"
-    if strange or "7" in weekday.replace("/7", ""):
-        what = "weekday 7 (Sunday is 0)" if not strange else ", ".join(sorted(strange))
-        return f"is not a cron expression: Kubernetes has no {what}"
     try:
         times.get_next(datetime)
     except CroniterBadDateError:
@@ -73,6 +71,15 @@ def _field_problem(schedule: str) -> str | None:
     return None
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _what_go_refuses(schedule: str) -> str | None:
+    """What croniter takes and robfig/cron does not."""
+    words = schedule.split()
+    strange = [word for word in words if not _NUMBERS_ONLY.fullmatch(word)]
+    if strange:
+        return f"Kubernetes does not read {strange[0]}"
+    for first, last in re.findall(r"(\d+)-(\d+)", schedule):
+        if int(first) > int(last):
+            return f"the range {first}-{last} ends before it begins: write two ranges"
+    if re.search(r"(?<![/\d])7(?!\d)", words[4]):
+        return "Sunday is 0, not 7"
+    return None

@@ -5,9 +5,10 @@ Source: apimachinery's ``util/validation`` and ``api/resource`` of Kubernetes 1.
 
 import base64
 import binascii
+import difflib
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -153,6 +154,7 @@ FORMATS = {
     "config-key": Format(_text("[-._a-zA-Z0-9]+", 253), "a key (letters, digits, - _ .)"),
     "base64": Format(_is_base64, "base64; put plain text under stringData"),
     "cidr": Format(_is_network, "a network in CIDR notation, such as 10.0.0.0/8"),
+    "word": Format(_text(r"\S+", 253), "a word without blanks"),
     "path-inside": Format(_is_inside, "a relative path without .."),
     "field-path": Format(
         re.compile(
@@ -179,3 +181,10 @@ _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|ms|s|m|h)"
 def is_duration(text: str) -> bool:
     """A positive duration as Go writes it, such as ``1h30m``."""
     return bool(re.fullmatch(f"(?:{_DURATION.pattern})+", text)) and bool(re.search("[1-9]", text))
+
+
+def did_you_mean(word: Any, known: Iterable[str], alike: float = 0.65) -> str:
+    """The way out of a misspelt word: ``; did you mean 'x'?``, or nothing."""
+    words = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), list(words), n=1, cutoff=alike)
+    return f"; did you mean {words[close[0]]!r}?" if close else ""

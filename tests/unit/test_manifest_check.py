@@ -379,4 +379,4 @@ def test_the_options_of_ray_start_are_those_of_the_installed_ray() -> None:
 def test_the_keys_of_a_runtime_environment_are_those_of_the_installed_ray() -> None:
     from ray.runtime_env import RuntimeEnv
 
-    assert set(schema.facts().tables["runtime_env"]) == RuntimeEnv.known_fields
+    assert schema.facts().tables["runtime_env"].keys() == RuntimeEnv.known_fields

@@ -1,5 +1,6 @@
 """RayClusters, alone or in a job or a service: ``ValidateRayClusterSpec`` and what breaks later."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 from packaging.version import InvalidVersion, Version
@@ -308,6 +309,9 @@ def _fault_tolerance_rules(spec: Object, path: str, annotations: Object) -> Find
         yield error(f"{place}.storage", "is for the backend rocksdb")
     elif not options.get("redisAddress"):
         yield warning(f"{place}.redisAddress", "is missing: Ray would find no Redis")
+    elif not re.search(r":(\d+|\$\w+)", options["redisAddress"]):
+        address = options["redisAddress"]
+        yield warning(f"{place}.redisAddress", f"{address} has no port: write {address}:6379")
 
 
 _ROCKSDB_GATE = "GCSFaultToleranceEmbeddedStorage"

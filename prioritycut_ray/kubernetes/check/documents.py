@@ -140,7 +140,8 @@ def _definition(kind: str, version: str) -> tuple[str | None, Iterable[Finding]]
     if group == "ray.io":
         if kind not in schema.KINDS:
             known = ", ".join(schema.KINDS)
-            return None, [error("kind", f"{kind} is not a kind of KubeRay: {known}")]
+            hint = schema.did_you_mean(kind, schema.KINDS)
+            return None, [error("kind", f"{kind} is not a kind of KubeRay: {known}{hint}")]
         if version not in schema.VERSIONS:
             return None, [error("apiVersion", f"is {version}; write ray.io/v1")]
         if version != "ray.io/v1":

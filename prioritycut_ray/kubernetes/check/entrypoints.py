@@ -48,13 +48,19 @@ def _shell_rules(entrypoint: str, place: str) -> Findings:
             "has several lines: the submitter's pod runs those after the first, not the cluster; "
             "write one line, or bash -c '...'",
         )
+    elif re.search(r"(^|\s)#", bare):
+        yield error(
+            place,
+            "has # outside of quotes: the rest of the submitter's command is a comment; remove "
+            "it, or write bash -c '...'",
+        )
     elif operators:
         yield warning(
             place,
             f"has {' '.join(operators)} outside of quotes: the submitter's pod runs what follows, "
             "not the cluster; write bash -c '...'",
         )
-    variables = re.findall(r"\$(?:\w+|\{\w+\}|\()", expanded)
+    variables = re.findall(r"\$(?:\w+|\{\w+\}|\()|`", expanded)
     if variables:
         yield warning(
             place,

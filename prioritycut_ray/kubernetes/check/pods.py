@@ -75,6 +75,7 @@ def _template_rules(template: Object, path: str, provided: set[str]) -> Findings
         yield from environment_rules(container.get("env") or [], f"{spot}.env")
         yield from _mount_rules(container, volumes, provided, spot)
         yield from _security_rules(container, pod, spot)
+        yield from _port_rules(container, spot)
         yield from _probe_rules(container, spot)
         yield from _grace_rules(container, pod, spot)
 
@@ -270,6 +271,18 @@ def _toleration_rules(pod: Object, place: str) -> Findings:
             and toleration.get("effect") != "NoExecute"
         ):
             yield error(f"{spot}.effect", "must be NoExecute where there are tolerationSeconds")
+
+
+def _port_rules(container: Object, spot: str) -> Findings:
+    taken = [
+        (port.get("containerPort"), port.get("protocol") or "TCP")
+        for port in container.get("ports") or []
+    ]
+    for index, key in enumerate(taken):
+        if taken.index(key) != index:
+            yield warning(
+                f"{spot}.ports[{index}].containerPort", f"{key[0]} is there twice: drop one"
+            )
 
 
 def _host_rules(pod: Object, place: str) -> Findings:

@@ -23,7 +23,8 @@ def check(documents: list[dict[str, Any]]) -> Relation:
                 yield title, finding
         for path, kind, name in _references(document):
             hint = schema.did_you_mean(name, known.get(kind, ()), alike=0.8)
-            if hint and name not in known[kind]:
+            is_here = name in known.get(kind, ())
+            if not is_here and (hint or (kind == "Role" and kind in known)):
                 yield title, warning(path, f"there is no {kind} {name} in this file{hint}")
     yield from _twice(documents)
     yield from _services(documents)

@@ -11,6 +11,7 @@ from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, w
 from prioritycut_ray.yaml_text import refuse_duplicates
 
 _EXCLUSIVE = ("pip", "uv", "conda")
+_TYPES = {"text": str, "list": list, "mapping": dict, "boolean": bool}
 _URL = re.compile("[a-z][a-z0-9+.-]*://")
 
 
@@ -31,10 +32,15 @@ def check(spec: Object, path: str) -> Findings:
         return
     known = schema.facts().tables["runtime_env"]
     for key in environment:
+        if environment[key] is None:
+            continue
         if key not in known:
             hint = schema.did_you_mean(key, known, alike=0.75)
             serious = error if hint else warning
             yield serious(f"{place} {key}", f"Ray knows no such key and ignores it{hint}")
+        elif not isinstance(environment[key], tuple(_TYPES[kind] for kind in known[key])):
+            wanted = " or a ".join(known[key])
+            yield error(f"{place} {key}", f"{environment[key]!r} is not a {wanted}")
     given = [key for key in _EXCLUSIVE if environment.get(key)]
     if len(given) > 1:
         yield error(place, f"has {' and '.join(given)}, which exclude each other: keep one")
@@ -43,10 +49,7 @@ def check(spec: Object, path: str) -> Findings:
 
 
 def _variable_rules(variables: Any, place: str) -> Findings:
-    if variables is None:
-        return
     if not isinstance(variables, dict):
-        yield error(place, f"is a mapping, not {type(variables).__name__}")
         return
     for name, value in variables.items():
         if not isinstance(name, str):
@@ -61,9 +64,7 @@ def _code_rules(environment: Object, spec: Object, place: str) -> Findings:
     has_submitter = spec.get("submissionMode") in (None, "", "K8sJobMode", "SidecarMode")
     serious = warning if has_submitter else error
     for key, location in _locations(environment):
-        if not isinstance(location, str):
-            yield error(f"{place} {key}", f"{location!r} is not a path or a URL")
-        elif not _URL.match(location):
+        if not _URL.match(location):
             yield serious(
                 f"{place} {key}",
                 f"{location} is a path in the submitter's pod, not on your machine: give a URL of "
@@ -75,9 +76,10 @@ def _code_rules(environment: Object, spec: Object, place: str) -> Findings:
             yield error(f"{place} {key}", f"{location} is not the URL of a .zip or .whl")
 
 
-def _locations(environment: Object) -> Iterator[tuple[str, Any]]:
-    if environment.get("working_dir") is not None:
+def _locations(environment: Object) -> Iterator[tuple[str, str]]:
+    if isinstance(environment.get("working_dir"), str):
         yield "working_dir", environment["working_dir"]
     modules = environment.get("py_modules")
     for index, module in enumerate(modules if isinstance(modules, list) else []):
-        yield f"py_modules[{index}]", module
+        if isinstance(module, str):
+            yield f"py_modules[{index}]", module

@@ -30,6 +30,8 @@ def check(parameters: Object, container: Object, template: Object, place: str) -
     place = f"{place}.rayStartParams"
     for name, value in parameters.items():
         yield from _option_rules(name, value, schema.within(place, name))
+    if "head" in parameters and ".workerGroupSpecs[" in place:
+        yield error(f"{place}.head", "makes each worker a cluster of its own: remove it")
     yield from _gpu_rules(parameters, container, place)
     yield from _memory_rules(parameters, container, template, place)
 

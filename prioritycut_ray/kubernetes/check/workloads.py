@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from prioritycut_ray.kubernetes import schema
@@ -212,6 +213,13 @@ def _secret_rules(document: Object) -> Findings:
 
 # Rights.
 
+
+@cache
+def _singular() -> frozenset[str]:
+    kinds = {*(kind for _, kind in schema.core_kinds()), *schema.KINDS}
+    return frozenset(kind.lower() for kind in kinds if not kind.endswith("s"))
+
+
 _VERBS = (
     *("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "*"),
     *("use", "bind", "escalate", "impersonate", "approve", "sign", "attest"),
@@ -240,9 +248,9 @@ def _rule_rules(rule: Object, spot: str) -> Findings:
                 f"{spot}.apiGroups", f"{group!r} has a version: write {group.rpartition('/')[0]!r}"
             )
     for resource in rule.get("resources") or []:
-        if resource != resource.lower():
+        if resource != resource.lower() or resource in _singular():
             yield error(
-                f"{spot}.resources", f"{resource!r} is a kind: write the plural, in lower case"
+                f"{spot}.resources", f"{resource!r} is a kind: write its plural, in lower case"
             )
     for verb in rule.get("verbs") or []:
         if verb not in _VERBS and ":" not in verb:
