@@ -350,6 +350,14 @@ def gated(kind: str, value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from gated(field_kind.rstrip("*"), item, spot)
 
 
+def needs_gate(gate: str) -> str:
+    """What is to be said of something behind a feature gate."""
+    return (
+        f"needs the feature gate {gate}, which is off by default in KubeRay {facts().version}: "
+        "turn it on in the operator"
+    )
+
+
 def _children(kind: str, value: Any, path: str) -> Iterator[tuple[str, str, Any]]:
     """The fields of a value of one of KubeRay's types: (path, type, value)."""
     for field, field_kind in facts().types.get(kind, {}).items():

@@ -132,7 +132,7 @@ def test_what_is_right_is_left_alone(case: Object) -> None:
 
 def test_samples_of_kuberay_are_valid() -> None:
     samples = DATA / "kuberay_samples.yaml"
-    assert len(list(yaml.safe_load_all(samples.read_text()))) == 12
+    assert len(list(yaml.safe_load_all(samples.read_text()))) == 34
     problems = check_file(samples)
     assert errors_of(problems) == []
     assert all("needs the feature gate" in problem.message for problem in problems)

@@ -185,11 +185,7 @@ def _rules(kind: str, document: Object) -> Findings:
         for path, message in schema.broken_rules(kind, document):
             yield error(path, message)
         for path, gate in schema.gated(kind, document):
-            yield warning(
-                path,
-                f"needs the feature gate {gate}, which is off by default in KubeRay "
-                f"{schema.facts().version}: turn it on in the operator",
-            )
+            yield warning(path, schema.needs_gate(gate))
     match kind:
         case "RayCluster":
             yield from clusters.check(spec, "spec", document["metadata"])

@@ -5,7 +5,7 @@ import shlex
 
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.kubernetes.check import clusters
+from prioritycut_ray.kubernetes.check import parts
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
 
 _OPERATORS = (";", "&&", "||", "|", "&", ">", ">>", "<", "\n")
@@ -118,8 +118,8 @@ def _program_rules(words: list[str], cluster: Object | None, place: str) -> Find
 
 def _storage_rules(config: Config, cluster: Object, place: str) -> Findings:
     mounts = [
-        {mount["mountPath"] for mount in clusters.ray_container(group).get("volumeMounts") or []}
-        for _, group in clusters.groups(cluster, "")
+        {mount["mountPath"] for mount in parts.ray_container(group).get("volumeMounts") or []}
+        for _, group in parts.groups(cluster, "")
     ]
     for key, location in (("storage", config.storage), ("data.url", config.data.url)):
         shared = all(any(location.startswith(mount) for mount in paths) for paths in mounts)
@@ -130,13 +130,11 @@ def _storage_rules(config: Config, cluster: Object, place: str) -> Findings:
 
 
 def _capacity_rules(config: Config, cluster: Object, place: str) -> Findings:
-    from prioritycut_ray.kubernetes.check.jobs import offered
-
     train = config.train
     places, gpus = 0, train.use_gpu == "yes"
-    for _, group in clusters.worker_groups(cluster, ""):
-        fit = [offered(group, "cpu", "num-cpus") // train.cpus_per_worker]
-        fit += [offered(group, "nvidia.com/gpu", "num-gpus")] if gpus else []
+    for _, group in parts.worker_groups(cluster, ""):
+        fit = [parts.offered(group, "cpu", "num-cpus") // train.cpus_per_worker]
+        fit += [parts.offered(group, "nvidia.com/gpu", "num-gpus")] if gpus else []
         most = group.get("maxReplicas")
         room = min(fit)
         if most is None or not room.is_finite():

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from decimal import Decimal
 from itertools import pairwise
 
-from prioritycut_ray.kubernetes.check import clusters, entrypoints, pods, runtime_env, schedules
+from prioritycut_ray.kubernetes.check import clusters, entrypoints, parts, runtime_env, schedules
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
 from prioritycut_ray.kubernetes.options import image_ray_version
-from prioritycut_ray.kubernetes.syntax import parse_quantity
 
 _SELECTOR = "ray.io/cluster"
 _DELETES_CLUSTER = ("DeleteCluster", "DeleteWorkers")
@@ -46,6 +45,8 @@ def check(spec: Object, path: str, metadata: Object | None) -> Findings:
     yield from _deletion_rules(spec, path)
     yield from _submitter_rules(spec, path)
     yield from runtime_env.check(spec, path)
+    if spec.get("metadata") and cluster and cluster.get("rayVersion"):
+        yield from parts.needs_ray(cluster, "metadata", f"{path}.metadata")
     yield from _reservation_rules(spec, path)
     if cluster:
         yield from clusters.check(cluster, f"{path}.rayClusterSpec", metadata, "RayJob")
@@ -174,7 +175,7 @@ def _policy_rules(policy: str | None, spec: Object, spot: str) -> Findings:
     if spec.get("clusterSelector") and policy in _DELETES_CLUSTER:
         yield error(spot, f"is {policy}, which a job on a selected cluster may not do: DeleteSelf")
     cluster = spec.get("rayClusterSpec") or {}
-    if policy == "DeleteWorkers" and clusters.autoscales(cluster):
+    if policy == "DeleteWorkers" and parts.autoscales(cluster):
         yield error(spot, "is DeleteWorkers, which a cluster that autoscales cannot do")
 
 
@@ -221,7 +222,7 @@ def _submitter_rules(spec: Object, path: str) -> Findings:
     if cluster:
         image = _submitter(spec).get("image") or ""
         own = image_ray_version(image)
-        head = clusters.ray_container(cluster["headGroupSpec"]).get("image") or ""
+        head = parts.ray_container(cluster["headGroupSpec"]).get("image") or ""
         of_cluster = image_ray_version(head) or cluster.get("rayVersion")
         if not own and image and image != head and not _submitter(spec).get("command"):
             yield warning(
@@ -279,23 +280,5 @@ def _is_number(value: object) -> bool:
 
 def _offers(cluster: Object, resource: str, option: str) -> Iterator[Decimal]:
     """What each group's pods offer of a resource."""
-    for _, group in clusters.groups(cluster, ""):
-        yield offered(group, resource, option)
-
-
-def offered(group: Object, resource: str, option: str) -> Decimal:
-    """What Ray counts in a pod of a group: by rayStartParams, or by the container's limits."""
-    explicit = parse_quantity((group.get("rayStartParams") or {}).get(option, ""))
-    if explicit is not None:
-        return explicit
-    by_group = {name.lower(): text for name, text in (group.get("resources") or {}).items()}
-    own = parse_quantity(by_group.get({"cpu": "cpu"}.get(resource, "gpu"), ""))
-    if own is not None:
-        return own
-    limits = pods.limits_of(clusters.ray_container(group))
-    if resource == "cpu":
-        return limits.get("cpu", Decimal("Infinity"))
-    return sum(
-        (amount for name, amount in limits.items() if name.split("/")[-1].startswith("gpu")),
-        Decimal(0),
-    )
+    for _, group in parts.groups(cluster, ""):
+        yield parts.offered(group, resource, option)

@@ -7,16 +7,12 @@ Source: ``pkg/apis/core/validation`` of Kubernetes 1.36.
 import re
 from collections import Counter
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any
 
 from prioritycut_ray.kubernetes import schema
+from prioritycut_ray.kubernetes.check import resources
 from prioritycut_ray.kubernetes.check.findings import Finding, Findings, Object, error, warning
 from prioritycut_ray.kubernetes.syntax import parse_quantity
-
-_GPUS = ("nvidia.com/gpu", "amd.com/gpu", "google.com/tpu")
-_LEAST_MEMORY = Decimal(4 * 2**20)
-"""Bytes; no container starts in less."""
 
 
 def check(kind: str, document: Object) -> Findings:
@@ -71,7 +67,7 @@ def _template_rules(template: Object, path: str, provided: set[str]) -> Findings
         spot = f"{place}.{spot}"
         if not container.get("image"):
             yield error(f"{spot}.image", "is missing")
-        yield from resource_rules(container.get("resources") or {}, f"{spot}.resources")
+        yield from resources.check(container.get("resources") or {}, f"{spot}.resources")
         yield from environment_rules(container.get("env") or [], f"{spot}.env")
         yield from _mount_rules(container, volumes, provided, spot)
         yield from _security_rules(container, pod, spot)
@@ -88,68 +84,6 @@ def _name_rules(pod: Object, place: str) -> Findings:
                 f"{place}.initContainers[{index}].name",
                 f"{container['name']!r} is the name of a container too: rename one",
             )
-
-
-# Resources.
-
-
-def resource_rules(resources: Object, place: str) -> Findings:
-    """Requests and limits against each other."""
-    requests, limits = (amounts(resources.get(side)) for side in ("requests", "limits"))
-    for name, request in requests.items():
-        spot, limit = schema.within(f"{place}.requests", name), limits.get(name)
-        if limit is not None and request > limit:
-            yield error(spot, f"is {_plain(request)}, more than its limit {_plain(limit)}")
-        elif limit is None and _is_device(name):
-            yield error(spot, "needs a limit of the same amount: devices are not overcommitted")
-        elif limit is not None and request != limit and _is_device(name):
-            yield error(
-                spot, f"is {_plain(request)}, its limit {_plain(limit)}: devices need both equal"
-            )
-    for side, parsed in (("requests", requests), ("limits", limits)):
-        for name, amount in parsed.items():
-            yield from _amount_rules(name, amount, schema.within(f"{place}.{side}", name))
-
-
-def _amount_rules(name: str, amount: Decimal | None, spot: str) -> Findings:
-    if amount is None:
-        return
-    if _is_device(name) and amount != int(amount):
-        yield error(spot, "is not a whole number: a device is not shared by fractions")
-    if name == "cpu" and 0 < amount < Decimal("0.001"):
-        yield error(spot, "is less than 1m")
-    if name == "memory" and amount != int(amount):
-        yield warning(spot, "has a fraction of a byte: the suffix m means thousandths; write Mi")
-    elif name == "memory" and 0 < amount < _LEAST_MEMORY:
-        yield warning(
-            spot, f"is {_plain(amount)} bytes, too little to start: add a unit, such as Mi or Gi"
-        )
-    is_one = any(name == known or name.startswith(f"{known}.") for known in _GPUS)
-    hint = "" if is_one else schema.did_you_mean(name, _GPUS, alike=0.8)
-    if hint:
-        yield warning(spot, f"no device plugin is known to offer {name}{hint}")
-
-
-def amounts(side: Any) -> dict[str, Decimal]:
-    """Amounts by resource; those that are no quantities are left out."""
-    parsed = {name: parse_quantity(text) for name, text in (side or {}).items()}
-    return {name: amount for name, amount in parsed.items() if amount is not None}
-
-
-def limits_of(container: Object) -> dict[str, Decimal]:
-    """What a container has: its limits, or its requests where it has no limits."""
-    resources = container.get("resources") or {}
-    return amounts(resources.get("limits") or resources.get("requests"))
-
-
-def _is_device(name: str) -> bool:
-    return name.startswith("hugepages-") or (
-        "/" in name and not name.split("/")[0].endswith("kubernetes.io")
-    )
-
-
-def _plain(amount: Decimal) -> str:
-    return f"{amount.normalize():f}"
 
 
 # Environment.
@@ -197,7 +131,7 @@ def misspelt_variable(name: str, spot: str) -> Findings:
 def _mount_rules(
     container: Object, volumes: dict[str, Object], provided: set[str], spot: str
 ) -> Findings:
-    limit = limits_of(container).get("memory")
+    limit = resources.limits_of(container).get("memory")
     for index, mount in enumerate(container.get("volumeMounts") or []):
         name = mount["name"]
         if name not in volumes and name not in provided:
@@ -217,8 +151,8 @@ def _mount_rules(
         if directory.get("medium") == "Memory" and size and limit and size > limit:
             yield warning(
                 f"{spot}.volumeMounts[{index}]",
-                f"{name} in memory is {_plain(size)} bytes, more than the container's memory "
-                f"{_plain(limit)}: it counts as memory, so lower its sizeLimit",
+                f"{name} in memory is {resources.plain(size)} bytes, more than the container's "
+                f"{resources.plain(limit)}: it counts as memory, so lower its sizeLimit",
             )
 
 

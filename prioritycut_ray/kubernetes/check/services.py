@@ -2,7 +2,7 @@
 
 import yaml
 
-from prioritycut_ray.kubernetes.check import clusters
+from prioritycut_ray.kubernetes.check import clusters, parts
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error
 from prioritycut_ray.kubernetes.syntax import is_duration
 
@@ -31,7 +31,7 @@ def _upgrade_rules(spec: Object, cluster: Object) -> Findings:
     strategy, place = spec.get("upgradeStrategy") or {}, "spec.upgradeStrategy"
     if strategy.get("type") != _INCREMENTAL:
         return
-    if not clusters.autoscales(cluster):
+    if not parts.autoscales(cluster):
         yield error(
             "spec.rayClusterConfig.enableInTreeAutoscaling", f"must be true for {_INCREMENTAL}"
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from prioritycut_ray.kubernetes import schema
-from prioritycut_ray.kubernetes.check import pods
+from prioritycut_ray.kubernetes.check import resources
 from prioritycut_ray.kubernetes.check.findings import Finding, Findings, Object, error, warning
 from prioritycut_ray.kubernetes.syntax import parse_quantity
 
@@ -92,7 +92,7 @@ def _gpu_rules(parameters: Object, container: Object, place: str) -> Findings:
     text = parameters.get("num-gpus", "0")
     if not re.fullmatch(r"\d+", text) or int(text) == 0:
         return
-    limits = pods.limits_of(container)
+    limits = resources.limits_of(container)
     gpus = sum(
         (amount for name, amount in limits.items() if re.search(r"/(gpu|mig-)", name)), Decimal(0)
     )
@@ -112,7 +112,7 @@ def _is_without_gpus(image: str) -> bool:
 
 def _memory_rules(parameters: Object, container: Object, template: Object, place: str) -> Findings:
     text, spot = parameters.get("object-store-memory", ""), f"{place}.object-store-memory"
-    memory = pods.limits_of(container).get("memory")
+    memory = resources.limits_of(container).get("memory")
     given = parameters.get("memory", "")
     if re.fullmatch(r"\d+", given) and memory and int(given) > memory:
         yield warning(f"{place}.memory", f"is {given}, more than the container's {memory:f} bytes")

@@ -1,0 +1,72 @@
+"""Requests and limits of containers."""
+
+from decimal import Decimal
+from typing import Any
+
+from prioritycut_ray.kubernetes import schema
+from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
+from prioritycut_ray.kubernetes.syntax import parse_quantity
+
+_GPUS = ("nvidia.com/gpu", "amd.com/gpu", "google.com/tpu")
+_LEAST_MEMORY = Decimal(4 * 2**20)
+"""Bytes; no container starts in less."""
+
+
+def check(resources: Object, place: str) -> Findings:
+    """Requests and limits against each other."""
+    requests, limits = (amounts(resources.get(side)) for side in ("requests", "limits"))
+    for name, request in requests.items():
+        spot, limit = schema.within(f"{place}.requests", name), limits.get(name)
+        if limit is not None and request > limit:
+            yield error(spot, f"is {plain(request)}, more than its limit {plain(limit)}")
+        elif limit is None and _is_device(name):
+            yield error(spot, "needs a limit of the same amount: devices are not overcommitted")
+        elif limit is not None and request != limit and _is_device(name):
+            yield error(
+                spot, f"is {plain(request)}, its limit {plain(limit)}: devices need both equal"
+            )
+    for side, parsed in (("requests", requests), ("limits", limits)):
+        for name, amount in parsed.items():
+            yield from _amount_rules(name, amount, schema.within(f"{place}.{side}", name))
+
+
+def _amount_rules(name: str, amount: Decimal | None, spot: str) -> Findings:
+    if amount is None:
+        return
+    if _is_device(name) and amount != int(amount):
+        yield error(spot, "is not a whole number: a device is not shared by fractions")
+    if name == "cpu" and 0 < amount < Decimal("0.001"):
+        yield error(spot, "is less than 1m")
+    if name == "memory" and amount != int(amount):
+        yield warning(spot, "has a fraction of a byte: the suffix m means thousandths; write Mi")
+    elif name == "memory" and 0 < amount < _LEAST_MEMORY:
+        yield warning(
+            spot, f"is {plain(amount)} bytes, too little to start: add a unit, such as Mi or Gi"
+        )
+    is_one = any(name == known or name.startswith(f"{known}.") for known in _GPUS)
+    hint = "" if is_one else schema.did_you_mean(name, _GPUS, alike=0.8)
+    if hint:
+        yield warning(spot, f"no device plugin is known to offer {name}{hint}")
+
+
+def amounts(side: Any) -> dict[str, Decimal]:
+    """Amounts by resource; those that are no quantities are left out."""
+    parsed = {name: parse_quantity(text) for name, text in (side or {}).items()}
+    return {name: amount for name, amount in parsed.items() if amount is not None}
+
+
+def limits_of(container: Object) -> dict[str, Decimal]:
+    """What a container has: its limits, or its requests where it has no limits."""
+    resources = container.get("resources") or {}
+    return amounts(resources.get("limits") or resources.get("requests"))
+
+
+def _is_device(name: str) -> bool:
+    return name.startswith("hugepages-") or (
+        "/" in name and not name.split("/")[0].endswith("kubernetes.io")
+    )
+
+
+def plain(amount: Decimal) -> str:
+    """An amount in full digits."""
+    return f"{amount.normalize():f}"
