@@ -6,7 +6,6 @@ package ``kubernetes-validate``; ``core.yaml`` adds what kube-apiserver checks b
 KubeRay's objects are built from the facts in ``kuberay.yaml``.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -20,7 +19,7 @@ from jsonschema import Draft202012Validator, FormatChecker, ValidationError, val
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
-from prioritycut_ray.kubernetes.syntax import FORMATS
+from prioritycut_ray.kubernetes.syntax import FORMATS, did_you_mean
 
 Finding = tuple[str, str]
 """Path of a field and what is wrong with it."""
@@ -175,13 +174,6 @@ def core_kinds() -> dict[tuple[str, str], str]:
         if len(versions) == 1 and len(names) == 1 and ".meta.v1." not in name:
             kinds[versions[0], names[0]] = name
     return kinds
-
-
-def did_you_mean(word: Any, known: Iterable[str], alike: float = 0.65) -> str:
-    """The way out of a misspelt word: ``; did you mean 'x'?``, or nothing."""
-    words = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), list(words), n=1, cutoff=alike)
-    return f"; did you mean {words[close[0]]!r}?" if close else ""
 
 
 # What a schema finds wrong.

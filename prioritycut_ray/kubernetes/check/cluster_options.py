@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check import parts, pods, resources, workloads
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
-from prioritycut_ray.kubernetes.syntax import is_dns_label
+from prioritycut_ray.kubernetes.syntax import did_you_mean, is_dns_label
 
 _FAULT_TOLERANCE = "ray.io/ft-enabled"
 _STORAGE_NAMESPACE = "ray.io/external-storage-namespace"
@@ -88,7 +88,7 @@ def _network_policy_rules(spec: Object, path: str) -> Findings:
     for index, rules in enumerate(policy.get("workerGroups") or []):
         own.append((f"{place}.workerGroups[{index}]", rules))
         if rules["groupName"] not in known:
-            hint = schema.did_you_mean(rules["groupName"], known)
+            hint = did_you_mean(rules["groupName"], known)
             yield error(
                 f"{place}.workerGroups[{index}].groupName",
                 f"there is no worker group {rules['groupName']!r}{hint}",

@@ -30,6 +30,7 @@ from prioritycut_ray.kubernetes.check.findings import (
     note,
     warning,
 )
+from prioritycut_ray.kubernetes.syntax import did_you_mean
 from prioritycut_ray.yaml_text import refuse_duplicates
 
 
@@ -140,7 +141,7 @@ def _definition(kind: str, version: str) -> tuple[str | None, Iterable[Finding]]
     if group == "ray.io":
         if kind not in schema.KINDS:
             known = ", ".join(schema.KINDS)
-            hint = schema.did_you_mean(kind, schema.KINDS)
+            hint = did_you_mean(kind, schema.KINDS)
             return None, [error("kind", f"{kind} is not a kind of KubeRay: {known}{hint}")]
         if version not in schema.VERSIONS:
             return None, [error("apiVersion", f"is {version}; write ray.io/v1")]
@@ -161,9 +162,9 @@ def _unknown_kind(kind: str, version: str, group: str) -> Finding:
     if is_core and versions:
         return error("apiVersion", f"{release} has no {kind} in {version}: write {versions[-1]}")
     if is_core:
-        hint = schema.did_you_mean(kind, [*(name for _, name in kinds), *schema.KINDS])
+        hint = did_you_mean(kind, [*(name for _, name in kinds), *schema.KINDS])
         return error("kind", f"{release} has no {kind} in {version}{hint}")
-    if kind in schema.KINDS and schema.did_you_mean(group, ["ray.io"]):
+    if kind in schema.KINDS and did_you_mean(group, ["ray.io"]):
         return error("apiVersion", f"is {version}; a {kind} is of ray.io/v1")
     return note("kind", f"was not checked: the schema of {kind} in {version} is not known here")
 

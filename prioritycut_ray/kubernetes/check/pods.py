@@ -12,7 +12,7 @@ from typing import Any
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check import resources
 from prioritycut_ray.kubernetes.check.findings import Finding, Findings, Object, error, warning
-from prioritycut_ray.kubernetes.syntax import parse_quantity
+from prioritycut_ray.kubernetes.syntax import did_you_mean, parse_quantity
 
 
 def check(kind: str, document: Object) -> Findings:
@@ -120,7 +120,7 @@ _AWS = (
 def misspelt_variable(name: str, spot: str) -> Findings:
     """A variable of AWS that nobody reads, as its name is nearly that of one."""
     if name.startswith("AWS") and name not in _AWS:
-        hint = schema.did_you_mean(name, _AWS, alike=0.85)
+        hint = did_you_mean(name, _AWS, alike=0.85)
         if hint:
             yield warning(spot, f"no client of S3 reads {name}{hint}")
 
@@ -135,7 +135,7 @@ def _mount_rules(
     for index, mount in enumerate(container.get("volumeMounts") or []):
         name = mount["name"]
         if name not in volumes and name not in provided:
-            hint = schema.did_you_mean(name, volumes) or ": add it to volumes"
+            hint = did_you_mean(name, volumes) or ": add it to volumes"
             yield error(
                 f"{spot}.volumeMounts[{index}].name", f"the pod has no volume {name!r}{hint}"
             )
@@ -283,7 +283,7 @@ def _probe_rules(container: Object, spot: str) -> Findings:
         for action in ("httpGet", "tcpSocket"):
             port = (probe.get(action) or {}).get("port")
             if isinstance(port, str) and not port.isdigit() and port not in names:
-                hint = schema.did_you_mean(port, filter(None, names))
+                hint = did_you_mean(port, filter(None, names))
                 yield error(
                     f"{spot}.{kind}.{action}.port", f"the container has no port {port!r}{hint}"
                 )

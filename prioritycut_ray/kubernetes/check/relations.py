@@ -7,6 +7,7 @@ from typing import Any
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check import names, pods
 from prioritycut_ray.kubernetes.check.findings import Finding, Object, error, warning
+from prioritycut_ray.kubernetes.syntax import did_you_mean
 
 Relation = Iterator[tuple[str, Finding]]
 """The title of an object and what is wrong with it."""
@@ -22,7 +23,7 @@ def check(documents: list[dict[str, Any]]) -> Relation:
             for finding in _pod_relations(pod, place, keys):
                 yield title, finding
         for path, kind, name in _references(document):
-            hint = schema.did_you_mean(name, known.get(kind, ()), alike=0.8)
+            hint = did_you_mean(name, known.get(kind, ()), alike=0.8)
             is_here = name in known.get(kind, ())
             if not is_here and (hint or (kind == "Role" and kind in known)):
                 yield title, warning(path, f"there is no {kind} {name} in this file{hint}")
@@ -81,7 +82,7 @@ def _missing(
 ) -> Iterator[Finding]:
     key = item.get("key") if isinstance(item, dict) else None
     if key is not None and key not in keys[source]:
-        hint = schema.did_you_mean(key, keys[source])
+        hint = did_you_mean(key, keys[source])
         yield error(spot, f"the {source[0]} {source[1]} has no key {key!r}{hint}")
 
 
@@ -107,14 +108,14 @@ def _path_relations(
     folder = str(mount.get("mountPath")).rstrip("/")
     if mount.get("subPath"):
         if mount["subPath"] not in known:
-            hint = schema.did_you_mean(mount["subPath"], known)
+            hint = did_you_mean(mount["subPath"], known)
             yield error(spot, f"{name} has no key {mount['subPath']!r} for subPath{hint}")
         return
     for field in ("command", "args"):
         for index, word in enumerate(container.get(field) or []):
             for file in re.findall(rf"(?<![\w/]){re.escape(folder)}/([\w.-]+)", str(word)):
                 if file not in known:
-                    hint = schema.did_you_mean(file, known)
+                    hint = did_you_mean(file, known)
                     yield error(
                         f"{spot}.{field}[{index}]",
                         f"reads {folder}/{file}, but {name} has no key {file!r}{hint}",
@@ -240,7 +241,7 @@ def _service_ports(spec: Object, templates: list[Object]) -> Iterator[Finding]:
     for index, port in enumerate(spec.get("ports") or []):
         target = port.get("targetPort")
         if isinstance(target, str) and target not in offered:
-            hint = schema.did_you_mean(target, filter(None, offered))
+            hint = did_you_mean(target, filter(None, offered))
             yield warning(
                 f"spec.ports[{index}].targetPort", f"its pods have no port {target!r}{hint}"
             )

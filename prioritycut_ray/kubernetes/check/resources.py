@@ -5,7 +5,7 @@ from typing import Any
 
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
-from prioritycut_ray.kubernetes.syntax import parse_quantity
+from prioritycut_ray.kubernetes.syntax import did_you_mean, parse_quantity
 
 _GPUS = ("nvidia.com/gpu", "amd.com/gpu", "google.com/tpu")
 _LEAST_MEMORY = Decimal(4 * 2**20)
@@ -44,7 +44,7 @@ def _amount_rules(name: str, amount: Decimal | None, spot: str) -> Findings:
             spot, f"is {plain(amount)} bytes, too little to start: add a unit, such as Mi or Gi"
         )
     is_one = any(name == known or name.startswith(f"{known}.") for known in _GPUS)
-    hint = "" if is_one else schema.did_you_mean(name, _GPUS, alike=0.8)
+    hint = "" if is_one else did_you_mean(name, _GPUS, alike=0.8)
     if hint:
         yield warning(spot, f"no device plugin is known to offer {name}{hint}")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
+from prioritycut_ray.kubernetes.syntax import did_you_mean
 
 
 @cache
@@ -50,7 +51,7 @@ def _rule_rules(rule: Object, spot: str) -> Findings:
             )
     for verb in rule.get("verbs") or []:
         if verb not in _VERBS and ":" not in verb:
-            hint = schema.did_you_mean(verb, _VERBS) or f": one of {', '.join(_VERBS[:9])}"
+            hint = did_you_mean(verb, _VERBS) or f": one of {', '.join(_VERBS[:9])}"
             yield warning(f"{spot}.verbs", f"{verb!r} is not a verb of Kubernetes{hint}")
 
 

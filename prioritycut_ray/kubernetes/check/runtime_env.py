@@ -8,6 +8,7 @@ import yaml
 
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
+from prioritycut_ray.kubernetes.syntax import did_you_mean
 from prioritycut_ray.yaml_text import refuse_duplicates
 
 _EXCLUSIVE = ("pip", "uv", "conda")
@@ -35,7 +36,7 @@ def check(spec: Object, path: str) -> Findings:
         if environment[key] is None:
             continue
         if key not in known:
-            hint = schema.did_you_mean(key, known, alike=0.75)
+            hint = did_you_mean(key, known, alike=0.75)
             serious = error if hint else warning
             yield serious(f"{place} {key}", f"Ray knows no such key and ignores it{hint}")
         elif not isinstance(environment[key], tuple(_TYPES[kind] for kind in known[key])):

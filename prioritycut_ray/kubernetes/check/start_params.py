@@ -9,7 +9,7 @@ from decimal import Decimal
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check import resources
 from prioritycut_ray.kubernetes.check.findings import Finding, Findings, Object, error, warning
-from prioritycut_ray.kubernetes.syntax import parse_quantity
+from prioritycut_ray.kubernetes.syntax import did_you_mean, parse_quantity
 
 _NUMBERS = {"integer": r"\d+", "float": r"\d+(\.\d*)?|\.\d+"}
 _LEAST_OBJECT_STORE = 75 * 2**20
@@ -62,7 +62,7 @@ def _unknown_option(name: str, kinds: Object, spot: str) -> Findings:
     if plain in known:
         yield error(spot, f"`ray start` has no option {name!r}: write {plain}")
         return
-    hint = schema.did_you_mean(plain, known, alike=0.75)
+    hint = did_you_mean(plain, known, alike=0.75)
     if hint:
         yield error(spot, f"`ray start` has no option {name!r}{hint}")
     else:
