@@ -65,7 +65,7 @@ Videos = Annotated[
     list[str],
     typer.Argument(
         help="Files, folders, globs, WebDataset `.tar` shards, or `.csv` manifests "
-        "(file, identity, split, left, top, right, bottom); local, or fsspec URLs."
+        "(file, identity, split, start, end, left, top, right, bottom); local, or fsspec URLs."
     ),
 ]
 Data = Annotated[str, typer.Argument(help="Folder of `prioritycut shard`, or an fsspec URL.")]

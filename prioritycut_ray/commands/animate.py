@@ -18,7 +18,7 @@ from prioritycut_ray.data.footage import (
     squares,
     survey,
 )
-from prioritycut_ray.data.inputs import Box
+from prioritycut_ray.data.manifest import Box
 from prioritycut_ray.data.output import check_output, write_animation
 from prioritycut_ray.data.video import Frame, Sound, has_sound, read_image
 from prioritycut_ray.errors import UserError

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from prioritycut_ray.commands.animate import Motion, Scene, render_scene, set_scene, sound_of
 from prioritycut_ray.data.footage import Limits, box_of, parse_crop, survey
-from prioritycut_ray.data.inputs import Box
+from prioritycut_ray.data.manifest import Box
 from prioritycut_ray.data.video import Frame, Sound, frames_upright, read_image, write_video
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation import names_of

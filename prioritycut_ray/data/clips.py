@@ -23,7 +23,8 @@ from tenacity import (
     wait_exponential,
 )
 
-from prioritycut_ray.data.inputs import Box, Entry, is_url, opened, printable
+from prioritycut_ray.data.entries import Entry, is_url, opened, printable
+from prioritycut_ray.data.manifest import Box, FrameRange
 from prioritycut_ray.data.scenes import Frame, count_and_cuts, even_length, numbered_segments
 from prioritycut_ray.data.video import (
     Source,
@@ -132,8 +133,9 @@ def make_part(entry: Entry, recipe: Recipe) -> bytes:
         info = probe(source)
         if not recipe.copy:
             return _encoded(source, info, entry, recipe)
-        if entry.box is not None:
-            raise VideoError(entry.shown, "cannot be copied: the manifest gives a box to cut out")
+        if entry.box is not None or entry.frames is not None:
+            part = "box" if entry.box else "range of frames"
+            raise VideoError(entry.shown, f"cannot be copied: the manifest gives a {part}")
         return _copied(source, info, recipe)
 
 
@@ -191,18 +193,19 @@ def _copy_bytes(source: IO[bytes], target: IO[bytes], entry: Entry) -> None:
 
 
 def _encoded(source: Source, info: VideoInfo, entry: Entry, recipe: Recipe) -> bytes:
-    longest = even_length(info.packets, recipe.max_frames)
+    start, end = entry.frames or (0, None)
+    longest = even_length((end or max(info.packets, start)) - start, recipe.max_frames)
     segments: list[Segment] = []
     clips: list[bytes] = []
     frames = left_out = 0
-    squares = _squares(source, entry.box, recipe.size)
+    squares = _squares(source, entry.box, entry.frames, recipe.size)
     for _, group in itertools.groupby(numbered_segments(squares, longest), lambda item: item[0]):
         # Frames are encoded as they come: a whole video would not fit into memory.
         encoded = io.BytesIO()
         length = write_video(encoded, (frame for _, frame in group), info.fps)
         if length >= 2:
             clips.append(encoded.getvalue())
-            segments.append(_segment(clips[-1], length, frames))
+            segments.append(_segment(clips[-1], length, start + frames))
         left_out += length < 2
         frames += length
     if not segments:
@@ -216,9 +219,19 @@ def _encoded(source: Source, info: VideoInfo, entry: Entry, recipe: Recipe) -> b
     return write_part(_outcome(info, segments, notes), clips)
 
 
-def _squares(source: Source, box: Box | None, size: int) -> Iterator[Frame]:
-    for frame in frames_upright(source):
-        yield resize(center_square(frame if box is None else _boxed(frame, box)), size)
+def _squares(
+    source: Source, box: Box | None, wanted: FrameRange | None, size: int
+) -> Iterator[Frame]:
+    start, end = wanted or (0, None)
+    number = 0
+    for number, frame in enumerate(frames_upright(source), start=1):
+        if number > start:
+            yield resize(center_square(frame if box is None else _boxed(frame, box)), size)
+        if number == end:
+            return
+    if number <= start or end is not None:
+        part = f"start {start} and end {'(empty)' if end is None else end}"
+        raise VideoError("video", f"{part} are not inside its {number} frames")
 
 
 def _boxed(frame: Frame, box: Box) -> Frame:
@@ -230,7 +243,7 @@ def _boxed(frame: Frame, box: Box) -> Frame:
 
 
 def _copied(source: Source, info: VideoInfo, recipe: Recipe) -> bytes:
-    shown, cuts = count_and_cuts(_squares(source, None, recipe.size))
+    shown, cuts = count_and_cuts(_squares(source, None, None, recipe.size))
     if shown < 2:
         raise VideoError("video", TOO_SHORT)
     copied = copy_stream(source, recipe.size)

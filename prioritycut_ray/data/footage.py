@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 
-from prioritycut_ray.data.inputs import Box
+from prioritycut_ray.data.manifest import Box
 from prioritycut_ray.data.video import (
     Frame,
     Timing,

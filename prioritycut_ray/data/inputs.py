@@ -6,19 +6,20 @@ stop a run. No file is ever written, and no member of a tar is given a place by 
 
 import csv
 import glob
-import io
 import itertools
 import json
-import math
 import os
 import posixpath
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from prioritycut_ray.data.entries import Entry, Rejected, Span, is_url, opened, printable
+from prioritycut_ray.data.identities import each_once, folder_of, name_identities, split_by_folders
+from prioritycut_ray.data.manifest import SPLIT_NAMES, Row, read_rows
+from prioritycut_ray.data.shards import unread_rest
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.paths import resolved
 from prioritycut_ray.storage import FileSystem, filesystem
@@ -45,71 +46,23 @@ VIDEO_EXTENSIONS = frozenset(
     }
 )
 EXTENSIONS = VIDEO_EXTENSIONS | {".tar"}
-BOX_COLUMNS = ("left", "top", "right", "bottom")
 LONGEST_JSON = 1 << 20
 # What file systems call the state of a file, the surest first.
 _VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
-class Rejected(NamedTuple):
-    """A video that was left out, and why."""
-
-    file: str
-    reason: str
-
-
-class Box(NamedTuple):
-    """A part of the upright frame, in pixels; right and bottom are outside of it."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
-class Span(NamedTuple):
-    """Where a member lies in its tar: first byte, and number of bytes."""
-
-    offset: int
-    size: int
-
-
-class Entry(NamedTuple):
-    """One video to pack.
+class Found(NamedTuple):
+    """What the inputs hold.
 
     Attributes:
-        source: absolute path or URL of the file, or of the tar around it.
-        name: relative path without extension, which its key is made of.
-        identity: who or what is shown.
-        split: as the manifest says; empty if it does not.
-        box: the part to keep; the centre square if there is none.
-        span: where it lies in a tar.
-        member: its name in the tar.
-        size: bytes; 0 if unknown.
-        version: changes when the file does.
+        entries: videos to try, each once, in a fixed order.
+        rejected: what is set aside.
+        notes: what was understood of it that is worth a word, one line each.
     """
-
-    source: str
-    name: str
-    identity: str
-    split: str = ""
-    box: Box | None = None
-    span: Span | None = None
-    member: str = ""
-    size: int = 0
-    version: str = ""
-
-    @property
-    def shown(self) -> str:
-        """What to call it before people."""
-        return printable(f"{self.source}/{self.member}" if self.member else self.source)
-
-
-class Found(NamedTuple):
-    """What the inputs hold: videos to try, each once, in a fixed order; and what is set aside."""
 
     entries: list[Entry]
     rejected: list[Rejected]
+    notes: list[str]
 
 
 def find_videos(inputs: Sequence[str]) -> Found:
@@ -121,20 +74,25 @@ def find_videos(inputs: Sequence[str]) -> Found:
             path or an fsspec URL.
 
     Raises:
-        UserError: if an input does not exist, holds no video, or is no usable manifest.
+        UserError: if an input does not exist, holds no video, or is no usable manifest; if rows
+            contradict each other; or if it is not clear which split a video is for.
     """
-    found: dict[tuple[Any, ...], Entry] = {}
-    rejected: dict[str, Rejected] = {}
+    found: list[Entry] = []
+    rejected: list[Rejected] = []
+    folders: list[str] = []
     for given in inputs:
-        for item in _expand(given):
-            if isinstance(item, Rejected):
-                rejected.setdefault(item.file, item)
-                continue
-            place = item.source if is_url(item.source) else os.path.realpath(item.source)
-            found.setdefault((place, item.span, item.box), item)
+        listing = _expand(given)
+        items = [*listing.items]
+        entries = [item for item in items if isinstance(item, Entry)]
+        folders += [listing.folder] if listing.folder else [folder_of(e) for e in entries]
+        found += entries
+        rejected += [item for item in items if isinstance(item, Rejected)]
     if not found and not rejected:
         raise UserError("there is nothing to pack: name videos, folders, globs or a csv manifest")
-    return Found([*found.values()], [*rejected.values()])
+    once, notes = each_once(found)
+    return Found(
+        name_identities(split_by_folders(once, folders)), [*dict.fromkeys(rejected)], notes
+    )
 
 
 def absolute(given: str) -> str:
@@ -147,45 +105,23 @@ def absolute(given: str) -> str:
     return place if is_url(place) else os.path.abspath(place)
 
 
-def is_url(given: str) -> bool:
-    """Tell an fsspec URL from a local path."""
-    return "://" in given
+class _Listing(NamedTuple):
+    """What one input holds, and the folder that it names; empty for files, that name none."""
+
+    items: Iterable[Entry | Rejected]
+    folder: str = ""
 
 
-def printable(name: str) -> str:
-    """Spell a name so that it can be shown and stored: valid Unicode on one line."""
-    clean = name.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clean)
-
-
-@contextmanager
-def opened(entry: Entry) -> Iterator[IO[bytes]]:
-    """Open an entry's file for reading, at the start of its bytes.
-
-    Raises:
-        OSError: if it cannot be opened.
-    """
-    if not is_url(entry.source):
-        with open(entry.source, "rb") as file:
-            file.seek(entry.span.offset if entry.span else 0)
-            yield file
-        return
-    fs, path = filesystem(entry.source)
-    with fs.open(path, "rb") as file:
-        file.seek(entry.span.offset if entry.span else 0)
-        yield file
-
-
-def _expand(given: str) -> Iterable[Entry | Rejected]:
+def _expand(given: str) -> _Listing:
     if is_url(given):
         return _expand_url(given)
     if "\0" in given:
         raise UserError(f"{printable(given)}: is no file name")
     path = Path(given)
     if path.is_dir():
-        return _wanted(path, _walk(path))
+        return _Listing(_wanted(path, _walk(path)), absolute(given))
     if os.path.lexists(path):
-        return _local(str(path.absolute()), path.stem)
+        return _Listing(_local(str(path.absolute()), path.stem))
     if glob.has_magic(given):
         return _in_glob(path)
     raise UserError(f"{printable(given)}: does not exist; name a video, folder, glob or manifest")
@@ -222,14 +158,15 @@ def _walk(root: Path) -> Iterator[Path | Rejected]:
         yield Rejected(printable(str(error.filename)), f"cannot be listed ({error.strerror})")
 
 
-def _in_glob(pattern: Path) -> list[Entry | Rejected]:
+def _in_glob(pattern: Path) -> _Listing:
     plain = [*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)]
     root, rest = Path(*plain), pattern.parts[len(plain) :]
     # pathlib's, unlike glob's, does not run in circles through links; nor may what it matches.
     matches = [*root.glob(str(Path(*rest)))]
     folders = (path for path in matches if path.is_dir() and not path.is_symlink())
     below = (item for path in folders for item in _walk(path))
-    return _wanted(root, itertools.chain((path for path in matches if not path.is_dir()), below))
+    files = (path for path in matches if not path.is_dir())
+    return _Listing(_wanted(root, itertools.chain(files, below)), absolute(str(root)))
 
 
 def _wanted(root: Path, items: Iterable[Path | Rejected]) -> list[Entry | Rejected]:
@@ -269,7 +206,6 @@ def _local_or_not(source: str, name: str) -> Entry | Rejected:
     return Entry(
         source=source,
         name=name,
-        identity=printable(PurePosixPath(source).stem),
         size=state.st_size,
         version=str(state.st_mtime_ns),
     )
@@ -280,11 +216,11 @@ def _local_or_not(source: str, name: str) -> Entry | Rejected:
 # ---------------------------------------------------------------------------------------------
 
 
-def _expand_url(url: str) -> Iterable[Entry | Rejected]:
+def _expand_url(url: str) -> _Listing:
     fs, path = filesystem(url)
     try:
         if fs.isfile(path):
-            return _inside(_remote_entry(url, PurePosixPath(path).stem, fs.info(path)))
+            return _Listing(_inside(_remote_entry(url, PurePosixPath(path).stem, fs.info(path))))
         if fs.isdir(path):
             return _in_remote_folder(fs, path, fs.find(path, detail=True))
         if glob.has_magic(path):
@@ -299,7 +235,7 @@ def _expand_url(url: str) -> Iterable[Entry | Rejected]:
 
 def _in_remote_folder(
     fs: FileSystem, root: str, infos: Mapping[str, Mapping[str, Any]]
-) -> list[Entry | Rejected]:
+) -> _Listing:
     result: list[Entry | Rejected] = []
     for path, info in sorted(infos.items()):
         relative = PurePosixPath(posixpath.relpath(path, root or "/"))
@@ -307,7 +243,8 @@ def _in_remote_folder(
         if info["type"] == "file" and wanted and all(map(_is_shown, relative.parts)):
             name = str(relative.with_suffix(""))
             result += _inside(_remote_entry(fs.unstrip_protocol(path), name, info))
-    return _or_refuse(fs.unstrip_protocol(root), result)
+    folder = fs.unstrip_protocol(root)
+    return _Listing(_or_refuse(folder, result), folder)
 
 
 def _remote_entry(url: str, name: str, info: Mapping[str, Any]) -> Entry:
@@ -315,7 +252,6 @@ def _remote_entry(url: str, name: str, info: Mapping[str, Any]) -> Entry:
     return Entry(
         source=url,
         name=name,
-        identity=printable(PurePosixPath(url).stem),
         size=int(info.get("size") or 0),
         version=version,
     )
@@ -329,39 +265,33 @@ def _remote_entry(url: str, name: str, info: Mapping[str, Any]) -> Entry:
 def _in_manifest(manifest: str) -> list[Entry | Rejected]:
     shown = printable(manifest)
     try:
-        with opened(Entry(manifest, "", "")) as file:
+        with opened(Entry(manifest, "")) as file:
             text = file.read().decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = read_rows(shown, text)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{shown}: is no csv in UTF-8 ({error})") from None
-    if not rows or "file" not in rows[0]:
-        raise UserError(f"{shown}: needs a header with the column 'file', and a row a video")
-    return [_manifest_entry(manifest, line, row) for line, row in enumerate(rows, start=2)]
+        raise UserError(f"{shown}: is not a csv in UTF-8 ({error})") from None
+    return [_manifest_entry(manifest, row) for row in rows]
 
 
-def _manifest_entry(manifest: str, line: int, row: dict[str, Any]) -> Entry | Rejected:
-    file = (row["file"] or "").strip()
-    if not file:
-        shown = printable(manifest)
-        raise UserError(f"{shown}, line {line}: 'file' is empty; fill it or remove the line")
-    entry = _named_entry(manifest, file)
+def _manifest_entry(manifest: str, row: Row) -> Entry | Rejected:
+    entry = _named_entry(manifest, row.file)
     if isinstance(entry, Rejected):
         return entry
-    try:
-        box = _box(row)
-    except ValueError as error:
-        return Rejected(entry.shown, f"line {line} of the manifest: {error}")
-    identity = (row.get("identity") or row.get("identity_id") or "").strip()
+    if row.problem:
+        return Rejected(entry.shown, f"line {row.line} of the manifest: {row.problem}")
     return entry._replace(
-        identity=printable(identity) or entry.identity,
-        split=printable((row.get("split") or "").strip()),
-        box=box,
+        identity=printable(row.identity),
+        split=printable(row.split),
+        box=row.box,
+        frames=row.frames,
+        row=f"{printable(manifest)}, line {row.line}",
     )
 
 
 def _named_entry(manifest: str, file: str) -> Entry | Rejected:
     """Find the file that a row names, relative to the manifest, an absolute path, or a URL."""
-    name = str(PurePosixPath(file).with_suffix(""))
+    below = file.removeprefix(f"{manifest.rpartition('/')[0]}/")
+    name = str(PurePosixPath(below).with_suffix(""))
     if not is_url(manifest) and not is_url(file):
         return _local_or_not(os.path.join(os.path.dirname(manifest), file), name)
     if not is_url(file):
@@ -373,27 +303,6 @@ def _named_entry(manifest: str, file: str) -> Entry | Rejected:
         return Rejected(printable(file), "No such file or directory")
     except (UserError, OSError) as error:
         return Rejected(printable(file), f"cannot be read ({printable(str(error))})")
-
-
-def _box(row: Mapping[str, Any]) -> Box | None:
-    """Read the columns left, top, right and bottom.
-
-    Raises:
-        ValueError: if they are no box; the message says why.
-    """
-    cells = [(row.get(column) or "").strip() for column in BOX_COLUMNS]
-    if not any(cells):
-        return None
-    try:
-        values = [float(cell) for cell in cells]
-    except ValueError:
-        raise ValueError(f"the box {','.join(cells)} needs four numbers") from None
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"the box {','.join(cells)} needs four finite numbers")
-    box = Box(*map(round, values))
-    if not (0 <= box.left < box.right and 0 <= box.top < box.bottom):
-        raise ValueError(f"the box {','.join(cells)} is empty, or outside of the frame")
-    return box
 
 
 # ---------------------------------------------------------------------------------------------
@@ -438,10 +347,8 @@ def _read_members(
     """Sort the members of a tar into samples; what is of no use comes back by name."""
     shown, size = shard.shown, shard.size
     seen: set[str] = set()
-    end = 0
     try:
         for member in tar:
-            end = member.offset_data + (member.size + 511) // 512 * 512
             if member.isdir():
                 continue
             if reason := _why_not_read(member, seen, size):
@@ -449,12 +356,11 @@ def _read_members(
                 continue
             seen.add(member.name)
             yield from _take(shown, tar, member, samples)
+        damage = unread_rest(tar)
     except (tarfile.TarError, OSError, EOFError):
-        yield Rejected(shown, "is damaged or cut off; the samples before the damage are used")
-        return
-    # A whole tar ends with two empty blocks, which a cut at the end of a member takes away.
-    if size < end + 512:
-        yield Rejected(shown, "is cut off; the samples before the cut are used")
+        damage = "is damaged or cut off"
+    if damage:
+        yield Rejected(shown, f"{damage}; the samples before that are used")
 
 
 def _why_not_read(member: tarfile.TarInfo, seen: set[str], size: int) -> str:
@@ -504,11 +410,17 @@ def _json_object(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any
 
 
 def _sample_entry(shard: Entry, key: str, video: tarfile.TarInfo, facts: dict[str, Any]) -> Entry:
-    name, identity = f"{shard.name}/{key}", facts.get("identity")
+    split = _word(facts.get("split"))
     return shard._replace(
-        name=name,
-        identity=printable(identity if isinstance(identity, str) and identity else name),
+        name=f"{shard.name}/{key}",
+        identity=_word(facts.get("identity")) or _word(facts.get("identity_id")),
+        split=SPLIT_NAMES.get(split.casefold(), split),
         span=Span(video.offset_data, video.size),
         member=video.name,
         size=video.size,
     )
+
+
+def _word(value: Any) -> str:
+    """Read a name out of JSON, which may be a number."""
+    return printable(str(value).strip()) if isinstance(value, str | int) else ""

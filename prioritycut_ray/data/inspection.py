@@ -24,6 +24,7 @@ from prioritycut_ray.data.shards import (
     ShardError,
     read_clip,
     read_index,
+    unread_rest,
 )
 from prioritycut_ray.data.video import Frame, VideoError, frames_upright, read_frames
 from prioritycut_ray.data.workspace import FOLDER_NAME, REJECTED_NAME
@@ -212,6 +213,8 @@ def _tar_problems(url: str, shard: str, clips: Sequence[Clip]) -> Iterator[str]:
                         yield f"member {member.name!r} is no JSON object"
                 else:
                     found[member.name] = (member.offset_data, member.size)
+            if rest := unread_rest(tar):
+                yield rest
     except FileNotFoundError:
         yield "is missing; restore the file or pack it anew"
         return

@@ -14,7 +14,7 @@ import json
 import signal
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from prioritycut_ray.data.clips import Outcome, Recipe, Segment, make_part, read_part, write_part
-from prioritycut_ray.data.inputs import Entry, Rejected, absolute, find_videos, printable
+from prioritycut_ray.data.entries import Entry, Rejected, printable
+from prioritycut_ray.data.inputs import absolute, find_videos
 from prioritycut_ray.data.shards import (
     Clip,
     ClipIndex,
@@ -44,7 +45,7 @@ MAX_FRAMES = 1024
 SECONDS_PER_VIDEO = 300
 SECONDS_PER_MEGABYTE = 10
 # Raised when the same video and recipe would give other clips: old parts are then made anew.
-PART_VERSION = 1
+PART_VERSION = 2
 
 
 class PackProgress(NamedTuple):
@@ -105,9 +106,11 @@ def pack_videos(
     Args:
         inputs: videos, WebDataset shards, folders (searched all through; hidden files are ignored),
             globs, or csv manifests with the columns ``file`` and, if you like, ``identity`` (or
-            ``identity_id``), ``split``, and ``left``, ``top``, ``right``, ``bottom``; paths are
-            relative to the manifest; all may be fsspec URLs. The default identity is the file name;
-            by default a tenth of the identities makes the split ``test``, the others ``train``.
+            ``identity_id``), ``split``, the frame numbers ``start`` and ``end``, and ``left``,
+            ``top``, ``right``, ``bottom``; paths are relative to the manifest; all may be fsspec
+            URLs. The default identity of a file is its path below the folder. Folders named
+            ``train``, ``test`` or ``val`` are splits; by default a tenth of the identities makes
+            the split ``test``, the others ``train``.
         out: folder to make, a local path or any fsspec URL.
         size: side of the packed frames in pixels, a multiple of 32.
         copy: keep the streams as they are; those unfit for training are rejected.
@@ -177,8 +180,10 @@ class _Packed(NamedTuple):
 
     @property
     def name(self) -> str:
+        frames = self.entry.frames
+        part = "" if frames is None else f"_{frames.start}-{frames.end or 'end'}"
         alone = len(self.outcome.segments) == 1
-        return self.entry.name if alone else f"{self.entry.name}_{self.number:04d}"
+        return f"{self.entry.name}{part}" + ("" if alone else f"_{self.number:04d}")
 
 
 def _run(
@@ -190,7 +195,7 @@ def _run(
     strict: bool,
     on_progress: OnProgress | None,
 ) -> PackReport:
-    entries, unusable = find_videos(inputs)
+    entries, unusable, notes = find_videos(inputs)
     # What it makes is not what it packs.
     entries = [entry for entry in entries if not _is_below(entry.source, out)]
     unusable = [item for item in unusable if not _is_below(item.file, out)]
@@ -219,7 +224,13 @@ def _run(
         kept=kept,
         known=len(packed) - len(new),
         rejected=rejected,
-        warnings=(*_warnings(entries, outcomes), *_shared_identities(index)),
+        warnings=(
+            *notes,
+            *_warnings(entries, outcomes),
+            *_split_warnings(new, base),
+            *_shared_identities(index, entries),
+            *_missing_splits(index),
+        ),
     )
 
 
@@ -262,9 +273,7 @@ def assign_splits(entries: Sequence[Entry], base: Sequence[Clip] = ()) -> list[s
         entries: the videos.
         base: the clips of the data set that they are added to.
     """
-    old: dict[str, list[str]] = defaultdict(list)
-    for clip in base:
-        old[clip.identity].append(clip.split)
+    old = _splits_of(base)
     known = {entry.identity: entry.split for entry in reversed(entries) if entry.split}
     known |= {identity: splits[0] for identity, splits in old.items()}
     free = sorted({e.identity for e in entries} - set(known), key=_digest)
@@ -275,25 +284,69 @@ def assign_splits(entries: Sequence[Entry], base: Sequence[Clip] = ()) -> list[s
 
     def choose(entry: Entry) -> str:
         # Where an identity is in both already, the manifest may go on to say which.
-        if entry.split and (entry.identity not in old or entry.split in old[entry.identity]):
+        if entry.split and not _is_elsewhere(entry, old):
             return entry.split
+        if entry.split and entry.by_name:
+            raise UserError(
+                f"{entry.shown}: is for {entry.split}, but its identity {entry.identity!r} is that "
+                f"of clips in {' and '.join(old[entry.identity])}, for the files have the same "
+                "name; name both identities in a manifest, or append a folder above this one"
+            )
         return (known | default)[entry.identity]
 
     return [choose(entry) for entry in entries]
+
+
+def _splits_of(clips: Sequence[Clip]) -> dict[str, list[str]]:
+    """List the splits of each identity, in the order of the clips."""
+    splits: dict[str, list[str]] = defaultdict(list)
+    for clip in clips:
+        if clip.split not in splits[clip.identity]:
+            splits[clip.identity].append(clip.split)
+    return splits
+
+
+def _is_elsewhere(entry: Entry, old: Mapping[str, Sequence[str]]) -> bool:
+    """Tell whether an identity is in the data set, but not in the split that is named for it."""
+    return entry.identity in old and entry.split not in old[entry.identity]
 
 
 def _digest(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _shared_identities(index: ClipIndex) -> list[str]:
-    splits: dict[str, set[str]] = defaultdict(set)
-    for clip in index.clips:
-        splits[clip.identity].add(clip.split)
+def _split_warnings(new: Sequence[_Packed], base: ClipIndex | None) -> list[str]:
+    old = _splits_of(base.clips if base else ())
+    entries = [clip.entry for clip in new]
+    warnings = [
+        f"identity {identity!r} stays in {' and '.join(old[identity])}, where its other clips are"
+        for identity in sorted({e.identity for e in entries if e.split and _is_elsewhere(e, old)})
+    ]
+    if alike := sorted({e.identity for e in entries if e.by_name} & {*old}):
+        warnings.append(
+            f"{len(alike)} identities are named after their files, and were in the data set "
+            f"already ({', '.join(alike[:3])}): if they are not the same, name them in a manifest"
+        )
+    return warnings
+
+
+def _shared_identities(index: ClipIndex, entries: Sequence[Entry]) -> list[str]:
+    say = "the manifest says" if any(entry.row for entry in entries) else "the folders say"
     return [
-        f"identity {identity!r} is in {' and '.join(sorted(names))}, as the manifest says"
-        for identity, names in sorted(splits.items())
-        if len(names) > 1
+        f"identity {identity!r} is in {' and '.join(sorted(splits))}, as {say}"
+        for identity, splits in sorted(_splits_of(index.clips).items())
+        if len(splits) > 1
+    ]
+
+
+def _missing_splits(index: ClipIndex) -> list[str]:
+    """Tell what a data set is not enough for."""
+    splits = {clip.split for clip in index.clips}
+    return [
+        f"no clip is in the split {split!r}, which {use} by default; say so in a manifest, or "
+        f"put videos into a folder {split}/"
+        for split, use in (("train", "training reads"), ("test", "evaluation reads"))
+        if split not in splits
     ]
 
 
@@ -346,7 +399,8 @@ def _outcomes(
 
 def _part_name(entry: Entry, recipe: Recipe) -> str:
     """Name a part by all that it depends on; a file that has changed since makes another name."""
-    facts = (PART_VERSION, entry.source, entry.size, entry.version, entry.span, entry.box, recipe)
+    place = (entry.source, entry.size, entry.version, entry.span)
+    facts = (PART_VERSION, *place, entry.box, entry.frames, recipe)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -437,9 +491,9 @@ def _assemble(
     # A long video has many clips in one part.
     clips_of_part = functools.lru_cache(maxsize=1)(lambda name: _finished_clips(work, name))
     with ShardWriter(out, base=base) as writer:
-        for key, clip in zip(keys, packed, strict=True):
+        for key, clip, split in zip(keys, packed, splits, strict=True):
             data = clips_of_part(_part_name(clip.entry, recipe))[clip.number]
-            writer.add(_member(key, clip, data, recipe.size))
+            writer.add(_member(key, clip, data, recipe.size)._replace(split=split))
         if base is not None and read_index(out) != base:
             raise UserError(f"{out}: has changed meanwhile; give the same command again")
         return writer.finish(dict(zip(keys, splits, strict=True)))

@@ -20,7 +20,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from types import TracebackType
-from typing import IO, Annotated, Literal, NamedTuple
+from typing import IO, Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -32,6 +32,7 @@ INDEX_NAME = "index.json"
 TEMPORARY_NAME = ".writing.tmp"
 SHARD_BYTES = 256 * 1024 * 1024
 LONGEST_KEY = 60
+_CHUNK = 1 << 20
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -177,6 +178,26 @@ def is_whole(data: bytes, clip: Clip) -> bool:
     return hashlib.sha256(data).hexdigest() == clip.sha256
 
 
+def unread_rest(tar: tarfile.TarFile) -> str:
+    """Tell what is wrong at the place where a tar reader stopped; empty if the archive ends there.
+
+    A reader takes a damaged header, or a block of zeros, for the end, and says nothing.
+
+    Args:
+        tar: of a file that can seek, read to what it takes for its end.
+    """
+    file: Any = tar.fileobj
+    end: int = tar.offset
+    file.seek(end)
+    if not file.read(tarfile.BLOCKSIZE):
+        return "is cut off"
+    file.seek(end)
+    while chunk := file.read(_CHUNK):
+        if chunk.strip(b"\0"):
+            return f"is damaged, or of several tars joined: nothing behind byte {end:,} can be read"
+    return ""
+
+
 def _no_clip(url: str, clip: Clip, reason: str) -> str:
     where = f"{url.rstrip('/')}/{clip.shard}: clip {clip.key!r}"
     return f"{where}: {reason}; restore the file or pack it anew"
@@ -188,7 +209,7 @@ def _no_clip(url: str, clip: Clip, reason: str) -> str:
 
 
 class Member(NamedTuple):
-    """A clip on its way into a shard: the facts of :class:`Clip` without its place or split."""
+    """A clip on its way into a shard: the facts of :class:`Clip` without its place."""
 
     key: str
     data: bytes
@@ -200,6 +221,7 @@ class Member(NamedTuple):
     original: str  # The file's own name, which the key may not spell.
     variable_rate: bool
     first_frame: int = 0  # Where in the original the clip begins.
+    split: str = ""  # For whoever packs the shard again; the index is what training reads.
 
 
 class ShardWriter:

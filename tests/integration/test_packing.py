@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from prioritycut_ray.data import packing
-from prioritycut_ray.data.inputs import Entry, Rejected, find_videos
+from prioritycut_ray.data.entries import Entry, Rejected
+from prioritycut_ray.data.inputs import find_videos
 from prioritycut_ray.data.inspection import verify
 from prioritycut_ray.data.packing import PackProgress, append_videos, assign_splits, pack_videos
 from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
@@ -90,7 +91,13 @@ def test_folder_becomes_a_data_set(tmp_path: Path) -> None:
     index = read_index(str(tmp_path / "out"))
     assert index == report.index
     order = ["a/four.mp4", "a/one.mp4", "b/Two.MOV", "b/one.mp4", "three.webm.mp4"]
-    assert [clip.identity for clip in index.clips] == ["four", "one", "Two", "one", "three.webm"]
+    assert [clip.identity for clip in index.clips] == [
+        "a/four",
+        "a/one",
+        "b/Two",
+        "b/one",
+        "three.webm",
+    ]
     assert [clip.key[:5] for clip in index.clips] == ["a-fou", "a-one", "b-Two", "b-one", "three"]
     for clip, name in zip(index.clips, order, strict=True):
         original = list(frames_upright(films / name))
@@ -456,12 +463,60 @@ def test_manifest_names_identities_and_splits(tmp_path: Path) -> None:
     facts = [(clip.identity, clip.split) for clip in report.index.clips]
     assert facts[:2] == [("ann", "train"), ("ann", "val")]
     assert sorted(facts[2:]) in (
-        [("4", "test"), ("bob", "train")],
-        [("4", "train"), ("bob", "test")],
+        [("bob", "train"), ("in/4", "test")],
+        [("bob", "test"), ("in/4", "train")],
     )
     assert report.warnings == ("identity 'ann' is in train and val, as the manifest says",)
     missing = str(tmp_path / "in/gone.mp4")
     assert report.rejected == (Rejected(missing, "No such file or directory"),)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_segments_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", film(1, 20), 20.0)
+    manifest = write_manifest(
+        tmp_path / "list.csv",
+        "file, start, end, identity, split",
+        "a.mp4, 0, 8, ann, train",
+        "a.mp4, 8, 20, bob, test",
+        "a.mp4, 12, , bob, test",
+        "a.mp4, 15, 30, eve, train",
+        "a.mp4, 40, , eve, train",
+    )
+    out = str(tmp_path / "out")
+    report = pack_videos([manifest], out, size=64)
+    original = np.stack([resize(center_square(f), 64) for f in frames_upright(tmp_path / "a.mp4")])
+    expected = [("a_0-8", 0, 8, "ann"), ("a_8-20", 8, 20, "bob"), ("a_12-end", 12, 20, "bob")]
+    for clip, (key, start, end, identity) in zip(report.index.clips, expected, strict=True):
+        assert (clip.key, clip.identity) == (key, identity)
+        assert clip.split == ("train" if identity == "ann" else "test")
+        packed = read_all(read_clip(out, clip), 64).astype(int)
+        assert np.abs(packed - original[start:end]).mean() < 3
+    assert [item.reason for item in report.rejected] == [
+        "start 15 and end 30 are not inside its 20 frames",
+        "start 40 and end (empty) are not inside its 20 frames",
+    ]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_folders_of_splits_stay_what_they_are(tmp_path: Path) -> None:
+    names = [*(f"train/{n}.mp4" for n in range(4)), "test/0.mp4"]
+    make_films(tmp_path / "in", names)
+    out = str(tmp_path / "out")
+    first = pack_videos([str(tmp_path / "in/train")], out, size=32)
+    assert {clip.split for clip in first.index.clips} == {"train"}
+    assert [warning[:36] for warning in first.warnings] == ["no clip is in the split 'test', whic"]
+    with pytest.raises(UserError, match=r"test/0\.mp4: is for test, but its identity '0' is that"):
+        append_videos(out, [str(tmp_path / "in/test")])
+    assert read_index(out) == first.index
+    shutil.rmtree(tmp_path / "out/.packing")
+    report = append_videos(out, [str(tmp_path / "in")])
+    assert [(c.identity, c.split) for c in report.index.clips[4:]] == [("test/0", "test")]
+    assert (report.known, report.warnings) == (4, ())
+    again = pack_videos([out], str(tmp_path / "again"), size=32).index
+    assert [(c.identity, c.split) for c in again.clips] == [
+        (c.identity, c.split) for c in report.index.clips
+    ]
 
 
 def test_no_input_and_odd_sizes_are_refused(tmp_path: Path) -> None:
@@ -571,3 +626,10 @@ def test_appended_identities_are_for_tests_until_a_tenth_is(old: int, new: int, 
     splits = assign_splits([entry(f"new {n}") for n in range(new)], base)
     assert splits.count("test") == tests
     assert splits.count("train") == new - tests
+
+
+def test_a_split_is_not_turned_round_by_a_name_in_common() -> None:
+    base = [old_clip("1", "train")]
+    with pytest.raises(UserError, match=r"is for test, .* '1' is that of clips in train"):
+        assign_splits([entry("1", "test")._replace(by_name=True)], base)
+    assert assign_splits([entry("1")._replace(by_name=True)], base) == ["train"]

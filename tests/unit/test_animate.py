@@ -15,7 +15,7 @@ from PIL import Image
 from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.footage import Limits, box_of, parse_crop, survey
-from prioritycut_ray.data.inputs import Box
+from prioritycut_ray.data.manifest import Box
 from prioritycut_ray.data.output import gif_schedule
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.video import (

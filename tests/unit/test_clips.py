@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from prioritycut_ray.data.clips import Outcome, Recipe, make_part, read_part, write_part
-from prioritycut_ray.data.inputs import Box, Entry, Span
+from prioritycut_ray.data.entries import Entry, Span
+from prioritycut_ray.data.manifest import Box, FrameRange
 from prioritycut_ray.data.packing import _pack_one
 from prioritycut_ray.data.video import frames_upright, read_all, write_video
 
@@ -76,6 +77,18 @@ def test_video_is_split_at_a_hard_cut_and_lone_frames_left_out(tmp_path: Path) -
     found = outcome(path)
     assert [(s.first_frame, s.frames) for s in found.segments] == [(0, 12)]
     assert found.warnings == ("1 of its 13 frames stand alone between cuts, and are left out",)
+
+
+def test_range_of_frames_is_cut_at_its_own_cuts_and_length(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.mp4", film(12) + film(24, seed=5))
+    frames = FrameRange(4, 34)
+    found = outcome(path, ENCODE._replace(max_frames=15), frames=frames)
+    assert [(s.first_frame, s.frames) for s in found.segments] == [(4, 8), (12, 15), (27, 7)]
+    assert outcome(path, frames=FrameRange(30, None)).segments[0].first_frame == 30
+    assert outcome(path, frames=FrameRange(30, 37)).rejected == (
+        "start 30 and end 37 are not inside its 36 frames"
+    )
+    assert "1 frame" in outcome(path, frames=FrameRange(35, None)).rejected
 
 
 def test_box_is_cut_out(tmp_path: Path) -> None:
@@ -209,6 +222,7 @@ def test_stream_unfit_to_copy_is_rejected(
 def test_box_and_damage_keep_a_stream_from_being_copied(tmp_path: Path) -> None:
     path = written(tmp_path / "a.mp4", film(30))
     assert "gives a box" in outcome(path, COPY, box=Box(0, 0, 64, 64)).rejected
+    assert "gives a range of frames" in outcome(path, COPY, frames=FrameRange(0, 5)).rejected
     path.write_bytes(path.read_bytes()[:-200])
     assert "is damaged or cut off" in outcome(path, COPY).rejected
 

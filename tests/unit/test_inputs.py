@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from prioritycut_ray.data.inputs import Box, Entry, find_videos, opened, printable
+from prioritycut_ray.data.entries import Entry, opened, printable
+from prioritycut_ray.data.inputs import find_videos
+from prioritycut_ray.data.manifest import Box, FrameRange
 from prioritycut_ray.errors import UserError
 
 BAD = Path(__file__).parents[3] / "shared/data/bad"
@@ -110,7 +112,7 @@ def test_names_are_spelled_so_that_they_can_be_shown(tmp_path: Path) -> None:
         ("words.csv", "words.csv: needs a header with the column 'file'"),
         ("nothing.csv", "nothing.csv: needs a header"),
         ("blank.csv", "blank.csv, line 3: 'file' is empty"),
-        ("latin.csv", "latin.csv: is no csv in UTF-8"),
+        ("latin.csv", "latin.csv: is not a csv in UTF-8"),
     ],
 )
 def test_input_without_videos_is_refused(given: str, reason: str, tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_urls_are_searched_like_folders() -> None:
     listed = find_videos(["memory://bucket/list.csv"])
     assert [(entry.identity, read(entry)) for entry in listed.entries] == [
         ("ann", b"a/1.mp4"),
-        ("2", b"a/b/2.MOV"),
+        ("a/b/2", b"a/b/2.MOV"),
     ]
     assert [item.reason for item in listed.rejected] == ["No such file or directory"]
     fs.store.clear()
@@ -169,9 +171,9 @@ def test_rows_of_a_manifest_are_judged_one_by_one(tmp_path: Path) -> None:
     found = find_videos([str(tmp_path / "m.csv")])
     assert [entry.box for entry in found.entries] == [Box(0, 1, 10, 11), None, Box(1, 2, 10, 8)]
     reasons = [item.reason for item in found.rejected]
-    # One file is named once, with the first of its reasons.
-    assert reasons[0].startswith("line 5 of the manifest: the box 5,0,5,9 is empty")
-    assert reasons[1:] == [
+    for line, reason in enumerate(reasons[:5], start=5):
+        assert reason.startswith(f"line {line} of the manifest: the box ")
+    assert reasons[5:] == [
         "No such file or directory",
         "No such file or directory",
         "is a folder",
@@ -188,12 +190,222 @@ def test_impossible_box_is_named_with_its_line(box: str, tmp_path: Path) -> None
     assert rejected(tmp_path / "m.csv")["a.mp4"].startswith("line 2 of the manifest: the box")
 
 
+def manifest(folder: Path, text: str) -> str:
+    """Write a manifest beside four files."""
+    for name in "abcd":
+        (folder / f"{name}.mp4").touch()
+    (folder / "m.csv").write_text(text, encoding="utf-8")
+    return str(folder / "m.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file, identity, split\na.mp4, ann, test\n",
+        "File,IDENTITY,Split\r\na.mp4,ann,Test\r\n",
+        "\ufefffile,identity_id ,split,\na.mp4,ann , test,\n",
+        'file, identity, split, note\n"a.mp4", "ann", "test", plain, with commas\n',
+        "Identity ID,file,split,fps\n\n\nann,a.mp4,TEST,25\n",
+    ],
+)
+def test_header_is_read_however_it_is_spelled(text: str, tmp_path: Path) -> None:
+    [entry] = find_videos([manifest(tmp_path, text)]).entries
+    assert (entry.identity, entry.split, entry.by_name) == ("ann", "test", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("file,person_id\na.mp4,ann", r"column 'person_id' .* one of file, identity, .*bottom"),
+        ("file,identity,split,partition\na.mp4,ann,,test", "column 'partition'"),
+        ("file;identity\na.mp4;ann", "'file;identity'.* separated by commas"),
+        ("file,split,Split\na.mp4,test,train", "the column 'split' 2 times"),
+        ("file,identity,identity_id\na.mp4,ann,bob", "'identity' and 'identity_id'"),
+        ("file,\na.mp4,ann", "line 2: 'ann' is in a column without a name"),
+        ("file,split\n\na.mp4,x\n\nb.mp4", "line 5: has 1 cells, and the header has 2"),
+        ("file,split\na,b.mp4,test", "line 2: has 3 cells"),
+    ],
+)
+def test_what_is_not_understood_is_an_error(text: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"m\.csv.*{reason}") as caught:
+        find_videos([manifest(tmp_path, text)])
+    assert "\n" not in str(caught.value)
+
+
+def test_every_row_of_a_file_counts(tmp_path: Path) -> None:
+    path = manifest(
+        tmp_path,
+        "file,start,end,identity,split,left,top,right,bottom\n"
+        "a.mp4,0,10,ann,train,,,,\n"
+        "a.mp4,10,20,ann,test,,,,\n"
+        "\n"
+        "./a.mp4,0,10,ann,train,,,,\n"
+        "a.mp4,,,bob,test,0,0,8,8\n"
+        "b.mp4,5,,,,,,,\n"
+        "c.mp4,1.5,4,,,,,,\n"
+        "d.mp4,7,7,,,,,,\n"
+        "d.mp4,x,7,,,,,,\n",
+    )
+    found = find_videos([path])
+    assert [(Path(e.source).name, e.frames, e.identity, e.split) for e in found.entries] == [
+        ("a.mp4", FrameRange(0, 10), "ann", "train"),
+        ("a.mp4", FrameRange(10, 20), "ann", "test"),
+        ("a.mp4", None, "bob", "test"),
+        ("b.mp4", FrameRange(5, None), "b", ""),
+    ]
+    assert found.notes == [f"{path}, line 5: repeats line 2, and counts once"]
+    assert [(Path(item.file).name, item.reason) for item in found.rejected] == [
+        (
+            "c.mp4",
+            "line 8 of the manifest: start 1.5 and end 4 need whole frame numbers, from 0; "
+            "they are not seconds",
+        ),
+        ("d.mp4", "line 9 of the manifest: start 7 and end 7 hold no frame"),
+        ("d.mp4", "line 10 of the manifest: start x and end 7 need frame numbers"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "a.mp4,ann,train,,\n\na.mp4,ann,test,,",
+        "a.mp4,ann,train,,\n\na.mp4,bob,train,,",
+        "a.mp4,ann,train,,\n\n../x/a.mp4,,train,,",
+        "a.mp4,ann,train,0,9\n\na.mp4,ann,test,8,",
+        "a.mp4,ann,train,3,\n\na.mp4,ann,test,0,4",
+    ],
+)
+def test_rows_that_contradict_each_other_are_an_error(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    path = manifest(tmp_path / "x", f"file,identity,split,start,end\n{rows}\n")
+    with pytest.raises(UserError, match=r"m\.csv, line 4: contradicts line 2: .* keep one"):
+        find_videos([path])
+    other = Path(path).rename(tmp_path / "x/n.csv")
+    path = manifest(tmp_path / "x", "file,split\na.mp4,val\n")
+    other.write_text("file,split\nb.mp4,val\na.mp4,test\n")
+    with pytest.raises(UserError, match=r"n\.csv, line 3: contradicts .*m\.csv, line 2: the split"):
+        find_videos([path, str(other)])
+
+
+def test_a_manifest_counts_before_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "file,identity,split\nb.mp4,bob,test\n")
+    for inputs in ([path, str(tmp_path)], [str(tmp_path), path]):
+        found = find_videos(inputs).entries
+        assert sorted((e.identity, e.split) for e in found) == [
+            ("a", ""),
+            ("bob", "test"),
+            ("c", ""),
+            ("d", ""),
+        ]
+
+
 @pytest.mark.skipif(not DEV.exists(), reason="needs ../shared/data/dev")
 def test_manifest_of_the_real_clips_is_read() -> None:
-    entries, unusable = find_videos([str(DEV / "MANIFEST.csv")])
+    entries, unusable, _ = find_videos([str(DEV / "MANIFEST.csv")])
     assert (len(entries), unusable) == (23, [])
     assert all(Path(entry.source).exists() for entry in entries)
     assert ("obama_3", "obama", "test") in [(e.name, e.identity, e.split) for e in entries]
+
+
+# ---------------------------------------------------------------------------------------------
+# Identities and splits
+# ---------------------------------------------------------------------------------------------
+
+
+def touched(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [str(folder / name) for name in names]
+
+
+def identities(*inputs: str) -> list[str]:
+    return [entry.identity for entry in find_videos(inputs).entries]
+
+
+def splits(*inputs: str) -> list[str]:
+    return [entry.split for entry in find_videos(inputs).entries]
+
+
+def test_identity_is_the_path_below_the_folder(tmp_path: Path) -> None:
+    names = ["id1/a/1.mp4", "id1/b/1.mp4", "id2/a/1.mp4", "id2/a/1.mov", "1.mp4"]
+    files = touched(tmp_path, *names)
+    assert identities(str(tmp_path)) == [
+        "1",
+        "id1/a/1",
+        "id1/b/1",
+        "id2/a/1.mov",
+        "id2/a/1.mp4",
+    ]
+    assert identities(f"{tmp_path}/*/a/*.mp4") == ["id1/a/1", "id2/a/1"]
+    # What has no folder in common but one further up is told apart from there.
+    assert identities(f"{tmp_path}/id1", f"{tmp_path}/id2/a") == ["a/1", "b/1", "1.mov", "1.mp4"]
+    assert identities(*files[:3]) == ["id1/a/1.mp4", "id1/b/1.mp4", "id2/a/1.mp4"]
+    assert identities(files[0]) == ["1"]
+
+
+def test_identity_of_a_file_is_never_that_which_a_manifest_names(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "file,identity\na.mp4,b\nb.mp4,\nc.mp4,")
+    assert identities(path) == ["b", "b.mp4", "c"]
+
+
+def test_folders_of_splits_are_splits(tmp_path: Path, monkeypatch: Any) -> None:
+    files = touched(
+        tmp_path / "set", "Train/id1/a.mp4", "test/b.mp4", "valid/c.mp4", "training/d.mp4"
+    )
+    order = ["train", "test", "train", "val"]
+    assert splits(f"{tmp_path}/set") == order
+    assert splits(str(tmp_path)) == order
+    assert splits(*files) == ["train", "test", "val", "train"]
+    assert splits(f"{tmp_path}/set/*") == order
+    assert splits(*(f"{tmp_path}/set/{name}" for name in ("Train", "test"))) == ["train", "test"]
+    assert splits(f"{tmp_path}/set/test") == splits(files[1]) == ["test"]
+    monkeypatch.chdir(tmp_path)
+    assert splits("set/test/b.mp4", "set/Train/id1/a.mp4") == ["test", "train"]
+    (tmp_path / "set/m.csv").write_text("file,split\nTrain/id1/a.mp4,\ntest/b.mp4,other")
+    assert splits("set/m.csv") == ["train", "other"]
+
+
+def test_folders_above_the_inputs_are_no_splits(tmp_path: Path) -> None:
+    one, other = touched(tmp_path / "test", "clips/a.mp4", "clips/b.mp4")
+    assert splits(f"{tmp_path}/test/clips") == ["", ""]
+    assert splits(one, other) == ["", ""]
+
+
+def test_shards_are_split_by_their_folders_and_names(tmp_path: Path) -> None:
+    for name in ("train/0.tar", "b/test-000001.tar", "c/Valid.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_tar(tmp_path / name, [("a.mp4", b"x"), ("a.json", FACTS)])
+    assert splits(str(tmp_path)) == ["test", "val", "train"]
+    facts = json.dumps({"identity": 17, "split": "Test"}).encode()
+    path = write_tar(tmp_path / "train/0.tar", [("a.mp4", b"x"), ("a.json", facts)])
+    [entry] = find_videos([str(path)]).entries
+    assert (entry.identity, entry.split) == ("17", "test")
+
+
+def test_a_video_beside_the_folders_of_splits_is_named(tmp_path: Path) -> None:
+    touched(tmp_path, "test/a.mp4", "dev/b.mp4")
+    with pytest.raises(UserError, match=r"dev/b\.mp4: lies in no folder of a split.* of test;"):
+        splits(str(tmp_path))
+    (tmp_path / "dev").rename(tmp_path / "test/train")
+    with pytest.raises(UserError, match=r"train/b\.mp4: lies in folders of the splits test and"):
+        splits(str(tmp_path))
+    (tmp_path / "m.csv").write_text("file,split\ntest/train/b.mp4,val")
+    assert splits(f"{tmp_path}/m.csv", str(tmp_path)) == ["val", "test"]
+
+
+def test_splits_in_an_object_store(tmp_path: Path) -> None:
+    fs = MemoryFileSystem()
+    fs.store.clear()
+    for name in ("train/1.mp4", "test/1.mp4"):
+        fs.pipe_file(f"/bucket/{name}", b"x")
+    for inputs in (["memory://bucket"], ["memory://bucket/test", "memory://bucket/train"]):
+        found = find_videos(inputs).entries
+        assert [(e.split, e.identity) for e in found] in (
+            [("test", "test/1"), ("train", "train/1")],
+            [("test", "test/1.mp4"), ("train", "train/1.mp4")],
+        )
+    fs.store.clear()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -219,10 +431,11 @@ def test_shards_do_what_their_table_demands(tmp_path: Path) -> None:
 def test_samples_of_a_shard_are_found_by_their_bytes(tmp_path: Path) -> None:
     members = [("a.mp4", b"one"), ("a.json", FACTS), ("d/b.x.mp4", b"no"), ("d/b.webm", b"two")]
     path = write_tar(tmp_path / "s.tar", [*members, ("d/b.json", b"{}"), ("d/b.txt", b"?")])
-    entries, unusable = find_videos([str(path)])
+    entries, unusable, _ = find_videos([str(path)])
     assert unusable == []
     assert [read(entry) for entry in entries] == [b"one", b"two"]
     assert [entry.identity for entry in entries] == ["ann", "s/d/b"]
+    assert [entry.by_name for entry in entries] == [False, True]
     assert [entry.name for entry in entries] == ["s/a", "s/d/b"]
     assert entries[1].shown == f"{path}/d/b.webm"
     # A folder of shards works too.
@@ -269,15 +482,37 @@ def test_shard_cut_anywhere_gives_whole_samples_and_says_so(tmp_path: Path) -> N
     for length in range(1, used, 211):
         cut = tmp_path / "cut.tar"
         cut.write_bytes(whole[:length])
-        entries, unusable = find_videos([str(cut)])
+        entries, unusable, _ = find_videos([str(cut)])
         assert len(entries) <= length // 2048
         assert all(read(entry) == b"v" * 700 for entry in entries)
         assert any(item.file == str(cut) for item in unusable)
 
 
+@pytest.mark.parametrize("damage", [b"\xff" * 100, b"\0" * 512], ids=["altered", "zeros"])
+def test_a_damaged_header_in_the_middle_is_named(damage: bytes, tmp_path: Path) -> None:
+    pairs = [[(f"{n}.mp4", b"v" * 700), (f"{n}.json", FACTS)] for n in range(4)]
+    path = write_tar(tmp_path / "s.tar", [member for pair in pairs for member in pair])
+    data = bytearray(path.read_bytes())
+    place = 2 * (512 + 1024 + 512 + 512)
+    data[place : place + len(damage)] = damage
+    path.write_bytes(data)
+    entries, unusable, _ = find_videos([str(path)])
+    assert [entry.member for entry in entries] == ["0.mp4", "1.mp4"]
+    [item] = unusable
+    assert "is damaged, or of several tars joined: nothing behind byte 5,120" in item.reason
+
+
+def test_tars_that_were_joined_are_named(tmp_path: Path) -> None:
+    one = write_tar(tmp_path / "s.tar", [("a.mp4", b"x"), ("a.json", FACTS)])
+    one.write_bytes(one.read_bytes() * 2)
+    entries, [item], _ = find_videos([str(one)])
+    assert len(entries) == 1
+    assert "several tars joined" in item.reason
+
+
 @pytest.mark.parametrize("data", [b"", b"<html>", b"\0" * 700, b"\x1f\x8b" + b"x" * 900])
 def test_what_is_no_tar_is_named(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(data)
-    entries, [item] = find_videos([str(tmp_path / "s.tar")])
+    entries, [item], _ = find_videos([str(tmp_path / "s.tar")])
     assert entries == []
     assert item.reason in ("is no tar archive", "holds no samples")

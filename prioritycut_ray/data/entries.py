@@ -1,0 +1,93 @@
+"""One video to pack, before it is opened: where its bytes are, and what is said of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, NamedTuple
+
+from prioritycut_ray.data.manifest import Box, FrameRange
+from prioritycut_ray.storage import filesystem
+
+
+class Rejected(NamedTuple):
+    """A video that was left out, and why."""
+
+    file: str
+    reason: str
+
+
+class Span(NamedTuple):
+    """Where a member lies in its tar: first byte, and number of bytes."""
+
+    offset: int
+    size: int
+
+
+class Entry(NamedTuple):
+    """One video to pack.
+
+    Attributes:
+        source: absolute path or URL of the file, or of the tar around it.
+        name: relative path without extension, which its key is made of.
+        identity: who or what is shown.
+        split: as the manifest or the folders say; empty if they do not.
+        box: the part of each frame to keep; the centre square if there is none.
+        frames: the part of the video to keep; all of it if there is none.
+        span: where it lies in a tar.
+        member: its name in the tar.
+        size: bytes; 0 if unknown.
+        version: changes when the file does.
+        row: where a manifest names it, in words; empty if none does.
+        by_name: whether nothing names the identity, so that it is made of the file's name.
+    """
+
+    source: str
+    name: str
+    identity: str = ""
+    split: str = ""
+    box: Box | None = None
+    frames: FrameRange | None = None
+    span: Span | None = None
+    member: str = ""
+    size: int = 0
+    version: str = ""
+    row: str = ""
+    by_name: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where it lies, through the tar if it is in one."""
+        return f"{self.source}/{self.member}" if self.member else self.source
+
+    @property
+    def shown(self) -> str:
+        """What to call it before people."""
+        return printable(self.path)
+
+
+def is_url(given: str) -> bool:
+    """Tell an fsspec URL from a local path."""
+    return "://" in given
+
+
+def printable(name: str) -> str:
+    """Spell a name so that it can be shown and stored: valid Unicode on one line."""
+    clean = name.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clean)
+
+
+@contextmanager
+def opened(entry: Entry) -> Iterator[IO[bytes]]:
+    """Open an entry's file for reading, at the start of its bytes.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    if not is_url(entry.source):
+        with open(entry.source, "rb") as file:
+            file.seek(entry.span.offset if entry.span else 0)
+            yield file
+        return
+    fs, path = filesystem(entry.source)
+    with fs.open(path, "rb") as file:
+        file.seek(entry.span.offset if entry.span else 0)
+        yield file
