@@ -13,14 +13,14 @@ from prioritycut_ray.data.footage import (
     Crop,
     Footage,
     box_of,
-    cut,
+    cut_picture,
     parse_crop,
     squares,
     survey,
 )
 from prioritycut_ray.data.manifest import Box
 from prioritycut_ray.data.output import check_output, write_animation
-from prioritycut_ray.data.video import Frame, Sound, has_sound, read_image
+from prioritycut_ray.data.video import Frame, Sound, read_picture, survey_sound
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference import BATCH, Rendered, find_best_frame, to_tensor
 from prioritycut_ray.pretrained import Animator
@@ -93,9 +93,11 @@ def animate(
     scene = set_scene(source, driving, crops, animator.size, survey(driving))
     for line in describe(source, scene, animator.size):
         console.print(line, markup=False)
-    sound = sound_of(scene.driving)
+    sound, remark = sound_of(scene.driving)
     if sound is not None and out.suffix.lower() != ".mp4":
-        console.print("Sound: left out, only .mp4 can hold it")
+        remark = "left out, only .mp4 can hold it"
+    if remark:
+        console.print(f"Sound:   {remark}", markup=False)
     count = len(scene.driving.timing.starts)
     with ProgressBar("animating", count) as bar:
         rendered = render_scene(animator, scene, motion)
@@ -121,11 +123,10 @@ def set_scene(
         size: of the model's frames in pixels.
         footage: of the driving video.
     """
-    picture = read_image(source)
-    height, width = picture.shape[:2]
-    source_box = box_of(crops[0], width, height, name=str(source))
+    picture = read_picture(source)
+    source_box = box_of(crops[0], picture.width, picture.height, name=str(source))
     driving_box = box_of(crops[1], footage.width, footage.height, footage.motion, name=str(driving))
-    return Scene(cut(picture, source_box, size), source_box, footage, driving_box)
+    return Scene(cut_picture(picture, source_box, size), source_box, footage, driving_box)
 
 
 def describe(source: Path, scene: Scene, size: int) -> list[str]:
@@ -140,9 +141,16 @@ def describe(source: Path, scene: Scene, size: int) -> list[str]:
     ]
 
 
-def sound_of(footage: Footage) -> Sound | None:
-    """The sound of a driving video, in step with its first frame."""
-    return Sound(footage.path, footage.offset) if has_sound(footage.path) else None
+def sound_of(footage: Footage) -> tuple[Sound | None, str]:
+    """The sound of a driving video, in step with its pictures, and what is wrong with it."""
+    info = survey_sound(footage.path)
+    if info is None:
+        return None, ""
+    if not info.pieces:
+        kind = f"as {info.codec}" if info.codec else "of an unknown codec"
+        return None, f"left out, it cannot be decoded ({kind})"
+    remark = f"{info.lost} damaged pieces of it are silent" if info.lost else ""
+    return Sound(footage.path, footage.offset, footage.timing.end), remark
 
 
 def render_scene(animator: Animator, scene: Scene, motion: Motion) -> Iterator[Rendered]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from prioritycut_ray.commands.animate import Motion, Scene, render_scene, set_scene, sound_of
 from prioritycut_ray.data.footage import Limits, box_of, parse_crop, survey
 from prioritycut_ray.data.manifest import Box
-from prioritycut_ray.data.video import Frame, Sound, frames_upright, read_image, write_video
+from prioritycut_ray.data.video import Frame, Sound, frames_upright, read_picture, write_video
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation import names_of
 from prioritycut_ray.pretrained import Animator
@@ -29,6 +29,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_PIXELS = 4096 * 2304
 """Of a picture, or of a frame of a driving video."""
 _KEPT_SECONDS = 3600
+# Browsers do not know all of them as pictures or videos.
+_SOURCES = ["image", "video", ".heic", ".heif", ".avif", ".mkv"]
+_DRIVING = ["video", ".gif", ".webp", ".apng", ".avif", ".mkv"]
 # Looked at for every change of the crop. Gradio names an upload by its content.
 _survey = functools.lru_cache(maxsize=4)(survey)
 _INTRO = (
@@ -145,6 +148,7 @@ def build_page(animators: dict[str, Animator], results: Path, limits: Limits) ->
                 results,
                 limits,
                 lambda done, total, name: progress((done, total), desc=name),
+                lambda remark: gr.Warning(remark),
             )
         return [str(path) for result in made for path in result]
 
@@ -164,8 +168,8 @@ def build_page(animators: dict[str, Animator], results: Path, limits: Limits) ->
         inputs = []
         with gr.Row():
             for name, label, kinds, show in (
-                ("source", "Source: a picture, or a video", ["image", "video"], source_with_box),
-                ("driving", "Driving: a video", ["video"], driving_with_box),
+                ("source", "Source: a picture, or a video", _SOURCES, source_with_box),
+                ("driving", "Driving: a video", _DRIVING, driving_with_box),
             ):
                 with gr.Column():
                     file = gr.File(label=label, file_types=kinds, elem_id=name)
@@ -219,6 +223,7 @@ def animate_upload(
     results: Path,
     limits: Limits,
     on_frame: Callable[[int, int, str], None],
+    on_remark: Callable[[str], None],
 ) -> list[Result]:
     """Animate by every model.
 
@@ -230,15 +235,18 @@ def animate_upload(
         results: folder; what was in it is removed.
         limits: of what people bring.
         on_frame: called with how many frames are done, of how many, and the name of the model.
+        on_remark: called with what is wrong with the sound, if anything.
 
     Raises:
         UserError: a file cannot be read, or is beyond the limits.
     """
     source, driving = files
     parsed = parse_crop(crops[0]), parse_crop(crops[1])
-    _read_limited(source, limits)
+    read_picture(source, limits.pixels)
     footage = _survey(driving, limits)
-    sound = sound_of(footage)
+    sound, remark = sound_of(footage)
+    if remark:
+        on_remark(f"Sound: {remark}")
     shutil.rmtree(results, ignore_errors=True)
     made = []
     for number, (name, animator) in enumerate(animators.items()):
@@ -278,16 +286,9 @@ def _result(
 
 def source_with_box(path: Path, crop: str, limits: Limits) -> Frame:
     """A source with the part that the model sees in a frame."""
-    picture = _read_limited(path, limits)
+    picture = read_picture(path, limits.pixels).image
     height, width = picture.shape[:2]
     return _framed(picture, box_of(parse_crop(crop), width, height, name=str(path)))
-
-
-def _read_limited(path: Path, limits: Limits) -> Frame:
-    picture = read_image(path)
-    if picture.shape[0] * picture.shape[1] > limits.pixels:
-        raise UserError(f"{path}: has more than {limits.pixels / 1e6:.1f} megapixels: shrink it")
-    return picture
 
 
 def driving_with_box(path: Path, crop: str, limits: Limits) -> Frame:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prioritycut_ray.data.manifest import Box
+from prioritycut_ray.data.pictures import Frame, Picture
 from prioritycut_ray.data.video import (
-    Frame,
     Timing,
     VideoError,
     frames_timed,
@@ -134,6 +134,16 @@ def _coarse(image: Frame) -> NDArray[np.float64]:
 def squares(footage: Footage, box: Box, size: int) -> Iterator[Frame]:
     """The frames of a video, each cut to a box and scaled to ``[size, size, 3]``."""
     return (cut(frame, box, size) for frame in frames_upright(footage.path))
+
+
+def cut_picture(picture: Picture, box: Box, size: int) -> Frame:
+    """A part of a picture, in pixels of the whole one, scaled to ``[size, size, 3]``."""
+    scale = picture.image.shape[1] / picture.width, picture.image.shape[0] / picture.height
+    left, right = (round(x * scale[0]) for x in (box.left, box.right))
+    top, bottom = (round(y * scale[1]) for y in (box.top, box.bottom))
+    # A box of few pixels must not vanish in a reduced picture.
+    small = Box(left, top, max(right, left + 1), max(bottom, top + 1))
+    return cut(picture.image, small, size)
 
 
 def cut(frame: Frame, box: Box, size: int) -> Frame:

@@ -15,8 +15,9 @@ import os
 import re
 import tempfile
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
@@ -29,15 +30,30 @@ import av.filter
 import numpy as np
 from av.audio import AudioStream
 from av.container import InputContainer, OutputContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
 from av.video import VideoStream
+from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from prioritycut_ray.data.pictures import (
+    TOO_LARGE,
+    Picture,
+    check_pixels,
+    check_regular,
+    is_picture_file,
+    name_of,
+    on_black,
+    picture_frames,
+    read_picture_file,
+)
+from prioritycut_ray.data.pictures import Frame as Frame
+from prioritycut_ray.data.pictures import Source as Source
+from prioritycut_ray.data.pictures import TimedFrame as TimedFrame
+from prioritycut_ray.data.pictures import VideoError as VideoError
 from prioritycut_ray.errors import UserError
-
-Frame = NDArray[np.uint8]
-Source = str | Path | io.BufferedIOBase
 
 # Far beyond any screen: a broken aspect ratio must not ask for gigabytes a frame.
 LARGEST_SIDE = 16384
@@ -60,23 +76,14 @@ _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 _MP4_OPTIONS = {"movflags": "+faststart", "max_interleave_delta": "0"}
 # A damaged file may ask for a place before its start, of which a Python file complains itself.
 _ERRORS = (av.FFmpegError, OSError)
+# Streams that are no video of their own: a cover, chapter pictures, tiles.
+_BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
+_UNSPECIFIED = 2
+"""What FFmpeg calls the colours of a frame that names none."""
+_AAC_SAMPLES = 1024
+_SOUND_SLACK = SOUND_RATE // 50
 # WebM declares no number of frames; its duration is trusted this far, as the last may be long.
 SLACK_SECONDS = 1.0
-
-
-class VideoError(UserError):
-    """A video or image that cannot be used; the message is ``<name>: <reason>``.
-
-    Attributes:
-        reason: the message without the name.
-    """
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.args[0]}: {self.reason}"
 
 
 class VideoInfo(NamedTuple):
@@ -91,20 +98,6 @@ class VideoInfo(NamedTuple):
     fps: float
     variable_rate: bool
     packets: int
-
-
-class TimedFrame(NamedTuple):
-    """A frame and when it is shown.
-
-    Attributes:
-        image: RGB ``uint8 [H, W, 3]``.
-        start: seconds, counted as the file counts them; None if it does not.
-        duration: seconds; 0 if unknown.
-    """
-
-    image: Frame
-    start: float | None
-    duration: float
 
 
 class Timing(NamedTuple):
@@ -123,12 +116,28 @@ class Sound(NamedTuple):
     """The sound of a video.
 
     Attributes:
-        source: a file that :func:`has_sound`.
-        offset: seconds of it that are left out, for the pictures begin there.
+        source: a file of which :func:`survey_sound` finds some.
+        offset: seconds that its clock shows where the pictures begin; what is before is left out.
+        seconds: for how long there are pictures; what is after that is left out.
     """
 
     source: Source
     offset: float
+    seconds: float
+
+
+class SoundInfo(NamedTuple):
+    """What one look at a whole sound track found.
+
+    Attributes:
+        codec: its name; empty if FFmpeg does not know it.
+        pieces: number of pieces that can be decoded.
+        lost: number of pieces that cannot.
+    """
+
+    codec: str
+    pieces: int
+    lost: int
 
 
 def frames_upright(source: Source) -> Iterator[Frame]:
@@ -154,34 +163,39 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
         VideoError: if the source cannot be opened, or if it is damaged or cut off: then all
             frames before the damage have been yielded, and the message counts them.
     """
-    with _opened(source) as container:
-        stream = container.streams.video[0]
+    if is_picture_file(source):
+        yield from picture_frames(source)
+        return
+    with _opened(source) as (container, stream):
         aspect = _pixel_aspect(source, stream)
         packets, decoded, seconds = 0, 0, 0.0
         try:
+            decoder = _decoder(stream)
             for packet in container.demux(stream):
                 packets += packet.size > 0
                 seconds = max(seconds, _end(packet))
                 if packet.is_corrupt:
-                    raise VideoError(_name(source), _damage(decoded, "a frame's data is cut off"))
-                for frame in packet.decode():
+                    raise VideoError(name_of(source), _damage(decoded, "a frame's data is cut off"))
+                for frame in decoder.decode(packet):
                     if frame.is_corrupt:
-                        raise VideoError(_name(source), _damage(decoded, "a frame is damaged"))
+                        raise VideoError(name_of(source), _damage(decoded, "a frame is damaged"))
                     yield TimedFrame(_displayed(frame, aspect), frame.time, _duration(frame))
                     decoded += 1
-        except _ERRORS as error:
-            reason = _damage(decoded, error.strerror or "unknown error")
-            raise VideoError(_name(source), reason) from None
-        declared, duration = _declared_packets(container), _declared_seconds(container)
+        except VideoError as error:
+            raise VideoError(name_of(source), error.reason) from None
+        except Exception as error:  # Whatever the library makes of a strange frame.
+            raise VideoError(name_of(source), _damage(decoded, _said(error))) from None
+        declared = _declared_packets(container, stream)
+        duration = _declared_seconds(container, stream)
     # Packets, not frames: an edit list hides frames, and a cut may leave some undecodable.
     if packets < declared:
         reason = _damage(decoded, f"it ends after {packets} of {declared} frames")
-        raise VideoError(_name(source), reason)
+        raise VideoError(name_of(source), reason)
     if seconds < duration - SLACK_SECONDS:
         reason = _damage(decoded, f"it ends at {seconds:.1f} of {duration:.1f} s")
-        raise VideoError(_name(source), reason)
+        raise VideoError(name_of(source), reason)
     if not decoded:
-        raise VideoError(_name(source), "has no frames")
+        raise VideoError(name_of(source), "has no frames")
 
 
 def probe(source: Source) -> VideoInfo:
@@ -196,8 +210,13 @@ def probe(source: Source) -> VideoInfo:
     Raises:
         VideoError: if the source cannot be opened.
     """
-    with _opened(source) as container:
-        stream = container.streams.video[0]
+    if is_picture_file(source):
+        frames = [(frame.start or 0.0, frame.duration) for frame in picture_frames(source)]
+        starts = [start for start, _ in frames]
+        seconds = sum(frames[-1])
+        fps = len(frames) / seconds if seconds else FALLBACK_FPS
+        return VideoInfo(fps, _is_uneven(starts), len(frames))
+    with _opened(source) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or FALLBACK_FPS)
         times: list[int] = []
         packets = 0
@@ -208,17 +227,26 @@ def probe(source: Source) -> VideoInfo:
                     times.append(packet.pts)
         except _ERRORS:
             return VideoInfo(fps, variable_rate=False, packets=packets)
-    times.sort()
-    steps = np.diff(times)
+    return VideoInfo(fps, _is_uneven(times), packets)
+
+
+def _is_uneven(times: Sequence[float]) -> bool:
+    steps = np.diff(np.sort(times))
     # Within a factor of 1.5: rounding to a coarse time base is no variable rate.
-    uneven = len(steps) > 0 and steps.max() > 1.5 * steps.min()
-    return VideoInfo(fps, bool(uneven), packets)
+    return len(steps) > 0 and bool(steps.max() > 1.5 * steps.min())
 
 
-def has_sound(source: Source) -> bool:
-    """Whether a video comes with sound."""
-    with _opened(source) as container:
-        return bool(container.streams.audio)
+def survey_sound(source: Source) -> SoundInfo | None:
+    """Decode the sound of a video once; None if it comes without."""
+    if is_picture_file(source):
+        return None
+    with _opened(source) as (container, _):
+        if not container.streams.audio:
+            return None
+        stream = _sound_stream(container)
+        codec = stream.codec_context.name if stream is not None else ""
+    pieces = Counter(piece is not None for piece in _resampled(source))
+    return SoundInfo(codec, pieces[True], pieces[False])
 
 
 class Copied(NamedTuple):
@@ -246,11 +274,12 @@ def copy_stream(source: Source, size: int) -> Copied:
         VideoError: if it is not what training reads: H.264, yuv420p, square pixels, upright,
             ``size`` by ``size``.
     """
-    with _opened(source) as container:
-        if reason := _why_not_copied(container, size):
-            raise VideoError(_name(source), f"cannot be copied: it {reason}")
+    if is_picture_file(source):
+        raise VideoError(name_of(source), "cannot be copied: it is a picture, not h264")
+    with _opened(source) as (container, stream):
+        if reason := _why_not_copied(container, stream, size):
+            raise VideoError(name_of(source), f"cannot be copied: it {reason}")
         container.seek(0)
-        stream = container.streams.video[0]
         encoded = io.BytesIO()
         keys: list[int] = []
         frames = 0
@@ -388,29 +417,31 @@ def write_video(
     return count
 
 
-def read_image(path: str | Path) -> Frame:
+def read_picture(path: str | Path, most_pixels: int = TOO_LARGE) -> Picture:
     """Read a picture: an image file, or the first frame of a video.
 
-    The EXIF orientation is respected, transparent parts become black, gray three equal channels.
+    It is whole, whatever the container holds beside it. The Exif orientation and embedded colour
+    profiles are respected, transparent parts become black, gray three equal channels, and what has
+    more than 8 bits a channel is scaled. One of more than 100 megapixels is reduced.
 
     Args:
-        path: an image (png, jpg, ...) or a video.
-
-    Returns:
-        RGB ``uint8 [H, W, 3]``.
+        path: an image (png, jpg, heic, ...) or a video.
+        most_pixels: a larger one is refused.
 
     Raises:
-        VideoError: if it is neither.
+        VideoError: if it is neither, is damaged or too large, or cannot be shown as it is meant.
     """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-    except UnidentifiedImageError:
-        return next(frames_upright(path))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(str(path), getattr(error, "strerror", None) or str(error)) from None
-    black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
-    return np.asarray(Image.alpha_composite(black, upright).convert("RGB"))
+    picture = read_picture_file(path, most_pixels)
+    if picture is None:
+        frame = next(frames_upright(path))
+        picture = Picture(frame, frame.shape[1], frame.shape[0])
+        check_pixels(path, picture.width, picture.height, most_pixels)
+    return picture
+
+
+def read_image(path: str | Path) -> Frame:
+    """Read a picture as :func:`read_picture` does: RGB ``uint8 [H, W, 3]``."""
+    return read_picture(path).image
 
 
 def center_square(frame: Frame) -> Frame:
@@ -431,9 +462,17 @@ def resize(frame: Frame, size: int) -> Frame:
 # ---------------------------------------------------------------------------------------------
 
 
+class _Open(NamedTuple):
+    """A container, and the stream of it that is the video."""
+
+    container: InputContainer
+    stream: VideoStream
+
+
 @contextmanager
-def _opened(source: Source) -> Iterator[InputContainer]:
+def _opened(source: Source) -> Iterator[_Open]:
     """Open a container that has a video stream."""
+    check_regular(source)
     # "file:" keeps FFmpeg from reading a protocol or a pattern out of a name.
     file: Any = f"file:{source}" if isinstance(source, str | Path) else source
     if not isinstance(source, str | Path):
@@ -441,13 +480,22 @@ def _opened(source: Source) -> Iterator[InputContainer]:
     try:
         container = av.open(file, options=_OPEN_OPTIONS)
     except _ERRORS as error:
-        raise VideoError(_name(source), _why_not_opened(source, error)) from None
+        raise VideoError(name_of(source), _why_not_opened(source, error)) from None
     with container:
-        if not container.streams.video:
-            raise VideoError(_name(source), "has no video stream")
-        if container.streams.video[0].codec_context is None:
-            raise VideoError(_name(source), "has no video stream of a codec that can be told")
-        yield container
+        yield _Open(container, _video_stream(source, container))
+
+
+def _video_stream(source: Source, container: InputContainer) -> VideoStream:
+    """Take the first video that is none of a cover, a thumbnail or a part of another."""
+    if not container.streams.video:
+        raise VideoError(name_of(source), "has no video stream")
+    known = [stream for stream in container.streams.video if stream.codec_context is not None]
+    if not known:
+        raise VideoError(name_of(source), "has no video stream of a codec that can be told")
+    videos = [stream for stream in known if not stream.disposition & _BESIDE]
+    if not videos:
+        raise VideoError(name_of(source), "has no video, only a picture beside its sound")
+    return next((one for one in videos if one.disposition & Disposition.default), videos[0])
 
 
 def _why_not_opened(source: Source, error: av.FFmpegError | OSError) -> str:
@@ -467,13 +515,8 @@ def _size(source: Source) -> int:
     return source.seek(0, io.SEEK_END)
 
 
-def _name(source: Source) -> str:
-    return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
-
-
-def _why_not_copied(container: InputContainer, size: int) -> str:
+def _why_not_copied(container: InputContainer, stream: VideoStream, size: int) -> str:
     """Tell why a stream cannot be trained on as it is; empty if it can."""
-    stream = container.streams.video[0]
     found = f"{stream.width}x{stream.height}"
     if stream.codec_context.name != "h264":
         return f"is {stream.codec_context.name}, not h264"
@@ -484,8 +527,16 @@ def _why_not_copied(container: InputContainer, size: int) -> str:
     if Fraction(stream.sample_aspect_ratio or 1) != 1:
         return f"has pixels of {stream.sample_aspect_ratio}, not square ones"
     first: Any = next(container.decode(stream))
+    if _guessed_colours(first) is not None:
+        return "does not say which colours it has, BT.601 or BT.709"
     turned = first.side_data.get("DISPLAYMATRIX") is not None
     return "is stored turned or mirrored" if turned else ""
+
+
+def _said(error: Exception) -> str:
+    """What a library says, on one line."""
+    strerror = getattr(error, "strerror", None)
+    return " ".join(str(strerror or error or type(error).__name__).split())
 
 
 def _damage(decoded: int, why: str) -> str:
@@ -495,23 +546,22 @@ def _damage(decoded: int, why: str) -> str:
 def _pixel_aspect(source: Source, stream: VideoStream) -> Fraction:
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     if not 1 <= round(stream.width * aspect) <= LARGEST_SIDE:
-        raise VideoError(_name(source), f"has an impossible pixel aspect ratio of {aspect}")
+        raise VideoError(name_of(source), f"has an impossible pixel aspect ratio of {aspect}")
     return aspect
 
 
-def _declared_packets(container: InputContainer) -> int:
+def _declared_packets(container: InputContainer, stream: VideoStream) -> int:
     """Count the packets that a whole file would have; 0 if its container does not say."""
-    stream = container.streams.video[0]
     if container.format.name == INDEXED_FORMAT:
         return len(stream.index_entries)
     return stream.frames
 
 
-def _declared_seconds(container: InputContainer) -> float:
+def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:
     """Read how long a Matroska or WebM video lasts; 0 if it does not say, or another format."""
     if container.format.name != "matroska,webm":
         return 0.0
-    tag = container.streams.video[0].metadata.get("DURATION", "")
+    tag = stream.metadata.get("DURATION", "")
     if clock := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", tag):
         return sum(
             float(part) * unit for part, unit in zip(clock.groups(), (3600, 60, 1), strict=True)
@@ -536,10 +586,55 @@ def _end(packet: Any) -> float:
 
 def _displayed(frame: av.VideoFrame, aspect: Fraction) -> Frame:
     """Convert a decoded frame to what a viewer would show: RGB ``uint8 [H, W, 3]``."""
-    image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    image = _scaled(image, round(frame.width * aspect), frame.height)
+    image = _scaled(_rgb(frame), round(frame.width * aspect), frame.height)
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return image if matrix is None else _turned(image, np.frombuffer(matrix, np.int32))
+
+
+def _rgb(frame: av.VideoFrame) -> Frame:
+    seen_through = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
+    form = "rgba" if seen_through else "rgb24"
+    try:
+        image = frame.reformat(format=form, src_colorspace=_guessed_colours(frame)).to_ndarray()
+    except av.FFmpegError as error:
+        reason = f"has colours that cannot be converted (matrix {frame.colorspace}): {_said(error)}"
+        raise VideoError("video", reason) from None
+    return np.array(on_black(Image.fromarray(image))) if seen_through else np.asarray(image)
+
+
+def _guessed_colours(frame: av.VideoFrame) -> Colorspace | None:
+    """Name the colours of a frame that does not, as players do; None where it does, or is SD."""
+    if frame.format.is_rgb or frame.colorspace != _UNSPECIFIED:
+        return None
+    return Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else None
+
+
+def _decoder(stream: VideoStream) -> VideoCodecContext:
+    """Take the decoder of a stream: FFmpeg's own of VP8 and VP9 pass over transparency."""
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or own.name not in ("vp8", "vp9"):
+        return own
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}[own.name]
+    decoder: Any = av.CodecContext.create(name, "r")
+    decoder.extradata = own.extradata
+    return decoder  # type: ignore[no-any-return]
+
+
+def _accept_all_side_data() -> None:
+    """Let PyAV hand out frames with side data that it has no name for: Exif, layers, and others.
+
+    It refuses all side data of such a frame, the display matrix too.
+    """
+
+    def unnamed(cls: Any, value: int) -> Any:
+        member = object.__new__(cls)
+        member._name_, member._value_ = f"UNNAMED_{value}", value
+        return member
+
+    SideDataType._missing_ = classmethod(unnamed)  # type: ignore[assignment]
+
+
+_accept_all_side_data()
 
 
 def _turned(image: Frame, matrix: NDArray[np.int32]) -> Frame:
@@ -630,20 +725,87 @@ def _ticks(timing: Timing, frame: int) -> int:
 
 
 def _mux_sound(container: OutputContainer, track: AudioStream, sound: Sound) -> None:
-    """Encode a whole sound, as far as it is good; the muxer interleaves it."""
-    resampler = av.AudioResampler("fltp", "stereo", SOUND_RATE, frame_size=1024)
-    for frame in chain(_good_sound(sound.source), [None]):  # None: what the resampler still holds
-        for piece in resampler.resample(frame):
-            start = round(((piece.time or 0.0) - sound.offset) * SOUND_RATE)
-            piece.pts, piece.time_base = start, Fraction(1, SOUND_RATE)
-            if start >= 0:
-                container.mux(track.encode(piece))
+    """Encode a sound for as long as there are pictures; the muxer interleaves it."""
+    waiting, written = np.zeros((2, 0), np.float32), 0
+    for piece in chain(_sound_in_step(sound), [None]):
+        if piece is not None:
+            waiting = np.concatenate([waiting, piece], axis=1)
+        while waiting.shape[1] >= (1 if piece is None else _AAC_SAMPLES):
+            now, waiting = waiting[:, :_AAC_SAMPLES], waiting[:, _AAC_SAMPLES:]
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(now), "fltp", "stereo")
+            frame.sample_rate, frame.time_base = SOUND_RATE, Fraction(1, SOUND_RATE)
+            frame.pts, written = written, written + now.shape[1]
+            container.mux(track.encode(frame))
     container.mux(track.encode())
 
 
-def _good_sound(source: Source) -> Iterator[av.AudioFrame]:
-    with _opened(source) as container, suppress(*_ERRORS):
-        yield from container.decode(audio=0)
+def _sound_in_step(sound: Sound) -> Iterator[NDArray[np.float32]]:
+    """Decode a sound from the first picture to the last, ``[2, N]``; gaps in it are silent."""
+    place, end = 0, round(sound.seconds * SOUND_RATE)
+    for piece in _resampled(sound.source):
+        if piece is None:
+            continue
+        start = place if piece.time is None else round((piece.time - sound.offset) * SOUND_RATE)
+        samples = np.asarray(piece.to_ndarray(), np.float32)
+        # Times are rounded: small differences are neither gaps nor overlaps.
+        if abs(start - place) > (_SOUND_SLACK if place else 0):
+            samples = samples[:, max(0, place - start) :]
+            while place < min(start, end):
+                silence = min(start, end, place + SOUND_RATE) - place
+                yield np.zeros((2, silence), np.float32)
+                place += silence
+        samples = samples[:, : end - place]
+        if samples.shape[1]:
+            yield samples
+        place += samples.shape[1]
+        if place >= end:
+            return
+
+
+def _resampled(source: Source) -> Iterator[av.AudioFrame | None]:
+    """Decode a sound as stereo at 48 kHz, float; None for each piece that is damaged."""
+    # A track may change its layout or rate, which one resampler cannot follow.
+    for form, group in itertools.groupby(_sound_frames(source), _sound_form):
+        if form is None:
+            yield from (None for _ in group)
+            continue
+        resampler = av.AudioResampler("fltp", "stereo", SOUND_RATE)
+        for frame in chain(group, [None]):  # At last, what the resampler still holds.
+            try:
+                yield from resampler.resample(frame)
+            except Exception:  # Of a form that cannot be converted.
+                yield None
+
+
+def _sound_form(frame: av.AudioFrame | None) -> tuple[str, str, int] | None:
+    if frame is None:
+        return None
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+def _sound_frames(source: Source) -> Iterator[av.AudioFrame | None]:
+    """Decode a sound; None for each piece that is damaged."""
+    with _opened(source) as (container, _):
+        stream = _sound_stream(container)
+        if stream is None:
+            return
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                frames = [] if packet is None else packet.decode()
+            except Exception:  # Whatever the library makes of a strange packet.
+                yield None
+                continue
+            if packet is None:
+                return
+            yield from (None if frame.is_corrupt else frame for frame in frames)
+
+
+def _sound_stream(container: InputContainer) -> AudioStream | None:
+    """Take the first sound that can be decoded."""
+    known = (stream for stream in container.streams.audio if stream.codec_context is not None)
+    return next(known, None)
 
 
 def _check_even(shape: tuple[int, ...]) -> None:
@@ -692,8 +854,7 @@ def _by_pyav(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
     _check_mp4(data)
     images: dict[int, Frame] = {}
     try:
-        with _opened(io.BytesIO(data)) as container:
-            stream = container.streams.video[0]
+        with _opened(io.BytesIO(data)) as (container, stream):
             stream.codec_context.thread_count = 1  # Loader workers are the parallelism.
             packets = [
                 (packet.pts, packet.is_keyframe)

@@ -79,6 +79,7 @@ def test_every_model_makes_an_animation_and_its_tiles(inputs: Inputs, tmp_path: 
         tmp_path / "results",
         LIMITS,
         lambda done, total, name: told.append((done, total, name)),
+        pytest.fail,
     )
     assert told == [(10, 10, "mixed"), (10, 10, "plain")]
     for result in made:
@@ -109,6 +110,7 @@ def test_more_than_the_limits_is_refused(inputs: Inputs, tmp_path: Path) -> None
                 tmp_path / "results",
                 limits,
                 lambda *_: None,
+                lambda _: None,
             )
 
 

@@ -474,14 +474,15 @@ def test_manifest_names_identities_and_splits(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_segments_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", film(1, 20), 20.0)
+    write_video(tmp_path / "b.mp4", film(2, 20), 20.0)
     manifest = write_manifest(
         tmp_path / "list.csv",
         "file, start, end, identity, split",
         "a.mp4, 0, 8, ann, train",
         "a.mp4, 8, 20, bob, test",
         "a.mp4, 12, , bob, test",
-        "a.mp4, 15, 30, eve, train",
-        "a.mp4, 40, , eve, train",
+        "b.mp4, 15, 30, eve, train",
+        "b.mp4, 40, , eve, train",
     )
     out = str(tmp_path / "out")
     report = pack_videos([manifest], out, size=64)

@@ -1,10 +1,12 @@
 """`prioritycut animate`: synthetic clips with sound and awkward timing, small random networks."""
 
 import csv
+import random
 import re
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -161,6 +163,146 @@ def test_sound_of_any_codec_stays_in_step(
     assert beep_of(tmp_path / "out.mp4") == pytest.approx(BEEP, abs=0.03)
     times = [frame.start or 0 for frame in frames_timed(tmp_path / "out.mp4")]
     assert [round(1000 * (time - times[0]), 3) for time in times] == UNEVEN
+
+
+class Track(NamedTuple):
+    """A sound of a driving video of one second.
+
+    Attributes:
+        codec: of the sound.
+        seconds: how long it is.
+        forms: rate and layout, changing at equal distances.
+        start: seconds after the first picture.
+        gap: seconds from and to which there is none.
+    """
+
+    codec: str = "aac"
+    seconds: float = 1.0
+    forms: tuple[tuple[int, str], ...] = ((48_000, "stereo"),)
+    start: float = 0.0
+    gap: tuple[float, float] = (0.0, 0.0)
+
+
+def write_with_sound(path: Path, track: Track) -> Path:
+    """Write a second of pictures, and a tone."""
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("libx264", rate=25)
+        video.height, video.width = 64, 64
+        (rate, layout), *_ = track.forms
+        sound = file.add_stream(track.codec, rate=rate, layout=layout)
+        for number, image in enumerate(render_clip(3, size=64, frames=25).frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            file.mux(video.encode(frame))
+        file.mux(video.encode())
+        for part, (rate, layout) in enumerate(track.forms):
+            encoder = av.CodecContext.create(track.codec, "w") if part else sound.codec_context
+            if part:
+                encoder.sample_rate, encoder.layout = rate, layout
+                encoder.format, encoder.time_base = "fltp", Fraction(1, rate)
+            length = track.seconds / len(track.forms)
+            begin = track.start + part * length
+            for first in range(0, round(length * rate), 1536):
+                if track.gap[0] <= begin + first / rate < track.gap[1]:
+                    continue
+                wave = np.sin(2 * np.pi * 440 * np.arange(first, first + 1536) / rate) / 2
+                channels = {"mono": 1, "stereo": 2, "5.1": 6}[layout]
+                data = np.tile(wave.astype(np.float32), (channels, 1))
+                piece = av.AudioFrame.from_ndarray(data, "fltp", layout)
+                piece.sample_rate, piece.time_base = rate, Fraction(1, rate)
+                piece.pts = round(begin * rate) + first
+                mux_of(file, sound, encoder.encode(piece))
+            mux_of(file, sound, encoder.encode(None))
+    return path
+
+
+def mux_of(file: Any, stream: Any, packets: list[Any]) -> None:
+    for packet in packets:
+        packet.stream = stream
+        file.mux(packet)
+
+
+def loudness(path: Path) -> tuple[float, list[bool]]:
+    """Seconds of the sound, and of each twentieth whether there is any."""
+    with av.open(str(path)) as file:
+        seconds = float(file.streams.audio[0].duration * file.streams.audio[0].time_base)
+        wave = np.concatenate([f.to_ndarray()[0] for f in file.decode(audio=0)])
+    parts = np.abs(wave[: len(wave) // 2400 * 2400]).reshape(-1, 2400)
+    return seconds, (parts.max(axis=1) > 0.2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "track", "silent"),
+    [
+        ("long.mp4", Track(seconds=30), range(0)),
+        ("late.mkv", Track(seconds=3, start=0.5), range(10)),
+        ("gap.mkv", Track(gap=(0.3, 0.6)), range(7, 11)),
+        ("rates.ts", Track("ac3", forms=((44_100, "mono"), (48_000, "stereo"))), range(0)),
+        ("layouts.ts", Track("ac3", forms=((48_000, "stereo"), (48_000, "5.1"))), range(0)),
+    ],
+)
+def test_sound_lasts_as_long_as_the_pictures(
+    animated: Animated, tmp_path: Path, name: str, track: Track, silent: range
+) -> None:
+    driving = write_with_sound(tmp_path / name, track)
+    result = animated("out.mp4", driving=driving)
+    assert result.returncode == 0, result.stderr
+    assert "Sound:" not in result.stdout
+    seconds, loud = loudness(tmp_path / "out.mp4")
+    assert seconds == pytest.approx(1.0, abs=0.03)
+    assert all(loud[part] == (part not in silent) for part in range(20) if part not in (6, 11))
+    with av.open(str(tmp_path / "out.mp4")) as file:
+        assert file.duration == pytest.approx(1_000_000, abs=30_000)
+
+
+def test_damaged_pieces_of_a_sound_are_silent_and_told(animated: Animated, tmp_path: Path) -> None:
+    driving = write_with_sound(tmp_path / "in.mp4", Track())
+    with av.open(str(driving)) as file:
+        pieces = [(packet.pos, packet.size) for packet in file.demux(audio=0) if packet.size]
+    data = bytearray(driving.read_bytes())
+    for place, size in pieces[10:20]:
+        data[place : place + size] = random.Random(place).randbytes(size)
+    driving.write_bytes(data)
+    result = animated("out.mp4", driving=driving)
+    assert result.returncode == 0, result.stderr
+    told = re.search(r"Sound: +(\d+) damaged pieces of it are silent", result.stdout)
+    assert told, result.stdout
+    assert 5 <= int(told[1]) <= 10
+    seconds, loud = loudness(tmp_path / "out.mp4")
+    assert seconds == pytest.approx(1.0, abs=0.03)
+    assert loud[:4] == [True] * 4
+    assert not all(loud[4:9])
+    assert loud[10:20] == [True] * 10
+
+
+def test_a_sound_that_cannot_be_decoded_is_named(animated: Animated, tmp_path: Path) -> None:
+    driving = write_with_sound(tmp_path / "in.mkv", Track())
+    data = driving.read_bytes()
+    driving.write_bytes(data.replace(b"A_AAC", b"A_XYZ"))
+    told = animated("a.mp4", driving=driving).stdout
+    assert "Sound:   left out, it cannot be decoded (of an unknown codec)" in told
+    driving = write_with_sound(tmp_path / "b.mp4", Track())
+    with av.open(str(driving)) as file:
+        pieces = [(packet.pos, packet.size) for packet in file.demux(audio=0) if packet.size]
+    data = bytearray(driving.read_bytes())
+    for place, size in pieces:
+        data[place : place + size] = bytes([0xFF]) * size
+    driving.write_bytes(data)
+    told = animated("b2.mp4", driving=driving).stdout
+    assert "Sound:   left out, it cannot be decoded (as aac)" in told
+    for name in ("a.mp4", "b2.mp4"):
+        with av.open(str(tmp_path / name)) as file:
+            assert not file.streams.audio
+
+
+def test_an_animated_webp_drives(animated: Animated, tmp_path: Path) -> None:
+    frames = [Image.fromarray(frame) for frame in render_clip(3, size=64, frames=6).frames]
+    times = [100, 100, 300, 100, 100, 100]
+    frames[0].save(tmp_path / "in.webp", save_all=True, append_images=frames[1:], duration=times)
+    result = animated("out.mp4", driving=tmp_path / "in.webp")
+    assert result.returncode == 0, result.stderr
+    starts = [frame.start for frame in frames_timed(tmp_path / "out.mp4")]
+    assert starts == pytest.approx([0, 0.1, 0.2, 0.5, 0.6, 0.7])
 
 
 def test_gif_shows_every_frame_for_its_time(animated: Animated, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
+from av.video.reformatter import Colorspace
 from PIL import Image
 
 from prioritycut_ray.data.puppets import render_clip
@@ -21,6 +23,7 @@ from prioritycut_ray.data.video import (
     VideoError,
     center_square,
     copy_stream,
+    frames_timed,
     frames_upright,
     probe,
     read_all,
@@ -441,6 +444,155 @@ def test_what_cannot_be_written_is_refused(
     with pytest.raises(UserError, match=reason):
         write_video(tmp_path / "clip.mp4", frames, fps)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------
+# What a container says of its frames, or does not
+# ---------------------------------------------------------------------------------------------
+
+
+def camera_frames(orientation: int, container: str) -> bytes:
+    """Frames as a camera of pictures writes them: JPEG with Exif."""
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32] = (220, 30, 30)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "camera"
+    picture = io.BytesIO()
+    Image.fromarray(pixels).save(picture, "JPEG", exif=exif, quality=95, subsampling=0)
+    target = io.BytesIO()
+    with av.open(target, "w", format=container) as file:
+        stream = file.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj444p"
+        for number in range(3):
+            packet = av.Packet(picture.getvalue())
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream = Fraction(1, 25), stream
+            file.mux(packet)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("container", ["avi", "mov"])
+@pytest.mark.parametrize(
+    ("orientation", "corner"), [(1, (0, 0)), (2, (0, -1)), (3, (-1, -1)), (5, (0, 0)), (6, (0, -1))]
+)
+def test_frames_with_side_data_of_any_kind_are_read_upright(
+    orientation: int, corner: tuple[int, int], container: str
+) -> None:
+    frames = list(frames_upright(io.BytesIO(camera_frames(orientation, container))))
+    assert len(frames) == 3
+    assert frames[0].shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))
+    assert [tuple(int(v > 150) for v in frame[corner]) for frame in frames] == [(1, 0, 0)] * 3
+    opposite = tuple(-1 - place for place in corner)
+    assert frames[0][opposite].max() < 20
+
+
+def plain(width: int, height: int, said: int, meant: Colorspace) -> bytes:
+    """One colour, encoded by one matrix, with what the stream says of that."""
+    pixels = np.full((height, width, 3), (200, 40, 60), np.uint8)
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.codec_context.colorspace = said
+        for number in range(2):
+            rgb = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = rgb.reformat(format="yuv420p", dst_colorspace=meant)
+            frame.colorspace = said
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said", "meant"),
+    [
+        (64, 64, 2, Colorspace.ITU601),
+        (720, 576, 2, Colorspace.ITU601),
+        (1280, 720, 2, Colorspace.ITU709),
+        (720, 1280, 2, Colorspace.ITU709),
+        (1280, 720, 6, Colorspace.ITU601),
+        (64, 64, 1, Colorspace.ITU709),
+    ],
+)
+def test_colours_are_those_that_are_said_or_else_usual(
+    width: int, height: int, said: int, meant: Colorspace
+) -> None:
+    data = plain(width, height, said, meant)
+    colour = next(frames_upright(io.BytesIO(data)))[height // 2, width // 2]
+    assert np.abs(colour.astype(int) - (200, 40, 60)).max() <= 4
+
+
+def test_colours_that_cannot_be_converted_are_named() -> None:
+    with pytest.raises(VideoError, match=r"colours that cannot be converted \(matrix 8\)"):
+        next(frames_upright(io.BytesIO(plain(64, 64, 8, Colorspace.ITU601))))
+
+
+def test_a_large_stream_without_named_colours_is_not_copied() -> None:
+    with pytest.raises(VideoError, match="does not say which colours it has"):
+        copy_stream(io.BytesIO(plain(608, 608, 2, Colorspace.ITU709)), 608)
+    assert copy_stream(io.BytesIO(plain(608, 608, 1, Colorspace.ITU709)), 608).frames == 2
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "pixels"),
+    [
+        ("mov", "png", "rgba"),
+        ("mov", "qtrle", "argb"),
+        ("mov", "prores_ks", "yuva444p10le"),
+        ("matroska", "ffv1", "bgra"),
+        ("webm", "libvpx-vp9", "yuva420p"),
+    ],
+)
+def test_what_is_transparent_in_a_video_is_black(container: str, codec: str, pixels: str) -> None:
+    image = np.full((64, 64, 4), 200, np.uint8)
+    image[..., 3] = np.repeat([[0], [255]], 32, axis=0)
+    target = io.BytesIO()
+    with av.open(target, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, pixels
+        for number in range(3):
+            rgba = av.VideoFrame.from_ndarray(image, format="rgba")
+            frame = rgba.reformat(format=pixels)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    frames = list(frames_timed(io.BytesIO(target.getvalue())))
+    assert [round(frame.start or 0, 2) for frame in frames] == [0, 0.04, 0.08]
+    for frame in frames:
+        assert frame.image[:30].max() <= 3
+        assert np.abs(frame.image[34:].astype(int) - 200).max() <= 6
+
+
+def test_a_cover_is_no_video(tmp_path: Path) -> None:
+    cover = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(cover, "JPEG")
+    for name, frames in (("song.mp4", []), ("film.mp4", moving_square(3))):
+        with av.open(str(tmp_path / name), "w") as file:
+            picture = file.add_stream("mjpeg", rate=25)
+            picture.height, picture.width, picture.pix_fmt = 64, 64, "yuvj420p"
+            picture.disposition = Disposition.attached_pic
+            sound = file.add_stream("aac", rate=48_000, layout="mono")
+            film = file.add_stream("libx264", rate=25) if frames else None
+            if film is not None:
+                film.height, film.width = 64, 64
+            packet = av.Packet(cover.getvalue())
+            packet.pts = packet.dts = 0
+            packet.time_base, packet.stream = Fraction(1, 25), picture
+            file.mux(packet)
+            noise = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            noise.sample_rate, noise.pts, noise.time_base = 48_000, 0, Fraction(1, 48_000)
+            file.mux(sound.encode(noise))
+            file.mux(sound.encode())
+            for number, image in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                file.mux(film.encode(frame))
+            if film is not None:
+                file.mux(film.encode())
+    with pytest.raises(VideoError, match="has no video, only a picture beside its sound"):
+        list(frames_upright(tmp_path / "song.mp4"))
+    assert alike(next(frames_upright(tmp_path / "film.mp4")), moving_square(1)[0])
 
 
 # ---------------------------------------------------------------------------------------------

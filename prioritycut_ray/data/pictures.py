@@ -1,0 +1,387 @@
+"""Pictures that people bring, by Pillow: whole, upright, opaque, 8 bits a channel.
+
+A container may hold tiles, layers, thumbnails or several pictures: the whole one that it is about
+is read, or none. Animated pictures (WebP, APNG, AVIF) are read as videos are.
+"""
+
+import errno
+import io
+import math
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pillow_heif
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.Image import Transpose
+
+from prioritycut_ray.errors import UserError
+
+Frame = NDArray[np.uint8]
+Source = str | Path | io.BufferedIOBase
+
+pillow_heif.register_heif_opener()
+
+LARGEST = 100_000_000
+"""Pixels of a picture that are kept; a larger one is reduced."""
+TOO_LARGE = 400_000_000
+"""Pixels that no camera takes: they would need gigabytes, whatever the file's size."""
+# Left out: what Pillow hands to another program, only recognises, or cannot show as one picture.
+_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# ISO files (like mp4) of still pictures: FFmpeg would show a tile, a thumbnail or an attachment.
+_STILL_BRANDS = {
+    *(b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"miaf", b"avif", b"avis"),
+    *(b"jxl ", b"jp2 ", b"jpx ", b"crx "),
+}
+_ORIENTATION = 0x0112
+_TRANSPOSED = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by the number that Exif gives its orientation."""
+_NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _DNG_VERSION = 254, 258, 262, 50706
+_filters = threading.Lock()
+"""Held while Pillow's limit and Python's warnings, which all threads share, are changed."""
+
+
+class VideoError(UserError):
+    """A video or image that cannot be used; the message is ``<name>: <reason>``.
+
+    Attributes:
+        reason: the message without the name.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {self.reason}"
+
+
+class Picture(NamedTuple):
+    """A picture, which may be reduced.
+
+    Attributes:
+        image: RGB ``uint8 [H, W, 3]``.
+        width: of the whole upright picture in pixels; W, or a multiple of it but for rounding.
+        height: the same of H.
+    """
+
+    image: Frame
+    width: int
+    height: int
+
+
+class TimedFrame(NamedTuple):
+    """A frame and when it is shown.
+
+    Attributes:
+        image: RGB ``uint8 [H, W, 3]``.
+        start: seconds, counted as the file counts them; None if it does not.
+        duration: seconds; 0 if unknown.
+    """
+
+    image: Frame
+    start: float | None
+    duration: float
+
+
+def read_picture_file(source: Source, most_pixels: int) -> Picture | None:
+    """Read the picture that a file is about; None if it is none, and may be a video.
+
+    Raises:
+        VideoError: it is one, but is damaged or too large, or cannot be shown as it is meant.
+    """
+    with _opened(source) as image:
+        if image is None:
+            return None
+        _choose_page(image)
+        width, height = image.size
+        check_pixels(source, width, height, most_pixels)
+        if width * height > LARGEST:
+            # A JPEG is decoded at a half, a quarter or an eighth of its size at once.
+            side = math.sqrt(LARGEST / (width * height)) / 2
+            image.draft(None, (int(side * width), int(side * height)))
+        with _lenient():
+            image.load()
+        shown = _rgb(image)
+        if (factor := math.ceil(math.sqrt(shown.width * shown.height / LARGEST))) > 1:
+            shown = shown.reduce(factor)
+        # Of a TIFF, loading has turned it already.
+        turn = _TRANSPOSED.get(_orientation(image))
+        if turn is not None:
+            shown = shown.transpose(turn)
+        if turn in (
+            Transpose.TRANSPOSE,
+            Transpose.TRANSVERSE,
+            Transpose.ROTATE_90,
+            Transpose.ROTATE_270,
+        ):
+            width, height = height, width
+        return Picture(np.array(shown), width, height)
+
+
+def is_picture_file(source: Source) -> bool:
+    """Tell by its first bytes whether a file is a picture that no video library may read."""
+    check_regular(source)
+    head = _head(source)
+    return (
+        (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or head[:8] == b"\x89PNG\r\n\x1a\n"
+        or (head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS)
+    )
+
+
+def picture_frames(source: Source) -> Iterator[TimedFrame]:
+    """Read the frames of an animated picture, or the one of another.
+
+    Raises:
+        VideoError: it cannot be opened, or is damaged: then all frames before the damage have been
+            yielded, and the message counts them.
+    """
+    number, start = 0, 0.0
+    try:
+        with _opened(source) as image:
+            if image is None:
+                raise ValueError("is not a picture that can be read")
+            for page in _animation_pages(image):
+                with _lenient():
+                    image.seek(page)
+                    image.load()
+                duration = float(image.info.get("duration") or 0) / 1000
+                yield TimedFrame(np.array(_rgb(image)), start, duration)
+                number, start = number + 1, start + duration
+    except VideoError as error:
+        if not number:
+            raise
+        reason = f"{error.reason.rstrip('.')}; {number} frames could be decoded"
+        raise VideoError(error.args[0], reason) from None
+
+
+def _animation_pages(image: Image.Image) -> range:
+    # The default picture of an APNG may be for viewers that show no animations.
+    first = int(bool(image.info.get("default_image")))
+    return range(first, getattr(image, "n_frames", 1))
+
+
+def name_of(source: Source) -> str:
+    """What to call a file before people."""
+    return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
+
+
+def check_regular(source: Source) -> None:
+    """Refuse what is no file, and may never end.
+
+    Raises:
+        VideoError: it is a folder, a pipe, a socket or a device.
+    """
+    if not isinstance(source, str | Path):
+        return
+    try:
+        mode = os.stat(source).st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(str(source), reason) from None
+    if not stat.S_ISREG(mode):
+        kind = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "is not a regular file"
+        raise VideoError(str(source), kind)
+
+
+def check_pixels(source: Source, width: int, height: int, most: int) -> None:
+    """Refuse a picture that is too large.
+
+    Raises:
+        VideoError: it is.
+    """
+    if width * height > most:
+        raise VideoError(
+            name_of(source),
+            f"has {width}x{height} pixels, more than {most / 1e6:.1f} megapixels: shrink it",
+        )
+
+
+def on_black(image: Image.Image) -> Image.Image:
+    """Lay an RGBA picture on black: the background of all that is transparent."""
+    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, image).convert("RGB")
+
+
+# ---------------------------------------------------------------------------------------------
+# Opening
+# ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Image.Image | None]:
+    """Open a picture; None if Pillow does not know it. All that goes wrong is a VideoError."""
+    check_regular(source)
+    try:
+        image = _identified(source)
+        if image is None:
+            yield None
+            return
+        with image:
+            yield image
+    except VideoError:
+        raise
+    except Exception as error:  # Each of Pillow's formats has errors of its own.
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        reason = reason or f"cannot be read ({type(error).__name__})"
+        raise VideoError(name_of(source), reason) from None
+
+
+def _identified(source: Source) -> Image.Image | None:
+    file: Any = source
+    if not isinstance(source, str | Path):
+        source.seek(0)
+    try:
+        with _lenient():
+            return Image.open(file, formats=_formats())
+    except UnidentifiedImageError:
+        if is_picture_file(source):
+            raise ValueError("is damaged, or of a kind that cannot be read") from None
+        return None
+
+
+@contextmanager
+def _lenient() -> Iterator[None]:
+    """Let Pillow read on where it would warn, of odd metadata or of size.
+
+    Its limit of 179 megapixels is below what cameras take, and calls them attacks; ours is above.
+    """
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.OPEN if name not in _NOT_READ]
+
+
+def _head(source: Source) -> bytes:
+    """Read the first bytes; none of what cannot be opened, as is told when it is opened."""
+    if isinstance(source, str | Path):
+        try:
+            with open(source, "rb") as file:
+                return file.read(16)
+        except OSError:
+            return b""
+    source.seek(0)
+    return source.read(16)
+
+
+def _choose_page(image: Image.Image) -> None:
+    """Go to the whole picture of a TIFF, past previews, and refuse files without it.
+
+    Raises:
+        ValueError: what Pillow would show is not what the file is about.
+    """
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        page = 0
+        while tags.get(_NEW_SUBFILE_TYPE, 0) & 1 or _DNG_VERSION in tags:
+            page += 1
+            if _DNG_VERSION in tags or page >= image.n_frames:  # type: ignore[attr-defined]
+                raise ValueError(
+                    "holds a preview of a raw picture, which cannot be read: save it as JPEG"
+                )
+            image.seek(page)
+    if image.format == "PSD":
+        # Version info (1057): whether the layers were also saved as one picture.
+        version = [data for number, _, data in image.resources if number == 1057]  # type: ignore[attr-defined]
+        if version and not version[0][4]:
+            raise ValueError("holds layers without the whole picture: save it as PNG")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Damaged Exif: as viewers do, take the picture as it is.
+        return 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Modes
+# ---------------------------------------------------------------------------------------------
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture of any mode to opaque RGB of 8 bits a channel.
+
+    Raises:
+        ValueError: it is not clear which of its values is white.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_gray(image)).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = _in_srgb(image)
+    return on_black(image.convert("RGBA")) if image.has_transparency_data else image.convert("RGB")
+
+
+def _gray(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale gray values of more than 8 bits to 0..255; transparent ones are black."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        white = 1.0
+        if not np.isfinite(values).all():
+            raise ValueError("has pixels that are not finite")
+        if values.min() < -0.1 or values.max() > 1.1:
+            raise ValueError(
+                f"has float pixels from {values.min():g} to {values.max():g}, and it is not clear "
+                "which is white: scale them to 0..1, or save it with 8 or 16 bits"
+            )
+    elif image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ValueError(
+            "has gray pixels of 32 bits or with a sign, and it is not clear which is white: save "
+            "it with 8 or 16 bits"
+        )
+    else:
+        white = 2.0 ** _bits(image) - 1
+    scaled = np.clip(values / np.float32(white) * 255, 0, 255).round().astype(np.uint8)
+    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+        scaled = 255 - scaled  # White is zero; Pillow minds that for 8 bits only.
+    if isinstance(transparent := image.info.get("transparency"), int):
+        scaled[values == transparent] = 0
+    return scaled
+
+
+def _bits(image: Image.Image) -> int:
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,)) if image.format == "TIFF" else (16,)  # type: ignore[attr-defined]
+    return int(bits[0])
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Convert colours by the embedded profile, as viewers do; a broken profile counts as none."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    try:
+        converted = ImageCms.profileToProfile(
+            image,
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            outputMode=mode,
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return image
+    return converted or image
