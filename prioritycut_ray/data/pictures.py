@@ -1,7 +1,7 @@
 """Pictures that people bring, by Pillow: whole, upright, opaque, 8 bits a channel.
 
 A container may hold tiles, layers, thumbnails or several pictures: the whole one that it is about
-is read, or none. Animated pictures (WebP, APNG, AVIF) are read as videos are.
+is read, or none. Animated pictures (GIF, WebP, APNG, AVIF) are read as videos are.
 """
 
 import errno
@@ -40,6 +40,8 @@ _STILL_BRANDS = {
     *(b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"miaf", b"avif", b"avis"),
     *(b"jxl ", b"jp2 ", b"jpx ", b"crx "),
 }
+# What asks for less is shown for longer, as browsers do; seconds.
+_TOO_SHORT, _USUAL = 0.01, 0.1
 _ORIENTATION = 0x0112
 _TRANSPOSED = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -69,6 +71,10 @@ class VideoError(UserError):
 
     def __str__(self) -> str:
         return f"{self.args[0]}: {self.reason}"
+
+
+class _Unfit(Exception):
+    """Why a picture cannot be shown as it is meant."""
 
 
 class Picture(NamedTuple):
@@ -139,7 +145,8 @@ def is_picture_file(source: Source) -> bool:
     check_regular(source)
     head = _head(source)
     return (
-        (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        head[:4] == b"GIF8"
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
         or head[:8] == b"\x89PNG\r\n\x1a\n"
         or (head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS)
     )
@@ -156,12 +163,15 @@ def picture_frames(source: Source) -> Iterator[TimedFrame]:
     try:
         with _opened(source) as image:
             if image is None:
-                raise ValueError("is not a picture that can be read")
-            for page in _animation_pages(image):
+                raise _Unfit("is not a picture that can be read")
+            pages = _animation_pages(image)
+            for page in pages:
                 with _lenient():
                     image.seek(page)
                     image.load()
                 duration = float(image.info.get("duration") or 0) / 1000
+                if len(pages) > 1 and duration <= _TOO_SHORT:
+                    duration = _USUAL
                 yield TimedFrame(np.array(_rgb(image)), start, duration)
                 number, start = number + 1, start + duration
     except VideoError as error:
@@ -180,6 +190,12 @@ def _animation_pages(image: Image.Image) -> range:
 def name_of(source: Source) -> str:
     """What to call a file before people."""
     return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
+
+
+def said(error: Exception) -> str:
+    """What a library says, on one line."""
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(words.split())
 
 
 def check_regular(source: Source) -> None:
@@ -237,9 +253,10 @@ def _opened(source: Source) -> Iterator[Image.Image | None]:
             yield image
     except VideoError:
         raise
+    except _Unfit as error:
+        raise VideoError(name_of(source), str(error)) from None
     except Exception as error:  # Each of Pillow's formats has errors of its own.
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        reason = reason or f"cannot be read ({type(error).__name__})"
+        reason = getattr(error, "strerror", None) or f"is damaged or cut off: {said(error)}"
         raise VideoError(name_of(source), reason) from None
 
 
@@ -252,7 +269,7 @@ def _identified(source: Source) -> Image.Image | None:
             return Image.open(file, formats=_formats())
     except UnidentifiedImageError:
         if is_picture_file(source):
-            raise ValueError("is damaged, or of a kind that cannot be read") from None
+            raise _Unfit("is damaged, or of a kind that cannot be read") from None
         return None
 
 
@@ -292,7 +309,7 @@ def _choose_page(image: Image.Image) -> None:
     """Go to the whole picture of a TIFF, past previews, and refuse files without it.
 
     Raises:
-        ValueError: what Pillow would show is not what the file is about.
+        _Unfit: what Pillow would show is not what the file is about.
     """
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
@@ -300,7 +317,7 @@ def _choose_page(image: Image.Image) -> None:
         while tags.get(_NEW_SUBFILE_TYPE, 0) & 1 or _DNG_VERSION in tags:
             page += 1
             if _DNG_VERSION in tags or page >= image.n_frames:  # type: ignore[attr-defined]
-                raise ValueError(
+                raise _Unfit(
                     "holds a preview of a raw picture, which cannot be read: save it as JPEG"
                 )
             image.seek(page)
@@ -308,7 +325,7 @@ def _choose_page(image: Image.Image) -> None:
         # Version info (1057): whether the layers were also saved as one picture.
         version = [data for number, _, data in image.resources if number == 1057]  # type: ignore[attr-defined]
         if version and not version[0][4]:
-            raise ValueError("holds layers without the whole picture: save it as PNG")
+            raise _Unfit("holds layers without the whole picture: save it as PNG")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -327,7 +344,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     """Convert a picture of any mode to opaque RGB of 8 bits a channel.
 
     Raises:
-        ValueError: it is not clear which of its values is white.
+        _Unfit: it is not clear which of its values is white.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_gray(image)).convert("RGB")
@@ -343,14 +360,14 @@ def _gray(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "F":
         white = 1.0
         if not np.isfinite(values).all():
-            raise ValueError("has pixels that are not finite")
+            raise _Unfit("has pixels that are not finite")
         if values.min() < -0.1 or values.max() > 1.1:
-            raise ValueError(
+            raise _Unfit(
                 f"has float pixels from {values.min():g} to {values.max():g}, and it is not clear "
                 "which is white: scale them to 0..1, or save it with 8 or 16 bits"
             )
     elif image.mode == "I" and image.format not in ("PNG", "PPM"):
-        raise ValueError(
+        raise _Unfit(
             "has gray pixels of 32 bits or with a sign, and it is not clear which is white: save "
             "it with 8 or 16 bits"
         )

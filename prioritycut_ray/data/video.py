@@ -48,6 +48,7 @@ from prioritycut_ray.data.pictures import (
     on_black,
     picture_frames,
     read_picture_file,
+    said,
 )
 from prioritycut_ray.data.pictures import Frame as Frame
 from prioritycut_ray.data.pictures import Source as Source
@@ -68,14 +69,12 @@ SOUND_RATE = 48_000
 DEFAULT_DECODER = "decord" if importlib.util.find_spec("decord") else "pyav"
 # Files that hold frames themselves: a playlist dressed up as a video must open and fetch nothing.
 _FORMATS = (
-    "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,"
+    "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,nut,mxf,ivf,"
     "h264,hevc,av1,obu,m4v,mjpeg,dv,rm,swf,wtv"
 )
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 # The muxer keeps packets until those of the other streams are there, however late they come.
 _MP4_OPTIONS = {"movflags": "+faststart", "max_interleave_delta": "0"}
-# A damaged file may ask for a place before its start, of which a Python file complains itself.
-_ERRORS = (av.FFmpegError, OSError)
 # Streams that are no video of their own: a cover, chapter pictures, tiles.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
 _UNSPECIFIED = 2
@@ -184,7 +183,7 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
         except VideoError as error:
             raise VideoError(name_of(source), error.reason) from None
         except Exception as error:  # Whatever the library makes of a strange frame.
-            raise VideoError(name_of(source), _damage(decoded, _said(error))) from None
+            raise VideoError(name_of(source), _damage(decoded, said(error))) from None
         declared = _declared_packets(container, stream)
         duration = _declared_seconds(container, stream)
     # Packets, not frames: an edit list hides frames, and a cut may leave some undecodable.
@@ -225,7 +224,7 @@ def probe(source: Source) -> VideoInfo:
                 packets += packet.size > 0
                 if packet.pts is not None:
                     times.append(packet.pts)
-        except _ERRORS:
+        except Exception:  # Its damage is told when it is decoded.
             return VideoInfo(fps, variable_rate=False, packets=packets)
     return VideoInfo(fps, _is_uneven(times), packets)
 
@@ -277,22 +276,29 @@ def copy_stream(source: Source, size: int) -> Copied:
     if is_picture_file(source):
         raise VideoError(name_of(source), "cannot be copied: it is a picture, not h264")
     with _opened(source) as (container, stream):
-        if reason := _why_not_copied(container, stream, size):
-            raise VideoError(name_of(source), f"cannot be copied: it {reason}")
-        container.seek(0)
-        encoded = io.BytesIO()
-        keys: list[int] = []
-        frames = 0
-        with _mp4(encoded) as target:
-            copy = target.add_stream_from_template(stream)
-            for packet in container.demux(stream):
-                if packet.size == 0:
-                    continue
-                if packet.is_keyframe:
-                    keys.append(frames)
-                frames += 1
-                packet.stream = copy
-                target.mux(packet)
+        try:
+            if reason := _why_not_copied(container, stream, size):
+                raise VideoError(name_of(source), f"cannot be copied: it {reason}")
+            container.seek(0)
+            return _copied(container, stream)
+        except av.FFmpegError as error:
+            raise VideoError(name_of(source), f"cannot be copied: {said(error)}") from None
+
+
+def _copied(container: InputContainer, stream: VideoStream) -> Copied:
+    encoded = io.BytesIO()
+    keys: list[int] = []
+    frames = 0
+    with _mp4(encoded) as target:
+        copy = target.add_stream_from_template(stream)
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                continue
+            if packet.is_keyframe:
+                keys.append(frames)
+            frames += 1
+            packet.stream = copy
+            target.mux(packet)
     return Copied(encoded.getvalue(), frames, int(np.diff([*keys, frames]).max(initial=0)))
 
 
@@ -479,7 +485,7 @@ def _opened(source: Source) -> Iterator[_Open]:
         source.seek(0)
     try:
         container = av.open(file, options=_OPEN_OPTIONS)
-    except _ERRORS as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(name_of(source), _why_not_opened(source, error)) from None
     with container:
         yield _Open(container, _video_stream(source, container))
@@ -498,12 +504,12 @@ def _video_stream(source: Source, container: InputContainer) -> VideoStream:
     return next((one for one in videos if one.disposition & Disposition.default), videos[0])
 
 
-def _why_not_opened(source: Source, error: av.FFmpegError | OSError) -> str:
+def _why_not_opened(source: Source, error: Exception) -> str:
     is_path = isinstance(source, str | Path)
     # EINVAL is how FFmpeg refuses a format that is not on the list.
     no_video = isinstance(error, av.InvalidDataError | av.EOFError | av.ArgumentError)
     if is_path and not no_video:
-        return error.strerror or "cannot be opened"
+        return said(error)
     if _size(source) == 0:
         return "is empty (0 bytes)"
     return "is no video, or is cut off before its index (nothing could be read)"
@@ -531,12 +537,6 @@ def _why_not_copied(container: InputContainer, stream: VideoStream, size: int) -
         return "does not say which colours it has, BT.601 or BT.709"
     turned = first.side_data.get("DISPLAYMATRIX") is not None
     return "is stored turned or mirrored" if turned else ""
-
-
-def _said(error: Exception) -> str:
-    """What a library says, on one line."""
-    strerror = getattr(error, "strerror", None)
-    return " ".join(str(strerror or error or type(error).__name__).split())
 
 
 def _damage(decoded: int, why: str) -> str:
@@ -597,7 +597,7 @@ def _rgb(frame: av.VideoFrame) -> Frame:
     try:
         image = frame.reformat(format=form, src_colorspace=_guessed_colours(frame)).to_ndarray()
     except av.FFmpegError as error:
-        reason = f"has colours that cannot be converted (matrix {frame.colorspace}): {_said(error)}"
+        reason = f"has colours that cannot be converted (matrix {frame.colorspace}): {said(error)}"
         raise VideoError("video", reason) from None
     return np.array(on_black(Image.fromarray(image))) if seen_through else np.asarray(image)
 

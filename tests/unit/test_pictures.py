@@ -326,9 +326,18 @@ def test_an_animated_picture_is_a_video(kind: str, tmp_path: Path) -> None:
     footage = survey(path)
     assert footage.timing.end == pytest.approx(0.6)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
-    if kind != "gif":
-        with pytest.raises(VideoError, match=rf"a\.{kind}: "):
-            list(frames_timed(path))
+    with pytest.raises(VideoError, match=rf"a\.{kind}: is damaged"):
+        list(frames_timed(path))
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_frames_without_a_time_are_shown_as_browsers_do(kind: str, tmp_path: Path) -> None:
+    frames = [Image.new("L", (64, 48), 40 * n) for n in range(3)]
+    path = tmp_path / f"a.{kind}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[0, 10, 20])
+    starts = [frame.start for frame in frames_timed(path)]
+    assert starts == pytest.approx([0, 0.1, 0.2])
+    assert probe(path).fps == pytest.approx(3 / 0.22)
 
 
 def test_the_default_picture_of_an_animation_is_not_a_part_of_it(tmp_path: Path) -> None:
