@@ -1,0 +1,248 @@
+"""Training on a GPU, against the same steps on the CPU; run by ``benchmarks/gpu.py``."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from prioritycut_ray import trainer
+from prioritycut_ray.checkpoint import load_checkpoint, save_checkpoint
+from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.data.shards import ClipIndex
+from prioritycut_ray.data.stream import Batch
+from prioritycut_ray.errors import NotFiniteError
+from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.models.batch_norm import BatchNorm2d
+from prioritycut_ray.models.perceptual import PerceptualPyramid
+from prioritycut_ray.precision import float32_products, has_bfloat16
+from prioritycut_ray.state import TrainState, new_state
+from prioritycut_ray.steps import build_perceptual, draw_randomness, micro_batches, training_step
+from prioritycut_ray.tracking import training_pictures
+from prioritycut_ray.worker import Pulse, Worker
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+# A bare machine has no ImageNet weights.
+WORDS = ["priority_cut.mix_prob=1", "loss.perceptual.weights=random"]
+PATCH = ["discriminator.kind=patch", "discriminator.patch_num_blocks=2", "priority_cut=null"]
+KINDS = {
+    "mixing": [],
+    "not mixing": ["priority_cut.mix_prob=0"],
+    "patch": PATCH,
+    "accumulated": ["train.accumulate=2"],
+    "checkpointed": ["train.activation_checkpointing=true"],
+    "frozen detector": ["optim.detector_lr=0"],
+}
+
+
+class Run(NamedTuple):
+    """Networks on a device, and frames that are the same on any."""
+
+    config: Config
+    worker: Worker
+    state: TrainState
+    perceptual: PerceptualPyramid
+
+    @float32_products(convolutions="tf32")
+    def step(self) -> dict[str, float]:
+        """Update both networks; gives the losses."""
+        config, state = self.config, self.state
+        size, count = config.data.size, config.train.batch_size
+        generator = torch.Generator().manual_seed(state.step)
+        frames = torch.rand(2, count, 3, size, size, generator=generator).to(self.worker.device)
+        randomness = draw_randomness(config, state.step, self.worker)
+        parts = micro_batches(FramePair(*frames), randomness, config.train.accumulate)
+        networks = state.animator, state.discriminator
+        outcome = training_step(state, *networks, self.perceptual, parts, config)
+        training_pictures(parts[0].pair, outcome.animations[0], outcome.judged[0], config)
+        state.step += 1
+        return {name: value.item() for name, value in outcome.losses.items()}
+
+
+def set_up(device: torch.device, *words: str) -> Run:
+    config = load_config(str(TINY), [*WORDS, *words])
+    state, perceptual = new_state(config, device), build_perceptual(config, device)
+    state.animator.train()
+    state.discriminator.train()
+    return Run(config, Worker(0, 1, device), state, perceptual)
+
+
+def tensors(state: TrainState) -> dict[str, Tensor]:
+    """All weights and buffers."""
+    networks = {"animator": state.animator, "ema": state.ema, "critic": state.discriminator}
+    return {
+        f"{name}.{key}": value.detach().clone()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def assert_close(losses: Mapping[str, float], expected: Mapping[str, float], rel: float) -> None:
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        assert loss == pytest.approx(expected[name], rel=rel, abs=rel / 10), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_gives_the_losses_of_the_cpu(device: torch.device, kind: str) -> None:
+    run = set_up(device, *KINDS[kind])
+    # Convolutions run in TF32, with 10 bits of mantissa.
+    assert_close(run.step(), set_up(CPU, *KINDS[kind]).step(), rel=1e-2)
+    assert run.state.skipped == 0
+
+
+def test_losses_stay_together_for_some_steps(device: torch.device) -> None:
+    ours, theirs = set_up(device), set_up(CPU)
+    for _ in range(5):
+        losses, expected = ours.step(), theirs.step()
+    assert_close(losses, expected, rel=5e-2)
+
+
+@pytest.mark.parametrize("kind", ["mixing", "patch"])
+def test_bfloat16_gives_the_losses_of_float32_within_its_noise(
+    gpu: torch.device, kind: str
+) -> None:
+    if not has_bfloat16(gpu):
+        pytest.skip("this GPU has no bfloat16")
+    losses = set_up(gpu, *KINDS[kind], "train.precision=bfloat16").step()
+    assert_close(losses, set_up(gpu, *KINDS[kind]).step(), rel=0.05)
+
+
+def test_what_is_not_finite_is_skipped_and_too_much_of_it_ends_the_run(
+    device: torch.device,
+) -> None:
+    run = set_up(device, "optim.max_skipped_in_a_row=2")
+    run.step()
+    weight = next(run.state.animator.generator.parameters())
+    with torch.no_grad():
+        weight[(0,) * weight.ndim] = float("nan")
+    before = tensors(run.state)
+    run.step()
+    assert run.state.skipped == 2
+    for name, value in tensors(run.state).items():
+        if not name.startswith("ema"):
+            assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
+    with pytest.raises(NotFiniteError, match="generator/perceptual"):
+        run.step()
+
+
+def test_the_wish_to_stop_is_heard(device: torch.device) -> None:
+    run = set_up(device)
+    run.step()
+    assert not run.state.stopping
+    run.state.stop_wanted = True
+    run.step()
+    assert run.state.stopping
+
+
+def test_a_restored_state_is_the_saved_one(device: torch.device, tmp_path: Path) -> None:
+    run = set_up(device)
+    run.step()
+    save_checkpoint(run.state, run.config, tmp_path / "step_0000001")
+    other = set_up(device)
+    load_checkpoint(other.state, tmp_path / "step_0000001")
+    saved, restored = tensors(run.state), tensors(other.state)
+    assert all(torch.equal(saved[name], restored[name]) for name in saved)
+    assert all(value.device == saved[name].device for name, value in restored.items())
+    assert_close(other.step(), run.step(), rel=1e-2)
+
+
+def test_the_host_waits_once_a_step(gpu: torch.device) -> None:
+    """As CUDA sees it: where updates are decided on; pictures and losses are read apart."""
+    run = set_up(gpu)
+    config, state = run.config, run.state
+    frames = torch.rand(2, config.train.batch_size, 3, 32, 32, device=gpu)
+    for index in range(3):
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("warn" if index == 2 else "default")
+        try:
+            with warnings.catch_warnings(record=True) as waits:
+                warnings.simplefilter("always")
+                randomness = draw_randomness(config, index, run.worker)
+                parts = micro_batches(FramePair(*frames), randomness, 1)
+                networks = state.animator, state.discriminator
+                training_step(state, *networks, run.perceptual, parts, config)
+                state.ema.update_parameters(state.animator)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places = [
+        f"{wait.filename}:{wait.lineno}" for wait in waits if "synchroniz" in str(wait.message)
+    ]
+    assert len(places) == 1, places
+
+
+def test_the_whole_loop(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With frames that are prefetched, sent and augmented as in a run."""
+    config = load_config(str(TINY), [*WORDS, "train.samples=24", "train.log_every=3"])
+
+    def batches(*_: object, **__: object) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(6):
+            shape = (2, config.train.batch_size, 32, 32, 3)
+            frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+            if device.type == "cuda":
+                frames = frames.pin_memory()
+            source, driving = frames.permute(0, 1, 4, 2, 3)
+            yield Batch(source, driving, torch.arange(config.train.batch_size))
+
+    monkeypatch.setattr(trainer, "training_batches", batches)
+    reports: list[dict[str, float]] = []
+    states: list[TrainState] = []
+
+    def report(metrics: Mapping[str, float], state: TrainState | None) -> None:
+        reports.append(dict(metrics))
+        if state is not None:
+            states.append(state)
+
+    trainer.train(
+        config,
+        ClipIndex.model_construct(),
+        worker=Worker(0, 1, device),
+        writer=None,
+        checkpoint=None,
+        report=report,
+        pulse=Pulse(),
+    )
+    assert [row["step"] for row in reports][-1] == 6
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in reports)
+    assert all(torch.isfinite(value).all() for value in tensors(states[-1]).values())
+
+
+def test_frames_arrive_in_unit_range(device: torch.device) -> None:
+    frames = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    source, driving = frames.permute(0, 1, 4, 2, 3)
+    batch = Batch(source, driving, torch.arange(4))
+    for frame in trainer.prepare(batch, load_config(str(TINY)), device):
+        assert frame.device == device
+        assert float(frame.min()) >= 0
+        assert float(frame.max()) <= 1
+
+
+def test_global_batch_statistics_are_torchs_own(device: torch.device, tmp_path: Path) -> None:
+    """Of a group of one, where both must agree in values, gradients and running statistics."""
+    ours, theirs = BatchNorm2d(16).to(device), nn.BatchNorm2d(16).to(device)
+    ours.synchronised = True
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, 16, 24, 24)
+    values, weights = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    outputs, gradients = [], []
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for layer in (ours, theirs):
+            x = (3 * values + 1).to(memory_format=torch.channels_last).requires_grad_()
+            out = layer(x)
+            (out * weights).sum().backward()
+            outputs.append(out)
+            gradients.append([x.grad, layer.weight.grad, layer.bias.grad])
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    for mine, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+    for mine, expected in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
