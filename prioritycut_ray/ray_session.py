@@ -1,8 +1,11 @@
 """Joining or starting Ray, the same way for every job."""
 
+import hashlib
 import os
 import socket
+import tempfile
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -15,6 +18,9 @@ from prioritycut_ray.errors import UserError
 _print_to_stdstream = worker.print_to_stdstream
 _OBJECT_STORE_BYTES = 200_000_000
 """Small: frames travel through the data loader's shared memory, not through Ray's store."""
+_LONGEST_TEMPORARY_FOLDER = 35
+"""Bytes of its path: Ray adds about 70, for the session's name and that of a socket."""
+_SHORT_FOLDER = "/tmp"
 _KNOCK_SECONDS = 15.0
 _AUTOSCALER_SECONDS = 20.0
 """For an autoscaler that starts with its cluster to be heard of for the first time."""
@@ -39,6 +45,7 @@ def start_ray(address: str | None = None) -> None:
         knock(address)
     else:
         options = {"object_store_memory": _OBJECT_STORE_BYTES}
+        shorten_temporary_folder()
     try:
         # What workers have to say reaches the driver by our own queue; Ray's logs stay in its
         # folder.
@@ -50,6 +57,40 @@ def start_ray(address: str | None = None) -> None:
             f"({reason}); if it asks for its token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
             "what `ray get-auth-token` prints on its head; if it asks for none, unset both"
         ) from error
+
+
+def shorten_temporary_folder() -> None:
+    """Refer to a temporary folder with a long path by a short link, in this process and its own.
+
+    Ray and torch make Unix sockets there, whose whole path the system limits to about 100 bytes.
+    The link stays: Ray's processes write there until after this one has ended.
+
+    Raises:
+        UserError: the link cannot be made.
+    """
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        folder = os.environ.get(name, "")
+        if len(os.fsencode(folder)) > _LONGEST_TEMPORARY_FOLDER:
+            os.environ[name] = _short_link(name, folder)
+    tempfile.tempdir = None  # Read the variables again.
+
+
+def _short_link(name: str, folder: str) -> str:
+    digest = hashlib.sha256(f"{os.getuid()}:{folder}".encode()).hexdigest()[:12]
+    link = f"{_SHORT_FOLDER}/prioritycut-{digest}"
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with suppress(FileExistsError):
+            os.symlink(folder, link)
+        if os.readlink(link) == folder:
+            return link
+        reason = f"{link} leads elsewhere"
+    except OSError as error:
+        reason = str(error)
+    raise UserError(
+        f"{name}={folder}: the path is too long for Ray's sockets, and a link to it cannot be made "
+        f"({reason}); set {name} to a folder of at most {_LONGEST_TEMPORARY_FOLDER} characters"
+    )
 
 
 def _print_to_stderr(data: dict[str, Any], *, ignore_prefix: bool) -> None:
