@@ -21,7 +21,7 @@ from prioritycut_ray.data.identities import each_once, folder_of, name_identitie
 from prioritycut_ray.data.manifest import SPLIT_NAMES, Row, read_rows
 from prioritycut_ray.data.shards import unread_rest
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.paths import resolved
+from prioritycut_ray.paths import expanded, resolved
 from prioritycut_ray.storage import FileSystem, filesystem
 
 VIDEO_EXTENSIONS = frozenset(
@@ -113,6 +113,7 @@ class _Listing(NamedTuple):
 
 
 def _expand(given: str) -> _Listing:
+    given = expanded(given)
     if is_url(given):
         return _expand_url(given)
     if "\0" in given:
@@ -290,12 +291,14 @@ def _manifest_entry(manifest: str, row: Row) -> Entry | Rejected:
 
 def _named_entry(manifest: str, file: str) -> Entry | Rejected:
     """Find the file that a row names, relative to the manifest, an absolute path, or a URL."""
-    below = file.removeprefix(f"{manifest.rpartition('/')[0]}/")
+    folder = manifest.rpartition("/")[0]
+    file = expanded(file, folder)
+    below = file.removeprefix(f"{folder}/")
     name = str(PurePosixPath(below).with_suffix(""))
     if not is_url(manifest) and not is_url(file):
-        return _local_or_not(os.path.join(os.path.dirname(manifest), file), name)
+        return _local_or_not(os.path.join(folder, file), name)
     if not is_url(file):
-        file = f"{manifest.rpartition('/')[0]}/{file}"
+        file = f"{folder}/{file}"
     try:
         fs, path = filesystem(file)
         return _remote_entry(file, name, fs.info(path))

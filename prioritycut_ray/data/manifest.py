@@ -84,8 +84,7 @@ def read_rows(name: str, text: str) -> list[Row]:
         csv.Error: it is not a csv.
     """
     table = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
-    header = [_column(cell) for cell in next(table, [])]
-    _check_header(name, header)
+    header = _header(name, next(filter(any, table), []))
     rows: list[Row] = []
     for raw in table:
         cells = [cell.strip() for cell in raw]
@@ -100,10 +99,16 @@ def _column(name: str) -> str:
     return "_".join(name.replace("-", " ").casefold().split())
 
 
-def _check_header(name: str, header: list[str]) -> None:
+def _header(name: str, cells: list[str]) -> list[str]:
+    """Read the names of the columns; empty for one without.
+
+    Raises:
+        UserError: it is not clear what they mean.
+    """
+    header = [_column(cell) for cell in cells]
     known = ", ".join(COLUMNS)
     if "file" not in header:
-        found = ", ".join(repr(column) for column in header if column) or "no columns"
+        found = ", ".join(repr(cell.strip()) for cell in cells) or "nothing"
         raise UserError(
             f"{name}: needs a header with the column 'file'; found {found}; the columns are "
             f"{known}, separated by commas"
@@ -118,6 +123,7 @@ def _check_header(name: str, header: list[str]) -> None:
             raise UserError(f"{name}: has the column {column!r} {count} times; remove all but one")
     if {"identity", "identity_id"} <= {*header}:
         raise UserError(f"{name}: has the columns 'identity' and 'identity_id'; remove one")
+    return header
 
 
 def _row(where: str, line: int, header: list[str], cells: list[str]) -> Row:

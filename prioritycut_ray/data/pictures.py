@@ -269,7 +269,9 @@ def _identified(source: Source) -> Image.Image | None:
             return Image.open(file, formats=_formats())
     except UnidentifiedImageError:
         if is_picture_file(source):
-            raise _Unfit("is damaged, or of a kind that cannot be read") from None
+            raise _Unfit(
+                "is damaged, or a picture of a kind that cannot be read: save it as PNG or JPEG"
+            ) from None
         return None
 
 

@@ -79,6 +79,7 @@ _MP4_OPTIONS = {"movflags": "+faststart", "max_interleave_delta": "0"}
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
 _UNSPECIFIED = 2
 """What FFmpeg calls the colours of a frame that names none."""
+_NO_VIDEO = "is no video, or is cut off before its index (nothing could be read)"
 _AAC_SAMPLES = 1024
 _SOUND_SLACK = SOUND_RATE // 50
 # WebM declares no number of frames; its duration is trusted this far, as the last may be long.
@@ -439,7 +440,11 @@ def read_picture(path: str | Path, most_pixels: int = TOO_LARGE) -> Picture:
     """
     picture = read_picture_file(path, most_pixels)
     if picture is None:
-        frame = next(frames_upright(path))
+        try:
+            frame = next(frames_upright(path))
+        except VideoError as error:
+            hint = "; if it is a picture, save it as PNG or JPEG" * (error.reason == _NO_VIDEO)
+            raise VideoError(str(path), f"{error.reason}{hint}") from None
         picture = Picture(frame, frame.shape[1], frame.shape[0])
         check_pixels(path, picture.width, picture.height, most_pixels)
     return picture
@@ -512,7 +517,7 @@ def _why_not_opened(source: Source, error: Exception) -> str:
         return said(error)
     if _size(source) == 0:
         return "is empty (0 bytes)"
-    return "is no video, or is cut off before its index (nothing could be read)"
+    return _NO_VIDEO
 
 
 def _size(source: Source) -> int:
@@ -592,14 +597,14 @@ def _displayed(frame: av.VideoFrame, aspect: Fraction) -> Frame:
 
 
 def _rgb(frame: av.VideoFrame) -> Frame:
-    seen_through = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
-    form = "rgba" if seen_through else "rgb24"
+    has_alpha = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
+    form = "rgba" if has_alpha else "rgb24"
     try:
         image = frame.reformat(format=form, src_colorspace=_guessed_colours(frame)).to_ndarray()
     except av.FFmpegError as error:
         reason = f"has colours that cannot be converted (matrix {frame.colorspace}): {said(error)}"
         raise VideoError("video", reason) from None
-    return np.array(on_black(Image.fromarray(image))) if seen_through else np.asarray(image)
+    return np.array(on_black(Image.fromarray(image))) if has_alpha else np.asarray(image)
 
 
 def _guessed_colours(frame: av.VideoFrame) -> Colorspace | None:
@@ -612,7 +617,8 @@ def _guessed_colours(frame: av.VideoFrame) -> Colorspace | None:
 def _decoder(stream: VideoStream) -> VideoCodecContext:
     """Take the decoder of a stream: FFmpeg's own of VP8 and VP9 pass over transparency."""
     own = stream.codec_context
-    if stream.metadata.get("alpha_mode") != "1" or own.name not in ("vp8", "vp9"):
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    if tags.get("alpha_mode") != "1" or own.name not in ("vp8", "vp9"):
         return own
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}[own.name]
     decoder: Any = av.CodecContext.create(name, "r")

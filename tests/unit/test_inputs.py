@@ -205,7 +205,7 @@ def manifest(folder: Path, text: str) -> str:
         "File,IDENTITY,Split\r\na.mp4,ann,Test\r\n",
         "\ufefffile,identity_id ,split,\na.mp4,ann , test,\n",
         'file, identity, split, note\n"a.mp4", "ann", "test", plain, with commas\n',
-        "Identity ID,file,split,fps\n\n\nann,a.mp4,TEST,25\n",
+        "\n\nIdentity ID,file,split,fps\n\n\nann,a.mp4,TEST,25\n",
     ],
 )
 def test_header_is_read_however_it_is_spelled(text: str, tmp_path: Path) -> None:
@@ -219,6 +219,7 @@ def test_header_is_read_however_it_is_spelled(text: str, tmp_path: Path) -> None
         ("file,person_id\na.mp4,ann", r"column 'person_id' .* one of file, identity, .*bottom"),
         ("file,identity,split,partition\na.mp4,ann,,test", "column 'partition'"),
         ("file;identity\na.mp4;ann", "'file;identity'.* separated by commas"),
+        ("file\tidentity\na.mp4\tann", r"'file\\tidentity'.* separated by commas"),
         ("file,split,Split\na.mp4,test,train", "the column 'split' 2 times"),
         ("file,identity,identity_id\na.mp4,ann,bob", "'identity' and 'identity_id'"),
         ("file,\na.mp4,ann", "line 2: 'ann' is in a column without a name"),
@@ -285,6 +286,17 @@ def test_rows_that_contradict_each_other_are_an_error(rows: str, tmp_path: Path)
     other.write_text("file,split\nb.mp4,val\na.mp4,test\n")
     with pytest.raises(UserError, match=r"n\.csv, line 3: contradicts .*m\.csv, line 2: the split"):
         find_videos([path, str(other)])
+
+
+def test_home_and_variables_are_expanded(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLIPS", str(tmp_path / "clips"))
+    touched(tmp_path / "clips", "a.mp4", "b.mp4", "$c.mp4")
+    path = manifest(tmp_path / "clips", "file\n~/clips/a.mp4\n$CLIPS/b.mp4\n$c.mp4\n$NONE/d.mp4")
+    found = find_videos([path])
+    assert [Path(e.source).name for e in found.entries] == ["a.mp4", "b.mp4", "$c.mp4"]
+    assert [Path(item.file).parent.name for item in found.rejected] == ["$NONE"]
+    assert identities("~/clips/a.mp4", "$CLIPS/b.mp4") == ["a", "b"]
 
 
 def test_a_manifest_counts_before_the_folder_that_it_lies_in(tmp_path: Path) -> None:

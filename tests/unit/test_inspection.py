@@ -87,6 +87,17 @@ def test_every_damage_is_named(data: Path) -> None:
     assert not any("shard-000001.tar: has" in problem for problem in problems)
 
 
+def test_a_damaged_header_is_named(data: Path) -> None:
+    clip = read_index(str(data)).clips[1]
+    shard = bytearray((data / clip.shard).read_bytes())
+    place = clip.offset + -(-clip.size // 512) * 512
+    shard[place : place + 100] = b"\xff" * 100
+    (data / clip.shard).write_bytes(shard)
+    problems = verify(str(data)).problems
+    assert f"{clip.shard}: is damaged, or of several tars joined: nothing behind" in problems[0]
+    assert problems[1:] == [f"{clip.shard}: member 'c1.mp4' has no JSON beside it"]
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [

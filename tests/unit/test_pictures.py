@@ -117,6 +117,12 @@ def test_a_still_picture_that_cannot_be_read_is_no_video(brand: bytes, tmp_path:
             read(tmp_path / "a.mov")
 
 
+def test_a_picture_of_an_unknown_kind_is_told_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bytes(200))
+    with pytest.raises(VideoError, match=r"a\.jxl: is no video.*; if it is a picture, save it"):
+        read_image(tmp_path / "a.jxl")
+
+
 def test_what_may_never_end_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):
