@@ -203,7 +203,7 @@ def _unique_by(
             continue
         values = tuple(str(item.get(key)) for key in keys)
         if values in seen:
-            message = f"{values[0]!r} is there twice: rename or remove one"
+            message = f"{values[0]!r} appears twice: rename or remove one"
             yield ValidationError(message, path=[index, keys[0]])
         seen.add(values)
 
@@ -270,7 +270,7 @@ def _described(error: ValidationError) -> Iterator[Finding]:
             names = [str(name) for name in wanted if name not in ("", None)]
             yield (
                 dotted(path),
-                f"{value!r} is none of {', '.join(names)}" + did_you_mean(value, names),
+                f"{value!r} is not one of {', '.join(names)}" + did_you_mean(value, names),
             )
         case "type":
             yield dotted(path), _wrong_type(value, wanted)
@@ -297,7 +297,12 @@ def _unknown_field(name: Any, known: Iterable[str]) -> str:
     return f"{UNKNOWN_FIELD}{did_you_mean(name, known) or ': remove it'}"
 
 
-_ARTICLES = {"integer": "an integer", "object": "a mapping", "array": "a list", "string": "a text"}
+_ARTICLES = {
+    "integer": "an integer",
+    "object": "a mapping",
+    "array": "a list",
+    "string": "a string",
+}
 
 
 def _wrong_type(value: Any, wanted: str | list[str]) -> str:

@@ -181,7 +181,7 @@ def test_errors_come_before_warnings() -> None:
             "apiVersion: v1\nkind: Pod\nkind: Pod\n",
             "'kind' is given twice, on line 2 and",
         ),
-        ("apiVersion: v1\n1: 2\n", "'1' is not a text"),
+        ("apiVersion: v1\n1: 2\n", "'1' is not a string"),
         ("apiVersion: v1\nkind: List\nitems: [{kind: Pod}]\n", "needs apiVersion and kind"),
     ],
 )
@@ -229,7 +229,7 @@ def test_a_key_that_a_pod_wants_is_there(path: str, value: Any, fragment: str) -
 
 
 def test_two_objects_of_one_name_are_named() -> None:
-    assert "is there twice in this file" in check_all(correct("Secret"), correct("Secret"))
+    assert "appears twice in this file" in check_all(correct("Secret"), correct("Secret"))
 
 
 def test_a_binding_to_a_misspelt_role_is_named() -> None:

@@ -39,11 +39,11 @@ def _fault_tolerance_rules(spec: Object, path: str, annotations: Object) -> Find
             )
         return
     if annotations.get(_FAULT_TOLERANCE):
-        yield error(place, f"and the annotation {_FAULT_TOLERANCE} exclude each other")
+        yield error(place, f"cannot be combined with the annotation {_FAULT_TOLERANCE}: drop that")
     if annotations.get(_STORAGE_NAMESPACE):
         yield error(
             f"metadata.annotations[{_STORAGE_NAMESPACE}]",
-            "and gcsFaultToleranceOptions exclude each other: use its externalStorageNamespace",
+            "cannot be combined with gcsFaultToleranceOptions: use its externalStorageNamespace",
         )
     managed = schema.facts().tables["operator_environment"]["gcsFaultToleranceOptions"]
     yield from parts.managed(managed, container.get("env"), f"{path}.headGroupSpec.{parts.RAY}.env")
@@ -106,7 +106,7 @@ def _network_policy_rules(spec: Object, path: str) -> Findings:
     ):
         yield warning(
             place,
-            f"mode {mode} lets no pod out to DNS, so workers do not find the head: "
+            f"mode {mode} does not allow DNS, so workers cannot find the head: "
             "add egressRules for port 53",
         )
 

@@ -40,7 +40,10 @@ def _group_rules(group: Object, place: str) -> Findings:
         yield error(f"{place}.template.spec.containers", "is empty: a pod needs a container")
     parameters = group.get("rayStartParams") or {}
     if group.get("resources") and {"num-cpus", "num-gpus", "memory", "resources"} & set(parameters):
-        yield error(f"{place}.resources", "and the resources of rayStartParams exclude each other")
+        yield error(
+            f"{place}.resources",
+            "cannot be combined with the resources of rayStartParams: keep one",
+        )
     for name, text in (group.get("resources") or {}).items():
         if parse_quantity(text) is None:
             yield warning(
@@ -76,7 +79,7 @@ def _worker_rules(spec: Object, path: str) -> Findings:
     for index, (place, group) in enumerate(parts.worker_groups(spec, path)):
         name = group["groupName"]
         if names.index(name) != index:
-            yield error(f"{place}.groupName", f"{name!r} is there twice: rename one")
+            yield error(f"{place}.groupName", f"{name!r} appears twice: rename one")
         if not is_dns_label(name.lower()):
             yield error(f"{place}.groupName", f"{name!r} becomes part of pod names: a-z, 0-9 and -")
         yield from _size_rules(group, place)
@@ -107,7 +110,7 @@ def _worker_autoscaling_rules(group: Object, spec: Object, place: str) -> Findin
         way_out = "set autoscalerOptions.version: v2"
         if not parts.autoscales(spec):
             way_out = f"set enableInTreeAutoscaling: true and {way_out.removeprefix('set ')}"
-        yield error(f"{place}.{field}", f"needs the autoscaler v2: {way_out}, or remove it")
+        yield error(f"{place}.{field}", f"requires autoscaler v2: {way_out}, or remove it")
     if group.get("priority"):
         yield from parts.needs_ray(spec, "priority", f"{place}.priority")
 
@@ -130,7 +133,8 @@ def _autoscaler_rules(spec: Object, path: str, metadata: Object) -> Findings:
         return
     if options.get("version") and parts.AUTOSCALER_V2_VARIABLE in given:
         yield error(
-            f"{place}.version", f"and {parts.AUTOSCALER_V2_VARIABLE} of the head exclude each other"
+            f"{place}.version",
+            f"cannot be combined with {parts.AUTOSCALER_V2_VARIABLE} of the head: drop that",
         )
     yield from _restart_rules(spec, path)
     head = (spec["headGroupSpec"].get("template") or {}).get("spec") or {}
@@ -156,10 +160,11 @@ def _restart_rules(spec: Object, path: str) -> Findings:
             continue
         where = f"{place}.template.spec.restartPolicy"
         if is_v2:
-            yield error(where, f"is {policy}; with the autoscaler v2 it is Never")
+            yield error(where, f"is {policy}; with autoscaler v2 it must be Never")
         elif by_default:
             yield warning(
-                where, f"is {policy}; Ray {spec['rayVersion']} autoscales by v2, where it is Never"
+                where,
+                f"is {policy}; Ray {spec['rayVersion']} uses autoscaler v2, where it must be Never",
             )
 
 
@@ -183,7 +188,9 @@ def _version_rules(spec: Object, path: str) -> Findings:
     if by_kubernetes and version:
         yield from parts.needs_ray(spec, "enableK8sTokenAuth", f"{path}.rayVersion")
     if by_kubernetes and auth.get("secretName"):
-        yield error(f"{path}.authOptions.secretName", "and enableK8sTokenAuth exclude each other")
+        yield error(
+            f"{path}.authOptions.secretName", "cannot be combined with enableK8sTokenAuth: keep one"
+        )
 
 
 def _image_rules(spec: Object, path: str) -> Findings:

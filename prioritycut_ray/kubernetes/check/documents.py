@@ -74,7 +74,7 @@ _FASTEST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_FASTEST):  # type: ignore[misc]
-    """Refuses what PyYAML lets pass in silence: a key that is not a text."""
+    """Refuses what PyYAML lets pass in silence: a key that is not a string."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping of texts."""
@@ -83,7 +83,7 @@ class _Loader(_FASTEST):  # type: ignore[misc]
                 continue
             if key.tag != "tag:yaml.org,2002:str":
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} is not a text: put it in quotes",
+                    problem=f"the key {key.value!r} is not a string: put it in quotes",
                     problem_mark=key.start_mark,
                 )
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
@@ -166,7 +166,7 @@ def _unknown_kind(kind: str, version: str, group: str) -> Finding:
         return error("kind", f"{release} has no {kind} in {version}{hint}")
     if kind in schema.KINDS and did_you_mean(group, ["ray.io"]):
         return error("apiVersion", f"is {version}; a {kind} is of ray.io/v1")
-    return note("kind", f"was not checked: the schema of {kind} in {version} is not known here")
+    return note("kind", f"was not checked: there is no schema of {kind} in {version} here")
 
 
 def _shape(definition: str, version: str, document: dict[str, Any]) -> Findings:

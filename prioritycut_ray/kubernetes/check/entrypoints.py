@@ -45,7 +45,7 @@ def _shell_rules(entrypoint: str, place: str) -> Findings:
     if "\n" in operators:
         yield error(
             place,
-            "has several lines: the submitter's pod runs those after the first, not the cluster; "
+            "has several lines: the submitter pod, not the cluster, runs all after the first; "
             "write one line, or bash -c '...'",
         )
     elif re.search(r"(^|\s)#", bare):
@@ -57,8 +57,8 @@ def _shell_rules(entrypoint: str, place: str) -> Findings:
     elif operators:
         yield warning(
             place,
-            f"has {' '.join(operators)} outside of quotes: the submitter's pod runs what follows, "
-            "not the cluster; write bash -c '...'",
+            f"has {' '.join(operators)} outside of quotes: the submitter pod, not the cluster, "
+            "runs what follows; write bash -c '...'",
         )
     variables = re.findall(r"\$(?:\w+|\{\w+\}|\()|`", expanded)
     if variables:

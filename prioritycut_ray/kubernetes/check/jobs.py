@@ -24,7 +24,7 @@ def check_cron(spec: Object, metadata: Object | None) -> Findings:
             "when that ends, the operator starts every missed run at once: delete the RayCronJob "
             "instead, and create it again",
         )
-    # The operator hands no labels or annotations of the RayCronJob on to its jobs.
+    # The operator checks the template without the metadata of the RayCronJob.
     yield from check(spec["jobTemplate"], "spec.jobTemplate", None)
 
 
@@ -92,7 +92,7 @@ def _submitter(spec: Object) -> Object:
 def _sidecar_rules(spec: Object, path: str) -> Findings:
     for field in ("submitterPodTemplate", "clusterSelector"):
         if spec.get(field):
-            yield error(f"{path}.{field}", "SidecarMode has no such thing: remove it")
+            yield error(f"{path}.{field}", "is not supported in SidecarMode: remove it")
     if spec.get("submitterConfig"):
         yield warning(
             f"{path}.submitterConfig",
@@ -106,7 +106,7 @@ def _sidecar_rules(spec: Object, path: str) -> Findings:
         if policy != "Never":
             yield error(
                 f"{path}.rayClusterSpec.headGroupSpec.template.spec.restartPolicy",
-                f"is {policy}; in SidecarMode it is Never",
+                f"is {policy}; in SidecarMode it must be Never",
             )
 
 
@@ -115,13 +115,13 @@ def _selector_rules(spec: Object, path: str) -> Findings:
     if not selector:
         return
     if spec.get("rayClusterSpec"):
-        yield error(place, "a job has its own cluster or selects one: drop one")
+        yield warning(f"{path}.rayClusterSpec", "has no effect with clusterSelector: drop one")
     if not selector.get(_SELECTOR):
         yield error(place, f"must name the cluster under {_SELECTOR}")
     if spec.get("backoffLimit"):
         yield error(f"{path}.backoffLimit", "a job on a selected cluster is not retried: remove it")
     if spec.get("suspend"):
-        yield error(f"{path}.suspend", "a job on a selected cluster cannot wait: remove it")
+        yield error(f"{path}.suspend", "a job on a selected cluster cannot be suspended: remove it")
 
 
 # The end of a job.
@@ -148,7 +148,7 @@ def _deletion_rules(spec: Object, path: str) -> Findings:
     rules = strategy.get("deletionRules") or []
     if rules and spec.get("shutdownAfterJobFinishes"):
         yield error(
-            f"{place}.deletionRules", "and shutdownAfterJobFinishes exclude each other: drop one"
+            f"{place}.deletionRules", "cannot be combined with shutdownAfterJobFinishes: keep one"
         )
     policies = [
         (f"{place}.deletionRules[{index}].policy", rule["policy"])
@@ -187,7 +187,7 @@ def _order_rules(rules: list[Object], place: str) -> Findings:
         status = condition.get("jobStatus") or condition.get("jobDeploymentStatus")
         earlier = seen.setdefault(str(status), {})
         if policy in earlier:
-            yield error(f"{place}[{index}]", f"is the second {policy} for {status}: drop one")
+            yield error(f"{place}[{index}]", f"duplicates {policy} for {status}: remove one")
         earlier.setdefault(policy, condition.get("ttlSeconds") or 0)
     for status, delays in seen.items():
         given = [(policy, delays[policy]) for policy in _ORDER if policy in delays]
@@ -195,7 +195,7 @@ def _order_rules(rules: list[Object], place: str) -> Findings:
             if after < before:
                 yield error(
                     place,
-                    f"for {status} {second} comes after {after} s, {first} after {before} s: "
+                    f"for {status}, {second} ({after} s) comes before {first} ({before} s): "
                     f"raise the ttlSeconds of {second}",
                 )
 
@@ -227,8 +227,8 @@ def _submitter_rules(spec: Object, path: str) -> Findings:
         if not own and image and image != head and not _submitter(spec).get("command"):
             yield warning(
                 f"{place}.spec.containers[0].image",
-                f"nothing says that {image} has Ray {of_cluster or ''}".rstrip()
-                + ": use the head's image, whose `ray job submit` is needed",
+                f"{image} may not contain Ray {of_cluster or ''}".rstrip()
+                + ": use the head's image, as the submitter runs `ray job submit`",
             )
         if own and of_cluster and own != of_cluster:
             yield error(
@@ -263,7 +263,7 @@ def _reservation_rules(spec: Object, path: str) -> Findings:
         if Decimal(str(wanted)) > most:
             yield warning(
                 f"{path}.{field}",
-                f"is {wanted}, no pod has more than {most:f}: the job would wait for ever",
+                f"is {wanted}, no pod has more than {most:f}: the job would wait forever",
             )
 
 

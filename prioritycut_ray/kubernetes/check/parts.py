@@ -56,10 +56,7 @@ def offered(group: Object, resource: str, option: str) -> Decimal:
     limits = resources.limits_of(ray_container(group))
     if resource == "cpu":
         return limits.get("cpu", Decimal("Infinity"))
-    return sum(
-        (amount for name, amount in limits.items() if name.split("/")[-1].startswith("gpu")),
-        Decimal(0),
-    )
+    return resources.gpus(limits)
 
 
 def autoscales(spec: Object) -> bool:
@@ -93,7 +90,7 @@ def needs_ray(spec: Object, feature: str, place: str) -> Findings:
     """Whether rayVersion is new enough for a feature."""
     needed, own = schema.facts().tables["since_ray"][feature], spec.get("rayVersion")
     if not own:
-        yield error(place, f"needs rayVersion, {needed} or later: write it down")
+        yield error(place, f"needs rayVersion {needed} or later: set it")
     elif not is_at_least(spec, Version(needed)):
         yield error(place, f"needs Ray {needed}, rayVersion is {own}")
 

@@ -101,12 +101,12 @@ def environment_rules(variables: Any, place: str) -> Findings:
         elif not _STRICT_NAME.fullmatch(name):
             yield warning(
                 spot,
-                f"no shell can read {name!r}, and Kubernetes before 1.34 refuses it: use A-Z, 0-9 "
+                f"shells cannot read {name!r}, and Kubernetes before 1.34 refuses it: use A-Z, 0-9 "
                 "and _",
             )
         if seen[name] > 1:
             seen[name] = 0
-            yield warning(spot, f"{name!r} is there twice, and the last one counts: remove one")
+            yield warning(spot, f"{name!r} appears twice, and the last one counts: remove one")
         yield from misspelt_variable(name, spot)
 
 
@@ -215,7 +215,7 @@ def _port_rules(container: Object, spot: str) -> Findings:
     for index, key in enumerate(taken):
         if taken.index(key) != index:
             yield warning(
-                f"{spot}.ports[{index}].containerPort", f"{key[0]} is there twice: drop one"
+                f"{spot}.ports[{index}].containerPort", f"{key[0]} appears twice: remove one"
             )
 
 

@@ -154,9 +154,7 @@ def _twice(documents: list[dict[str, Any]]) -> Relation:
         if identity is not None and identity in seen:
             yield (
                 names.title(document),
-                error(
-                    "metadata.name", "is there twice in this file: the second replaces the first"
-                ),
+                error("metadata.name", "appears twice in this file: the second replaces the first"),
             )
         seen.add(identity)
 

@@ -1,5 +1,6 @@
 """Requests and limits of containers."""
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -59,6 +60,18 @@ def limits_of(container: Object) -> dict[str, Decimal]:
     """What a container has: its limits, or its requests where it has no limits."""
     resources = container.get("resources") or {}
     return amounts(resources.get("limits") or resources.get("requests"))
+
+
+def gpus(limits: Mapping[str, Decimal]) -> Decimal:
+    """GPUs among the limits, as the operator counts them."""
+    return sum(
+        (
+            amount
+            for name, amount in limits.items()
+            if name.endswith("gpu") or name.startswith("nvidia.com/mig-")
+        ),
+        Decimal(0),
+    )
 
 
 def _is_device(name: str) -> bool:

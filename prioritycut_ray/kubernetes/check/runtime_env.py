@@ -12,7 +12,7 @@ from prioritycut_ray.kubernetes.syntax import did_you_mean
 from prioritycut_ray.yaml_text import refuse_duplicates
 
 _EXCLUSIVE = ("pip", "uv", "conda")
-_TYPES = {"text": str, "list": list, "mapping": dict, "boolean": bool}
+_TYPES = {"string": str, "list": list, "mapping": dict, "boolean": bool}
 _URL = re.compile("[a-z][a-z0-9+.-]*://")
 
 
@@ -38,7 +38,7 @@ def check(spec: Object, path: str) -> Findings:
         if key not in known:
             hint = did_you_mean(key, known, alike=0.75)
             serious = error if hint else warning
-            yield serious(f"{place} {key}", f"Ray knows no such key and ignores it{hint}")
+            yield serious(f"{place} {key}", f"is not a key of runtime_env, so Ray ignores it{hint}")
         elif not isinstance(environment[key], tuple(_TYPES[kind] for kind in known[key])):
             wanted = " or a ".join(known[key])
             yield error(f"{place} {key}", f"{environment[key]!r} is not a {wanted}")
@@ -54,10 +54,10 @@ def _variable_rules(variables: Any, place: str) -> Findings:
         return
     for name, value in variables.items():
         if not isinstance(name, str):
-            yield error(f"{place}.{name}", f"the name {name!r} is not a text: write '{name}'")
+            yield error(f"{place}.{name}", f"the name {name!r} is not a string: write '{name}'")
         if not isinstance(value, str):
             text = "" if value is None else str(value).lower() if isinstance(value, bool) else value
-            yield error(f"{place}.{name}", f"{value!r} is not a text: write '{text}' in quotes")
+            yield error(f"{place}.{name}", f"{value!r} is not a string: write '{text}' in quotes")
 
 
 def _code_rules(environment: Object, spec: Object, place: str) -> Findings:

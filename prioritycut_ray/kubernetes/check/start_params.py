@@ -92,15 +92,12 @@ def _gpu_rules(parameters: Object, container: Object, place: str) -> Findings:
     text = parameters.get("num-gpus", "0")
     if not re.fullmatch(r"\d+", text) or int(text) == 0:
         return
-    limits = resources.limits_of(container)
-    gpus = sum(
-        (amount for name, amount in limits.items() if re.search(r"/(gpu|mig-)", name)), Decimal(0)
-    )
+    gpus = resources.gpus(resources.limits_of(container))
     if int(text) > gpus and not _is_without_gpus(container.get("image") or ""):
         has = f"{gpus:f}" if gpus else "no"
         yield warning(
             f"{place}.num-gpus",
-            f"is {text}, the container has {has} GPU: add nvidia.com/gpu to its limits",
+            f"is {text}, but the container has {has} GPU: add nvidia.com/gpu to its limits",
         )
 
 

@@ -125,7 +125,7 @@ def _service_rules(spec: Object) -> Findings:
     taken = [(port.get("port"), port.get("protocol") or "TCP") for port in ports]
     for index, key in enumerate(taken):
         if taken.index(key) != index:
-            yield error(f"spec.ports[{index}].port", f"{key[0]} is there twice: drop one")
+            yield error(f"spec.ports[{index}].port", f"{key[0]} appears twice: remove one")
 
 
 def _budget_rules(spec: Object) -> Findings:
@@ -140,7 +140,7 @@ def _budget_rules(spec: Object) -> Findings:
 def _policy_rules(spec: Object) -> Findings:
     types, rules = spec.get("policyTypes"), spec.get("egress") or []
     if rules and "Egress" in (types or ["Egress"]) and not opens_dns(rules):
-        yield warning("spec.egress", "lets no pod out to DNS: add a rule for port 53, UDP and TCP")
+        yield warning("spec.egress", "does not allow DNS: add a rule for port 53, UDP and TCP")
     for kind, field in (("Ingress", "ingress"), ("Egress", "egress")):
         if types and kind not in types and spec.get(field):
             yield error(f"spec.{field}", f"has no effect: policyTypes does not name {kind}")
@@ -156,7 +156,7 @@ def _policy_rules(spec: Object) -> Findings:
 def _peer_rules(peer: Object, spot: str) -> Findings:
     selectors = [key for key in ("podSelector", "namespaceSelector") if peer.get(key) is not None]
     if peer.get("ipBlock") and selectors:
-        yield error(f"{spot}.ipBlock", f"and {selectors[0]} exclude each other: write two peers")
+        yield error(f"{spot}.ipBlock", f"cannot be combined with {selectors[0]}: write two peers")
     if not peer.get("ipBlock") and not selectors:
         yield error(spot, "is empty: a peer has a podSelector, a namespaceSelector or an ipBlock")
 
