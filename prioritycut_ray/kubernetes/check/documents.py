@@ -77,7 +77,7 @@ class _Loader(_FASTEST):  # type: ignore[misc]
     """Refuses what PyYAML lets pass in silence: a key that is not a string."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping of texts."""
+        """A mapping whose keys are strings."""
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
@@ -110,7 +110,7 @@ def _check_document(document: Any) -> Iterator[Problem]:
         return
     kind, version = document.get("kind"), document.get("apiVersion")
     if not isinstance(kind, str) or not isinstance(version, str):
-        yield Problem("file", "an object needs apiVersion and kind, both as text")
+        yield Problem("file", "an object needs apiVersion and kind, both strings")
         return
     title, document = names.title(document), _without_nulls(document)
     for finding in _findings(kind, version, document):
@@ -172,7 +172,7 @@ def _unknown_kind(kind: str, version: str, group: str) -> Finding:
 def _shape(definition: str, version: str, document: dict[str, Any]) -> Findings:
     for path, message in schema.errors(definition, document):
         if version == "ray.io/v1alpha1" and message.startswith(schema.UNKNOWN_FIELD):
-            yield warning(path, f"is not in ray.io/v1: remove it when you write {'ray.io/v1'}")
+            yield warning(path, "is not a field of ray.io/v1: remove it")
         else:
             yield error(path, message)
 
@@ -193,7 +193,7 @@ def _rules(kind: str, document: Object) -> Findings:
         case "RayJob":
             yield from jobs.check(spec, "spec", document["metadata"])
         case "RayCronJob":
-            yield from jobs.check_cron(spec, document["metadata"])
+            yield from jobs.check_cron(spec)
         case "RayService":
             yield from services.check(spec, document["metadata"])
         case "ConfigMap":
@@ -207,6 +207,5 @@ def _config_map_rules(document: Object) -> Findings:
     for key, text in (document.get("data") or {}).items():
         is_manifest = re.search("^apiVersion:", text or "", re.MULTILINE)
         if key.endswith((".yaml", ".yml")) and is_manifest:
-            for problem in check_text(text):
-                where = problem.where.split(" ", 1)
-                yield Finding(f"data[{key}] {' '.join(where)}", problem.message, problem.severity)
+            for where, message, severity in check_text(text):
+                yield Finding(f"data[{key}] {where}", message, severity)

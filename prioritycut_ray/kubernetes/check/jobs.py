@@ -15,7 +15,7 @@ _ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 _TO_END = ("Never", "OnFailure")
 
 
-def check_cron(spec: Object, metadata: Object | None) -> Findings:
+def check_cron(spec: Object) -> Findings:
     """Everything about the spec of a RayCronJob."""
     yield from schedules.check(spec)
     if spec.get("suspend"):

@@ -23,9 +23,9 @@ def check(documents: list[dict[str, Any]]) -> Relation:
             for finding in _pod_relations(pod, place, keys):
                 yield title, finding
         for path, kind, name in _references(document):
-            hint = did_you_mean(name, known.get(kind, ()), alike=0.8)
-            is_here = name in known.get(kind, ())
-            if not is_here and (hint or (kind == "Role" and kind in known)):
+            others = known.get(kind, [])
+            hint = did_you_mean(name, [one for one in others if _differ(one, name)], alike=0.85)
+            if name not in others and (hint or (kind == "Role" and others)):
                 yield title, warning(path, f"there is no {kind} {name} in this file{hint}")
     yield from _twice(documents)
     yield from _services(documents)
@@ -167,6 +167,11 @@ def _names(documents: list[dict[str, Any]]) -> dict[str, list[str]]:
         if identity is not None:
             known.setdefault(identity[1], []).append(identity[3])
     return known
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two names differ in more than a number, as those of a series do."""
+    return re.sub(r"\d+", "", one) != re.sub(r"\d+", "", other)
 
 
 _REFERENCES = {

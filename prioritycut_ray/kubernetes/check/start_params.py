@@ -57,7 +57,7 @@ def _option_rules(name: str, value: str, spot: str) -> Findings:
 
 
 def _unknown_option(name: str, kinds: Object, spot: str) -> Findings:
-    known = [option for names in kinds.values() for option in names]
+    known = [name for kind, names in kinds.items() if kind != "retired" for name in names]
     plain = name.strip().lstrip("-").replace("_", "-").lower()
     if plain in known:
         yield error(spot, f"`ray start` has no option {name!r}: write {plain}")
