@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -312,9 +311,12 @@ def test_killed_at_every_step_and_run_again_it_ends_the_same(
     project: Project, tmp_path: Path
 ) -> None:
     project.append("new", range(40, 43), puppet)
-    settings = project.settings(lease_seconds=3.0)
+    calls = tmp_path / "calls.txt"
+    settings = project.settings(lease_seconds=3.0, command=f"echo called >> {calls}")
     for step in range(1, 7):
         kill_at(f"[{step}/6]", settings, tmp_path / f"said{step}.txt")
+    assert len(project.current()) == 2, "promoted, but nothing was reported yet"
+    assert not calls.exists()
     said = tmp_path / "said.txt"
     driver = start(["retrain", settings], said)
     try:
@@ -324,6 +326,8 @@ def test_killed_at_every_step_and_run_again_it_ends_the_same(
     first, candidate = project.current()
     assert first == "first"
     assert project.report(candidate)["outcome"] == "promoted"
+    assert calls.read_text() == "called\n"
+    assert project.figures()
     assert {p.name for p in project.models.iterdir() if p.name.startswith("candidate")} == {
         candidate
     }
@@ -334,10 +338,9 @@ def test_killed_at_every_step_and_run_again_it_ends_the_same(
 def start(
     words: list[str], said: Path, environment: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.Popen[bytes]:
-    code = "from prioritycut_ray.cli import main; main()"
     with said.open("w") as file:
         return subprocess.Popen(
-            [sys.executable, "-c", code, *words],
+            [sys.executable, "-c", DRIVER, *words],
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -345,15 +348,29 @@ def start(
         )
 
 
+DRIVER = """
+import os, signal
+from rich.console import Console
+from prioritycut_ray.cli import main
+
+line, say = os.environ.get("DIE_AT"), Console.print
+
+def say_and_die(self, *words, **options):
+    say(self, *words, **options)
+    if line and words and line in str(words[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Console.print = say_and_die
+main()
+"""
+"""The command; it is killed when it has said the line ``DIE_AT``, however fast the machine is."""
+
+
 def kill_at(line: str, settings: str, said: Path) -> None:
-    """Start a retraining and kill it, and all that it started, when it has said a line."""
-    driver = start(["retrain", settings], said)
+    """Run a retraining that is killed, with all that it started, when it has said a line."""
+    driver = start(["retrain", settings], said, {"DIE_AT": line})
     try:
-        deadline = time.monotonic() + 600
-        while line not in said.read_text():
-            assert driver.poll() is None, said.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        assert driver.wait(600) == -signal.SIGKILL, said.read_text()
     finally:
         end(driver)
 
