@@ -34,7 +34,8 @@ def start_ray(address: str | None = None) -> None:
             neither is, Ray is started here.
 
     Raises:
-        UserError: nothing answers there, or it does not let this process in.
+        UserError: nothing answers there, it is not the address of a head, or the cluster rejects
+            this process.
     """
     if ray.is_initialized():
         return
@@ -50,13 +51,28 @@ def start_ray(address: str | None = None) -> None:
         # What workers have to say reaches the driver by our own queue; Ray's logs stay in its
         # folder.
         ray.init(address, logging_level="ERROR", log_to_driver=False, **options)
-    except (AuthenticationError, ConnectionError) as error:
-        reason = " ".join(str(error).split(". ")[0].split())
+    except AuthenticationError as error:
         raise UserError(
-            f"the Ray cluster {address or 'on this machine'} does not let this process in "
-            f"({reason}); if it asks for its token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
-            "what `ray get-auth-token` prints on its head; if it asks for none, unset both"
+            f"the Ray cluster {address or 'on this machine'} rejected the authentication token "
+            f"({_first_sentence(error)}); if it asks for its token, set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head; if it asks for none, "
+            "unset both"
         ) from error
+    except (ConnectionError, SystemExit) as error:  # Ray exits where something else listens
+        if address == "auto":
+            raise UserError(
+                "RAY_ADDRESS=auto: no Ray cluster runs on this machine; unset it to start one "
+                "here, or give HOST:PORT of a cluster's head"
+            ) from error
+        raise UserError(
+            f"{address or 'Ray on this machine'}: does not answer as the head of a Ray cluster "
+            f"({_first_sentence(error)}); give HOST:PORT as `ray start --head` printed it (port "
+            "6379 unless chosen otherwise; 8265 is its dashboard)"
+        ) from error
+
+
+def _first_sentence(error: BaseException) -> str:
+    return " ".join(str(error).split(". ")[0].split())
 
 
 def shorten_temporary_folder() -> None:
@@ -127,14 +143,32 @@ def knock(address: str) -> None:
     """Ask whether anybody listens: Ray itself would try for minutes.
 
     Raises:
-        UserError: nobody does.
+        UserError: nobody does, or the address is not one of a head.
     """
+    if address in ("auto", "local"):
+        return
+    if address.startswith("ray://"):
+        raise UserError(
+            f"{address}: is for Ray's client, which cannot drive a training; give HOST:PORT of the "
+            "head (port 6379 unless chosen otherwise) on a machine of the cluster, or submit from "
+            "anywhere with `prioritycut submit --address http://HOST:8265`"
+        )
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{address}: is the address of a dashboard; submit there with `prioritycut submit "
+            f"--address {address}`, or give HOST:PORT of the head (port 6379 unless chosen "
+            "otherwise)"
+        )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:
-        return  # "auto", "local", or a scheme: for Ray to judge
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16 or "/" in host:
+        raise UserError(
+            f"{address}: is not the address of a Ray cluster; give HOST:PORT of its head, or auto "
+            "for the one on this machine"
+        )
     try:
-        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
-    except OSError as error:
+        knock = socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS)
+        knock.close()
+    except (OSError, UnicodeError) as error:
         raise UserError(
             f"{address}: no Ray cluster answers ({error}); give HOST:PORT of its head as "
             "`ray start --head` printed it (port 6379 unless chosen otherwise)"
