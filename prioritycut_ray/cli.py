@@ -1,6 +1,7 @@
 """The command line: one verb a job. Heavy packages are imported when a verb runs, not before."""
 
 import errno
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -177,7 +178,8 @@ def train_verb(
 
     with _writing_to(resolved.run):
         run = train(resolved)
-    console.print(f"Run:  {run}", f"Look: tensorboard --logdir {run}", sep="\n")
+    look = shlex.join(["tensorboard", "--logdir", run])
+    console.print(f"Run:  {run}", f"Look: {look}", sep="\n", markup=False)
 
 
 @app.command(
@@ -624,12 +626,9 @@ def import_fomm(
     with _writing_to(out):
         report = import_checkpoint(file, out)
     for note in report.notes:
-        console.print(f"note: {note}")
-    console.print(
-        f"Run:   {out}",
-        f"Train: prioritycut train {report.checkpoint / 'config.yaml'} data.url=DATA",
-        sep="\n",
-    )
+        console.print(f"note: {note}", markup=False)
+    train = ["prioritycut", "train", str(report.checkpoint / "config.yaml"), "data.url=DATA"]
+    console.print(f"Run:   {out}", f"Train: {shlex.join(train)}", sep="\n", markup=False)
 
 
 @contextmanager

@@ -28,14 +28,15 @@ def expanded(path: str, folder: str = "") -> str:
 
 
 def resolved(path: str) -> str:
-    """As :func:`expanded`, for a path that is about to be used.
+    """An absolute path, or a URL, as :func:`expanded`; for one that is about to be used.
 
     Raises:
         UserError: a variable is not set, or there is no such user.
     """
     place = expanded(path)
-    if "://" not in place and os.path.lexists(place):
-        return place
+    is_url = "://" in place
+    if not is_url and os.path.lexists(place):
+        return os.path.abspath(place)
     if place.startswith("~"):
         raise UserError(f"{path}: there is no home folder of {place.split('/')[0]}; write it out")
     for match in _VARIABLE.finditer(place):
@@ -44,4 +45,4 @@ def resolved(path: str) -> str:
             raise UserError(
                 f"{path}: the environment variable {name} is not set; set it, or write the path out"
             )
-    return place
+    return place if is_url else os.path.abspath(place)

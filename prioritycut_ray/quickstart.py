@@ -1,5 +1,6 @@
 """The main job on an embedded default: synthetic puppets, no download, minutes on two cores."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,9 +59,10 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
         "  evaluation/report.html  scores with intervals, best and worst clips as videos",
         "  animation.mp4           one puppet moved like another",
         "Look at it:",
-        f"  tensorboard --logdir {run}",
-        f"  xdg-open {animation}   (macOS: open)",
+        f"  {shlex.join(['tensorboard', '--logdir', str(run)])}",
+        f"  {shlex.join(['xdg-open', str(animation)])}   (macOS: open)",
         sep="\n",
+        markup=False,
     )
 
 

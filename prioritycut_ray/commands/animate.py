@@ -108,7 +108,7 @@ def animate(
             scene.driving.fps,
             sound,
         )
-    console.print(f"Animation: {out}")
+    console.print(f"Animation: {out}", markup=False)
 
 
 def set_scene(

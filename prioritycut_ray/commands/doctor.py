@@ -4,9 +4,9 @@ import json
 
 from rich.console import Console
 
-from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.doctor import Check, examine_cluster
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.paths import resolved
 
 
 def doctor(
@@ -19,8 +19,8 @@ def doctor(
     """
     checks = examine_cluster(
         address,
-        None if storage is None else absolute(storage),
-        None if data is None else absolute(data),
+        None if storage is None else resolved(storage),
+        None if data is None else resolved(data),
     )
     if as_json:
         console.print(json.dumps([check._asdict() for check in checks], indent=1), markup=False)

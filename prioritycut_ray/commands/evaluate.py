@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation import Evaluation, Mapper, Measures, evaluate_runs
+from prioritycut_ray.paths import resolved
 from prioritycut_ray.progress import ProgressBar
 from prioritycut_ray.report import pick_clips, runs_of, tables, write_report
 from prioritycut_ray.showcase import Showcase, ShowcaseTask, show_clip
@@ -42,8 +43,8 @@ def evaluate(
     """
     if out is None and "://" in str(run):
         raise UserError(f"{run}: say with --out which folder the results of a remote run go to")
-    data = absolute(data)  # Tasks run in folders of their own.
-    runs = [absolute(str(place)) for place in (run, *compare)]
+    data = resolved(data)  # Tasks run in folders of their own.
+    runs = [resolved(str(place)) for place in (run, *compare)]
     mapper = _mapper(workers)
     with ProgressBar("evaluating", 1.0) as bar:
         evaluation, table = evaluate_runs(
@@ -58,13 +59,14 @@ def evaluate(
     folder = out or Path(run) / "evaluation" / split
     files = write_report(folder, evaluation, table, shown)
     for key, reason in evaluation.skipped.items():
-        console.print(f"skipped: {key}: {reason}")
+        console.print(f"skipped: {key}: {reason}", markup=False)
     for warning in evaluation.warnings:
-        console.print(f"warning: {warning}")
+        console.print(f"warning: {warning}", markup=False)
     for shown_table in tables(evaluation)[:4]:
         if shown_table.rows:
             console.print(_terminal_table(shown_table.title, shown_table.header, shown_table.rows))
-    console.print(f"Written: {folder}/ ({', '.join(file.name for file in files)})")
+    names = ", ".join(file.name for file in files)
+    console.print(f"Written: {folder}/ ({names})", markup=False)
     return evaluation
 
 
@@ -97,7 +99,7 @@ def _showcases(evaluation: Evaluation, data: str, mapper: Mapper) -> dict[str, d
 def _terminal_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title)
     for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place == 0 else "right")
+        table.add_column(escape(name), justify="left" if place == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table

@@ -65,7 +65,7 @@ def export(run: str | Path, out: Path, *, graph: bool, console: Console) -> None
         console.print(f"Graph: {GRAPH_NAME} equals the model to {difference:.1e} of 1")
     if not scores:
         console.print("note: no evaluation of this checkpoint; the model card has no numbers")
-    console.print(f"Model: {out}")
+    console.print(f"Model: {out}", markup=False)
 
 
 def model_card(

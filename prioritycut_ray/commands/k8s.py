@@ -85,7 +85,7 @@ def render_files(options: ManifestOptions, out: Path, console: Console) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, text in render(options).items():
         (out / name).write_text(text)
-        console.print(f"{out / name}")
+        console.print(f"{out / name}", markup=False)
     if options.image.startswith(PLACEHOLDER):
         console.print(
             f"image={options.image} is a placeholder that no node can pull: give your own "

@@ -1,11 +1,12 @@
 """``prioritycut models``."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prioritycut_ray.checkpoint import has_checkpoint
-from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.paths import resolved
 from prioritycut_ray.retraining.gate import Verdict
 from prioritycut_ray.retraining.job import DONE, JOB, VERDICT
 from prioritycut_ray.retraining.lease import leased
@@ -24,7 +25,7 @@ LEASE_SECONDS = 60.0
 
 def list_models(url: str, console: Console) -> None:
     """Print every model and candidate, and which one is current."""
-    models = RunStorage(absolute(url))
+    models = RunStorage(resolved(url))
     current = read_current(models)
     promoted = {entry.model: entry for entry in current.history} if current else {}
     table = Table("model", "state", "promoted", "why", title=models.url)
@@ -38,7 +39,8 @@ def list_models(url: str, console: Console) -> None:
         if not models.exists(f"{name}/{RUN}"):
             state += ", weights removed"
         when = f"{entry.at:%Y-%m-%d %H:%M}" if entry else ""
-        table.add_row(name, state, when, entry.reason if entry else _refusal(models, name))
+        reason = entry.reason if entry else _refusal(models, name)
+        table.add_row(*map(escape, (name, state, when, reason)))
     console.print(table)
 
 
@@ -69,10 +71,10 @@ def promote_model(url: str, model: str, name: str | None, console: Console) -> N
     Raises:
         UserError: there is no such model or run.
     """
-    models = RunStorage(absolute(url))
+    models = RunStorage(resolved(url))
     with leased(models, LEASE_SECONDS) as lease:
         if model not in names_of(models):
-            run = absolute(model)
+            run = resolved(model)
             if not has_checkpoint(run):
                 raise UserError(
                     f"{model}: neither one of the models in {models.url} nor the folder of a run"
@@ -89,7 +91,7 @@ def roll_back(url: str, console: Console) -> None:
     Raises:
         UserError: there is none.
     """
-    models = RunStorage(absolute(url))
+    models = RunStorage(resolved(url))
     with leased(models, LEASE_SECONDS) as lease:
         former, current = rollback(models, lease)
     console.print(f"{models.url}: {current} is current, as before {former}", markup=False)

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from prioritycut_ray.checkpoint import locate_checkpoint
 from prioritycut_ray.config import Config, load_section
-from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.data.shards import read_index
+from prioritycut_ray.paths import resolved
 from prioritycut_ray.report import difference_text, estimate_text, render
 from prioritycut_ray.retraining.comparison import Comparison, compare
 from prioritycut_ray.retraining.gate import Verdict, judge
@@ -56,9 +56,9 @@ def retrain(file: Path, overrides: list[str], console: Console) -> RetrainReport
         UserError: something does not fit.
     """
     settings = load_section(RetrainSettings, str(file), overrides)
-    places = {key: absolute(getattr(settings, key)) for key in ("models", "data")}
+    places = {key: resolved(getattr(settings, key)) for key in ("models", "data")}
     if settings.metrics_file:
-        places["metrics_file"] = absolute(settings.metrics_file)
+        places["metrics_file"] = resolved(settings.metrics_file)
     settings = settings.model_copy(update=places)
     models = RunStorage(settings.models)
     console.print(f"[1/6] lock of {models.url}", markup=False)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prioritycut_ray.config import NAMED_WEIGHTS, Config, load_config, shipped_configs
@@ -55,7 +56,8 @@ def submit(
         job_id = cluster.submit(config.name, command, package=package, environment=variables)
     console.print(f"Job:               {job_id}")
     if detach:
-        console.print(f"Follow: prioritycut jobs logs {job_id} --follow --address {address}")
+        follow = ["prioritycut", "jobs", "logs", job_id, "--follow", "--address", address]
+        console.print(f"Follow: {shlex.join(follow)}", markup=False)
         return 0
     try:
         job = cluster.follow(job_id, lambda text: console.print(text, end="", markup=False))
@@ -137,7 +139,7 @@ def show_status(cluster: Cluster, job_id: str | None, console: Console) -> None:
     table = Table("job", "run", "status", "exit code", "message")
     for job in jobs:
         code = "" if job.exit_code is None else str(job.exit_code)
-        table.add_row(job.id, job.run, job.status, code, job.message)
+        table.add_row(*map(escape, (job.id, job.run, job.status, code, job.message)))
     console.print(table)
 
 

@@ -1,8 +1,8 @@
 """``prioritycut train``."""
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.launch import launch
+from prioritycut_ray.paths import resolved
 from prioritycut_ray.progress import ProgressBar, training_note
 
 
@@ -21,14 +21,14 @@ def with_absolute_paths(config: Config) -> Config:
     perceptual = config.loss.perceptual
     weights = perceptual.weights
     if weights not in ("pretrained", "efficientnet_lite0", "random"):
-        weights = absolute(weights)
+        weights = resolved(weights)
     return config.model_copy(
         update={
-            "storage": absolute(config.storage),
+            "storage": resolved(config.storage),
             "data": config.data.model_copy(
                 update={
-                    "url": absolute(config.data.url),
-                    "cache_dir": config.data.cache_dir and absolute(config.data.cache_dir),
+                    "url": resolved(config.data.url),
+                    "cache_dir": config.data.cache_dir and resolved(config.data.cache_dir),
                 }
             ),
             "loss": config.loss.model_copy(

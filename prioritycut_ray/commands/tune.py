@@ -1,6 +1,7 @@
 """``prioritycut tune``."""
 
 import base64
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -63,8 +64,9 @@ def tune(file: Path, overrides: list[str], *, smoke: bool, resume: bool, console
     storage.write("best.yaml", best_config(search, base, best).encode())
     console.print(
         f"Best:  {metric.label} {best.last.value:.{metric.decimals}f}: {describe(best.parameters)}",
-        f"Train: prioritycut train {folder}/best.yaml",
-        f"Look:  {folder}/search.html, trials.csv; tensorboard --logdir {folder}",
+        f"Train: {shlex.join(['prioritycut', 'train', f'{folder}/best.yaml'])}",
+        f"Look:  {folder}/search.html, trials.csv; "
+        f"{shlex.join(['tensorboard', '--logdir', folder])}",
         sep="\n",
         markup=False,
     )

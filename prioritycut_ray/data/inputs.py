@@ -12,7 +12,7 @@ import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from prioritycut_ray.data.identities import each_once, folder_of, name_identitie
 from prioritycut_ray.data.manifest import SPLIT_NAMES, Row, read_rows
 from prioritycut_ray.data.shards import unread_rest
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.paths import expanded, resolved
+from prioritycut_ray.paths import expanded
 from prioritycut_ray.storage import FileSystem, filesystem
 
 VIDEO_EXTENSIONS = frozenset(
@@ -96,13 +96,8 @@ def find_videos(inputs: Sequence[str]) -> Found:
 
 
 def absolute(given: str) -> str:
-    """Name an input in a way that does not depend on the current folder, nor on this process.
-
-    Raises:
-        UserError: it holds a variable that is not set, or names an unknown user.
-    """
-    place = resolved(given)
-    return place if is_url(place) else os.path.abspath(place)
+    """Name an input in a way that does not depend on the current folder."""
+    return given if is_url(given) else os.path.abspath(given)
 
 
 class _Listing(NamedTuple):
@@ -159,9 +154,21 @@ def _walk(root: Path) -> Iterator[Path | Rejected]:
         yield Rejected(printable(str(error.filename)), f"cannot be listed ({error.strerror})")
 
 
+def _plain_parts(
+    parts: Sequence[str], is_folder: Callable[[Sequence[str]], bool]
+) -> tuple[list[str], list[str]]:
+    """The folders that a pattern begins with, and the rest; ``clips [1]`` may name a folder."""
+    count = 0
+    while count < len(parts) - 1:
+        if glob.has_magic(parts[count]) and not is_folder(parts[: count + 1]):
+            break
+        count += 1
+    return [*parts[:count]], [*parts[count:]]
+
+
 def _in_glob(pattern: Path) -> _Listing:
-    plain = [*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)]
-    root, rest = Path(*plain), pattern.parts[len(plain) :]
+    plain, rest = _plain_parts(pattern.parts, lambda parts: Path(*parts).is_dir())
+    root = Path(*plain)
     # pathlib's, unlike glob's, does not run in circles through links; nor may what it matches.
     matches = [*root.glob(str(Path(*rest)))]
     folders = (path for path in matches if path.is_dir() and not path.is_symlink())
@@ -225,8 +232,10 @@ def _expand_url(url: str) -> _Listing:
         if fs.isdir(path):
             return _in_remote_folder(fs, path, fs.find(path, detail=True))
         if glob.has_magic(path):
-            plain = itertools.takewhile(lambda p: not glob.has_magic(p), path.split("/"))
-            return _in_remote_folder(fs, "/".join(plain), fs.glob(path, detail=True))
+            plain, rest = _plain_parts(path.split("/"), lambda parts: fs.isdir("/".join(parts)))
+            root = "/".join(plain)
+            found = fs.glob("/".join([glob.escape(root), *rest]), detail=True)
+            return _in_remote_folder(fs, root, found)
     except UserError:
         raise
     except Exception as error:  # Each file system has errors of its own.

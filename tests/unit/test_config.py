@@ -15,8 +15,8 @@ from prioritycut_ray.config import (
     load_section,
     shipped_configs,
 )
-from prioritycut_ray.data.inputs import absolute
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.paths import resolved
 from prioritycut_ray.retraining.settings import RetrainSettings
 
 
@@ -253,16 +253,16 @@ def test_a_path_that_cannot_be_expanded_is_refused_when_it_is_used(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(UserError, match="the environment variable NOT_SET is not set"):
-        absolute("$NOT_SET/runs")
+        resolved("$NOT_SET/runs")
     with pytest.raises(UserError, match="NOT_SET is not set"):
-        absolute("s3://bucket/${NOT_SET}/runs")
+        resolved("s3://bucket/${NOT_SET}/runs")
     with pytest.raises(UserError, match="no home folder of ~nobody-of-this-name"):
-        absolute("~nobody-of-this-name/runs")
+        resolved("~nobody-of-this-name/runs")
     (tmp_path / "a$NOT_SET").mkdir()
-    assert absolute("a$NOT_SET") == str(tmp_path / "a$NOT_SET"), "it is called so"
+    assert resolved("a$NOT_SET") == str(tmp_path / "a$NOT_SET"), "it is called so"
     (tmp_path / "~").mkdir()
     monkeypatch.setenv("HOME", "/home/me")
-    assert absolute("~/runs") == "/home/me/runs"
+    assert resolved("~/runs") == "/home/me/runs"
     settings = load_section(RetrainSettings, None, ["data='~/data'", "budget=1e3"])
     assert (settings.data, settings.budget) == ("/home/me/data", 1000)
 

@@ -67,6 +67,44 @@ def test_every_way_to_name_a_video_finds_it_once(tmp_path: Path, monkeypatch: An
     assert found("a/../a/1.mp4", "a/1.mp4", "a")[1:] == ["a/2.MP4", "a/b/3.mkv"]
 
 
+def test_a_pattern_below_folders_with_brackets_in_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "clips [1]" / "[a]b"
+    folder.mkdir(parents=True)
+    (folder / "1.mp4").touch()
+    (tmp_path / "clips 1").mkdir()
+    (tmp_path / "clips 1" / "2.mp4").touch()
+    for pattern in ("clips [1]/*/*.mp4", "clips [1]/[a]b/*.mp4", "clips [1]/[a]b/[0-9].mp4"):
+        for place in (str(tmp_path), f"file://{tmp_path}"):
+            (found,) = find_videos([f"{place}/{pattern}"]).entries
+            assert found.source.removeprefix("file://") == str(folder / "1.mp4")
+    (found,) = find_videos([f"{tmp_path}/clips [0-9]/*.mp4"]).entries
+    assert found.source == f"{tmp_path}/clips 1/2.mp4"
+
+
+def test_paths_of_a_manifest_are_expanded_as_by_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CLIPS", str(tmp_path / "clips"))
+    monkeypatch.delenv("NOT_SET", raising=False)
+    for place in ("home", "clips", "data"):
+        (tmp_path / place).mkdir()
+    for name in ("home/a.mp4", "clips/b.mp4", "data/c$NOT_SET.mp4", "data/~d.mp4"):
+        (tmp_path / name).touch()
+    table = tmp_path / "data" / "clips.csv"
+    files = ["~/a.mp4", "${CLIPS}/b.mp4", "c$NOT_SET.mp4", "~d.mp4", "$NOT_SET/e.mp4"]
+    table.write_text("\n".join(["file", *files]))
+    found = find_videos([str(table)])
+    assert [Path(entry.source).name for entry in found.entries] == [
+        "a.mp4",
+        "b.mp4",
+        "c$NOT_SET.mp4",
+        "~d.mp4",
+    ]
+    (missing,) = found.rejected
+    assert "$NOT_SET/e.mp4" in missing.file
+
+
 def test_what_is_no_file_is_set_aside_by_name(tmp_path: Path) -> None:
     (tmp_path / "good.mp4").touch()
     os.mkfifo(tmp_path / "pipe.mp4")
