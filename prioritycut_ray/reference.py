@@ -35,6 +35,8 @@ from prioritycut_ray.state import new_state
 from prioritycut_ray.tensor_files import not_finite, read_tensors
 
 NETWORKS = ("generator", "kp_detector", "discriminator")
+REQUIRED = NETWORKS[:2]
+"""Enough to animate; only training needs a discriminator."""
 PUBLISHED_SIZE = 256
 PUBLISHED_TEMPERATURE = 0.1
 _LISTED = 10
@@ -165,8 +167,9 @@ def read_reference(file: Path) -> ReferenceModel:
     Args:
         file: ``.safetensors`` with tensors ``weights/{network}.{name}`` and metadata ``config``
             (the reference's ``model_params`` as JSON) and ``size``; or a pickle of the published
-            layout, a dict with ``generator``, ``kp_detector``, ``discriminator``, optimisers and
-            epoch.
+            layout, a dict with ``generator``, ``kp_detector`` and, if it is to be trained on,
+            ``discriminator``, optimisers and epoch. Half precision and the ``module.`` of
+            DataParallel are converted.
 
     Raises:
         UserError: the file is neither.
@@ -198,27 +201,62 @@ def _read_safetensors(file: Path) -> ReferenceModel:
             f"{file}: a .safetensors file of First Order Motion has the metadata config and size "
             f"({type(error).__name__}: {error})"
         ) from error
-    return ReferenceModel(_complete_spectral_norms(weights), config, size, ())
+    weights, notes = _as_today(weights)
+    return ReferenceModel(weights, config, size, notes)
 
 
 def _read_pickle(file: Path) -> ReferenceModel:
     entries = read_tensors(file)
     _check_keys(
         str(file),
-        missing=[name for name in NETWORKS if not isinstance(entries.get(name), Mapping)],
+        missing=[name for name in REQUIRED if not isinstance(entries.get(name), Mapping)],
         unknown=[
             str(name)
             for name in entries
             if name not in (*NETWORKS, "epoch") and not str(name).startswith("optimizer_")
         ],
     )
-    weights = {f"{net}.{name}": value for net in NETWORKS for name, value in entries[net].items()}
+    weights = {
+        f"{network}.{name}": value
+        for network in NETWORKS
+        for name, value in (entries.get(network) or {}).items()
+    }
     _check_keys(
         str(file), unknown=[key for key, value in weights.items() if not isinstance(value, Tensor)]
     )
-    weights = _complete_spectral_norms(weights)
+    weights, changes = _as_today(weights)
     config, notes = _infer_config(weights, str(file))
-    return ReferenceModel(weights, config, PUBLISHED_SIZE, notes)
+    return ReferenceModel(weights, config, PUBLISHED_SIZE, (*notes, *changes))
+
+
+def _as_today(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights by the names and in the precision that they are loaded in.
+
+    Returns:
+        The weights, and what was changed.
+    """
+    notes = []
+    for network in NETWORKS:
+        own = [key for key in weights if key.startswith(f"{network}.")]
+        prefix = f"{network}.module."
+        if own and all(key.startswith(prefix) for key in own):
+            notes.append(f"the prefix module. of DataParallel is removed from the {network}")
+            weights = {
+                f"{network}.{key.removeprefix(prefix)}" if key in own else key: value
+                for key, value in weights.items()
+            }
+        if not own and network not in REQUIRED:
+            notes.append(
+                f"the file has no {network}: it gets random weights, which matters only if you "
+                "train on"
+            )
+    kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
+    if others := sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}):
+        notes.append(f"weights in {' and '.join(others)} are converted to float32")
+    weights = {
+        key: value.float() if value.is_floating_point() else value for key, value in weights.items()
+    }
+    return _complete_spectral_norms(weights), tuple(notes)
 
 
 def _complete_spectral_norms(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -299,6 +337,8 @@ def _infer_discriminator(
     weights: Mapping[str, Tensor], keypoints: int, source: str
 ) -> dict[str, Any]:
     prefix = "discriminator.discs.1.down_blocks."
+    if not any(key.startswith("discriminator.") for key in weights):
+        return {}
     sn = f"{prefix}0.conv.weight_orig" in weights
     first = f"{prefix}0.conv.{'weight_orig' if sn else 'weight'}"
     channels = _channels(weights, first, source)
@@ -398,10 +438,9 @@ def load_weights(
         UserError: naming ``source`` and the keys that are missing, unknown or do not fit, or that
             are NaN or infinite.
     """
-    networks: tuple[tuple[nn.Module, Callable[[str], str]], ...] = (
-        (animator, _animator_key),
-        (discriminator, _discriminator_key),
-    )
+    networks: list[tuple[nn.Module, Callable[[str], str]]] = [(animator, _animator_key)]
+    if any(key.startswith("discriminator.") for key in model.weights):
+        networks.append((discriminator, _discriminator_key))
     expected = {
         rename(name): tensor
         for module, rename in networks
@@ -417,7 +456,8 @@ def load_weights(
             "the file again or take another one"
         )
     for key, kernel in kernels.items():
-        if not torch.allclose(model.weights[key].float(), kernel, atol=1e-6):
+        # As exact as half precision leaves it.
+        if not torch.allclose(model.weights[key], kernel, rtol=4e-3, atol=1e-6):
             raise UserError(f"{source}: {key} is not the Gaussian of its scale_factor")
     for module, rename in networks:
         own = module.state_dict()

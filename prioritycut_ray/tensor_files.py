@@ -1,15 +1,27 @@
 """Reading tensors from files that may come from anywhere."""
 
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from safetensors.torch import load_file
 from torch import Tensor
 
 from prioritycut_ray.errors import UserError
+
+_NUMPY_SCALARS: list[Any] = [
+    # A learning rate or an epoch may be one; by the names of numpy 2 and of numpy 1.
+    *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OVMm"},
+    (codecs.encode, "_codecs.encode"),
+]
+"""What a pickle needs for numbers of numpy, beside tensors: it cannot run code either."""
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -26,7 +38,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(
             f"{path}: no file of tensors, or one that would run code when it is loaded; it is "

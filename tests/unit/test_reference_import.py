@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -18,6 +19,7 @@ from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.blocks import gaussian_kernel
 from prioritycut_ray.models.discriminators import PatchDiscriminator
 from prioritycut_ray.reference import (
+    NETWORKS,
     ReferenceModel,
     import_checkpoint,
     load_weights,
@@ -127,6 +129,55 @@ def test_sizes_are_read_from_the_shapes(published: Published, tmp_path: Path) ->
     (note,) = inferred.notes
     assert "256" in note
     assert "0.1" in note
+
+
+def weights_of(model: ReferenceModel) -> dict[str, Tensor]:
+    animator, discriminator = build(model)
+    return animator.state_dict() | discriminator.state_dict()
+
+
+def test_the_prefix_of_data_parallel_is_removed(published: Published, tmp_path: Path) -> None:
+    plain = weights_of(read_reference(write(published, tmp_path)))
+    for network in NETWORKS:
+        published[network] = {f"module.{key}": value for key, value in published[network].items()}
+    model = read_reference(write(published, tmp_path))
+    assert sum("module." in note for note in model.notes) == 3
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in weights_of(model).items())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_converted(
+    published: Published, tmp_path: Path, kind: torch.dtype
+) -> None:
+    plain = weights_of(read_reference(write(published, tmp_path)))
+    for network in NETWORKS:
+        for key, value in published[network].items():
+            if value.is_floating_point():
+                published[network][key] = value.to(kind)
+    model = read_reference(write(published, tmp_path))
+    assert any(str(kind).removeprefix("torch.") in note for note in model.notes)
+    for name, tensor in weights_of(model).items():
+        assert tensor.dtype == plain[name].dtype
+        assert torch.allclose(tensor.float(), plain[name].float(), rtol=1e-2, atol=1e-2), name
+
+
+def test_numbers_of_numpy_beside_the_weights_are_read(published: Published, tmp_path: Path) -> None:
+    published["epoch"] = np.int64(3)
+    group = {"lr": np.float64(1e-4), "amsgrad": np.bool_(False), "betas": (np.float32(0.5), 0.999)}
+    published["optimizer_generator"] = {"state": {}, "param_groups": [group]}
+    read_reference(write(published, tmp_path))
+
+
+def test_a_generator_and_a_detector_are_enough_to_animate(
+    published: Published, tmp_path: Path
+) -> None:
+    whole = import_checkpoint(write(published, tmp_path), tmp_path / "whole")
+    del published["discriminator"]
+    report = import_checkpoint(write(published, tmp_path), tmp_path / "bare")
+    assert any("no discriminator" in note for note in report.notes)
+    weights = (load_file(r.checkpoint / "animator.safetensors") for r in (whole, report))
+    for first, second in zip(*(w.values() for w in weights), strict=True):
+        assert torch.equal(first, second)
 
 
 def test_report_says_what_was_assumed_and_left_out(published: Published, tmp_path: Path) -> None:
@@ -325,6 +376,7 @@ def test_another_anti_alias_kernel_is_refused(published: Published, tmp_path: Pa
     ("change", "expected"),
     [
         (lambda entries: entries.pop("kp_detector"), "missing kp_detector"),
+        (lambda entries: entries.pop("generator"), "missing generator"),
         (lambda entries: entries.update(bogus=1), "unknown bogus"),
         (lambda entries: entries["generator"].update(rate=0.1), "unknown generator.rate"),
     ],
