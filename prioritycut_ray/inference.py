@@ -151,7 +151,6 @@ def _number_formats(precision: Precision, device: torch.device) -> Iterator[None
         yield
 
 
-@float32_products(convolutions="tf32")
 def require_finite(pictures: Tensor) -> None:
     """Refuse what would be shown as black.
 
@@ -165,6 +164,7 @@ def require_finite(pictures: Tensor) -> None:
         )
 
 
+@float32_products(convolutions="tf32")
 @torch.inference_mode()
 def find_best_frame(
     animator: Animator,
