@@ -273,6 +273,8 @@ class TrainConfig(Section):
     """Of the networks; auto = bfloat16 where every worker's hardware multiplies in it."""
     activation_checkpointing: bool = False
     """Recompute activations of the perceptual network, for large frames: less memory, more time."""
+    deterministic: bool = False
+    """On GPUs, compute the same to the bit every time, as CPUs do anyway: slower."""
     seed: int = 0
     log_every: Count = 50
     """Steps between scalars."""

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from prioritycut_ray.models.blocks import coordinate_grid
+from prioritycut_ray.models.sampling import grid_sample
 
 CONTROL_POINTS = 5
 """Side of the grid of control points."""
@@ -76,4 +76,4 @@ def transform_frame(
     grid = coordinate_grid(height, width, dtype=frame.dtype, device=frame.device)
     points = grid.reshape(1, -1, 2).expand(frame.shape[0], -1, -1)
     warped = transform_points(transform, points).view(-1, height, width, 2)
-    return F.grid_sample(frame, warped, padding_mode="reflection", align_corners=False)
+    return grid_sample(frame, warped, padding="reflection")

@@ -1,6 +1,7 @@
 """The training loop: torch only, the same on a laptop's CPU and on a rank of a cluster."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -66,9 +67,9 @@ def train(
         Preempted: some rank was asked to stop; the state was reported at the same step on all.
         NotFiniteError: losses stayed NaN or infinite, or were so at the end.
     """
-    config = agree_on_precision(config, worker)
     if worker.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # Few shapes: those of B, 2B and 3B images.
+        choose_algorithms(deterministic=config.train.deterministic)
+    config = agree_on_precision(config, worker)
     state = new_state(config, worker.device)
     if checkpoint is not None:
         load_checkpoint(state, checkpoint)
@@ -136,6 +137,19 @@ def check_finite_end(state: TrainState) -> None:
         )
 
 
+def choose_algorithms(*, deterministic: bool) -> None:
+    """Of torch and its libraries on this process's GPU: the fastest, or those that repeat.
+
+    To be called before the first collective operation: NCCL sums up in hardware, in any order,
+    unless it is told first. cuBLAS is told by the environment (launch.DETERMINISTIC_CUBLAS).
+    """
+    torch.backends.cudnn.benchmark = not deterministic  # Few shapes: those of B, 2B and 3B images.
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
+        # For debugging: it writes over all new memory.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def agree_on_precision(config: Config, worker: Worker) -> Config:
     """With ``train.precision: auto`` replaced by bfloat16 if every rank has it, else float32."""
     precision = resolve_precision(config.train.precision, worker.device)
@@ -152,15 +166,22 @@ def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]
     """Wrap both networks for distributed training; bare where there is one worker.
 
     Batch statistics are then of the global batch, as in the reference.
+
+    After its first step DistributedDataParallel shares gradients in the order in which they came.
+    From three ranks on, another order is another sum: a run that was resumed would differ in the
+    last bits from one that was not. Where the same bits are promised, the order stays as it was.
     """
     state.animator.train()
     state.discriminator.train()
     if worker.world_size == 1:
         return state.animator, state.discriminator
     synchronise(state.animator)
-    # All its buffers are batch statistics, which are the same on every rank as they are.
-    animator = DistributedDataParallel(state.animator, broadcast_buffers=False)
-    return animator, DistributedDataParallel(state.discriminator)
+    same_bits = worker.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+    # There are none, says torch; what is wanted is that it keeps the order of gradients.
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+    wrap = partial(DistributedDataParallel, find_unused_parameters=same_bits)
+    # All buffers of the animator are batch statistics: the same on every rank as they are.
+    return wrap(state.animator, broadcast_buffers=False), wrap(state.discriminator)
 
 
 def training_pairs(

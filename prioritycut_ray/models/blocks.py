@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prioritycut_ray.models.batch_norm import BatchNorm2d
+from prioritycut_ray.models.sampling import grid_sample
 
 
 def channels_last(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -231,7 +232,7 @@ def warp(
         deformation = F.interpolate(
             deformation.permute(0, 3, 1, 2), size=(height, width), mode="bilinear"
         ).permute(0, 2, 3, 1)
-    return F.grid_sample(image.to(deformation.dtype), deformation, align_corners=False)
+    return grid_sample(image.to(deformation.dtype), deformation)
 
 
 _SMALLEST_DETERMINANT = 1e-6

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from prioritycut_ray.models.blocks import (
     inverse_2x2,
 )
 from prioritycut_ray.models.keypoints import Keypoints, keypoint_heatmaps
+from prioritycut_ray.models.sampling import grid_sample
 
 
 class DenseMotion(NamedTuple):
@@ -113,6 +113,6 @@ def warp_by_each(
     """
     batch, count, height, width, _ = motions.shape
     tall = motions.reshape(batch, count * height, width, 2)
-    warped = F.grid_sample(image, tall, align_corners=False)
+    warped = grid_sample(image, tall)
     each: Tensor = warped.unflatten(2, (count, height)).transpose(1, 2)
     return each

@@ -1,0 +1,112 @@
+"""Bilinear sampling of images at given positions, with deterministic gradients on GPUs if asked.
+
+The gradient of an image is a sum over the positions that fall on each of its pixels. On CUDA torch
+adds them up in no fixed order (atomic additions), so that a run never takes the same course twice.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Padding = Literal["zeros", "reflection"]
+
+
+def grid_sample(
+    image: Float[Tensor, "B C H W"], grid: Float[Tensor, "B h w 2"], padding: Padding = "zeros"
+) -> Float[Tensor, "B C h w"]:
+    """``F.grid_sample`` without aligned corners.
+
+    On CUDA under ``torch.use_deterministic_algorithms``, for which torch's own has no gradient,
+    the gradients are those of :class:`DeterministicSample`.
+
+    Args:
+        image: what is sampled.
+        grid: positions (x, y); the edges of the image, not the centres of its outer pixels, lie at
+            -1 and 1.
+        padding: what lies outside of the image.
+    """
+    if image.is_cuda and torch.are_deterministic_algorithms_enabled():
+        sampled: Tensor = DeterministicSample.apply(image, grid, padding)
+        return sampled
+    return F.grid_sample(image, grid, padding_mode=padding, align_corners=False)
+
+
+class DeterministicSample(torch.autograd.Function):
+    """:func:`grid_sample` whose gradients are the same to the bit every time.
+
+    Each position reads the four pixels around it. Their gradients are added up by
+    ``index_put_(accumulate=True)``, which sorts by pixel first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, grid: Tensor, padding: Padding) -> Tensor:
+        ctx.save_for_backward(image, grid)
+        ctx.padding = padding
+        return F.grid_sample(image, grid, padding_mode=padding, align_corners=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        image, grid = ctx.saved_tensors
+        height, width = image.shape[2:]
+        x, slope_x = _in_pixels(grid[..., 0].flatten(), width, ctx.padding)
+        y, slope_y = _in_pixels(grid[..., 1].flatten(), height, ctx.padding)
+        pixels, gradients = _rows(image), _rows(gradient)
+        first = torch.arange(len(image), device=image.device)[:, None] * (height * width)
+        first = first.expand(-1, len(x) // len(image)).flatten()  # of each position's own image
+        of_image = torch.zeros_like(pixels) if ctx.needs_input_grad[0] else None
+        of_x, of_y = torch.zeros_like(x), torch.zeros_like(y)
+        left, top = x.floor(), y.floor()
+        for column, share_x, sign_x in ((left, left + 1 - x, -1), (left + 1, x - left, 1)):
+            for row, share_y, sign_y in ((top, top + 1 - y, -1), (top + 1, y - top, 1)):
+                # A position that is not a number is nowhere.
+                inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+                index = first + torch.where(inside, row * width + column, 0).long()
+                if of_image is not None:
+                    share = torch.where(inside, share_x * share_y, 0)
+                    of_image.index_put_((index,), gradients * share[:, None], accumulate=True)
+                if ctx.needs_input_grad[1]:
+                    product = torch.where(inside, (pixels[index] * gradients).sum(dim=1), 0)
+                    of_x += sign_x * share_y * product
+                    of_y += sign_y * share_x * product
+        return (
+            None if of_image is None else _as_image(of_image, image),
+            torch.stack([of_x * slope_x, of_y * slope_y], dim=-1).view_as(grid),
+            None,
+        )
+
+
+def _in_pixels(
+    position: Float[Tensor, " N"], size: int, padding: Padding
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Positions in [-1, 1] along one axis, in pixels inside of the padding; the slopes of that."""
+    pixel = ((position + 1) * size - 1) / 2
+    slope = torch.full_like(pixel, size / 2)
+    if padding == "zeros":
+        return pixel, slope
+    # Reflected at the edges, half a pixel outside of the outer pixels, however often it takes.
+    offset = pixel + 0.5
+    odd = (offset.abs() / size).floor() % 2 == 1
+    rest = offset.abs().fmod(size)
+    reflected = torch.where(odd, size - rest, rest) - 0.5
+    slope = torch.where(odd ^ (offset < 0), -slope, slope)
+    # Between an outer pixel and the edge there is but the pixel.
+    return reflected.clamp(0, size - 1), torch.where(
+        (reflected > 0) & (reflected < size - 1), slope, 0
+    )
+
+
+def _rows(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "N C"]:
+    """A row for each pixel."""
+    return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+
+
+def _as_image(
+    rows: Float[Tensor, "N C"], like: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B C H W"]:
+    batch, _, height, width = like.shape
+    return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)

@@ -1,0 +1,120 @@
+"""``train.deterministic``: what a step asks of a GPU, seen on one that does not exist."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from prioritycut_ray.config import load_config
+from prioritycut_ray.launch import worker_environment
+from tests.conftest import TINY
+from tests.fake_cuda import SAMPLES, Seen, fake_cuda, train
+
+NONDETERMINISTIC = {
+    "_adaptive_avg_pool2d_backward",
+    "_adaptive_avg_pool3d_backward",
+    "_embedding_bag_dense_backward",
+    "_ctc_loss_backward",
+    "adaptive_max_pool2d_backward",
+    "avg_pool3d_backward",
+    "bincount",
+    "fractional_max_pool2d_backward",
+    "fractional_max_pool3d_backward",
+    "grid_sampler_2d_backward",
+    "grid_sampler_3d_backward",
+    "histc",
+    "kthvalue",
+    "max_unpool2d",
+    "max_unpool3d",
+    "median",
+    "nll_loss2d_forward",
+    "nll_loss_forward",
+    "put_",
+    "reflection_pad1d_backward",
+    "reflection_pad2d_backward",
+    "reflection_pad3d_backward",
+    "replication_pad1d_backward",
+    "replication_pad2d_backward",
+    "replication_pad3d_backward",
+    "resize_",
+    "scatter_reduce",
+    "scatter_reduce_",
+    "upsample_bicubic2d_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_linear1d_backward",
+    "upsample_trilinear3d_backward",
+    "_upsample_bicubic2d_aa_backward",
+    "_upsample_bilinear2d_aa_backward",
+}
+"""What torch documents to have no deterministic form on CUDA (``use_deterministic_algorithms``).
+
+Those that act deterministically when told so, such as convolutions, scatter and index_put, are not
+listed. The padding of replicated edges has a form of its own there, which does not come by its
+ordinary name.
+"""
+WORDS = [
+    f"train.batch_size={2 * SAMPLES}",
+    "train.samples=1000",
+    "train.workers=1",
+    "train.log_every=1000",
+    # The occlusion map is enlarged, too.
+    "model.dense_motion.scale_factor=0.25",
+    "model.dense_motion.num_blocks=1",
+]
+KINDS = {
+    "mixing": ["priority_cut.mix_prob=1", "train.precision=bfloat16"],
+    "patch": [
+        "discriminator.kind=patch",
+        "discriminator.patch_num_blocks=2",
+        "discriminator.patch_spectral_norm=true",
+        "priority_cut=null",
+    ],
+    "cutmix, accumulated, clipped, checkpointed, VGG": [
+        "priority_cut.mask=cutmix",
+        "priority_cut.mix_prob=1",
+        "train.accumulate=2",
+        "optim.max_grad_norm=1",
+        "train.activation_checkpointing=true",
+        "loss.perceptual.weights=random",
+        "loss.perceptual.scales=[1.0]",
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch() -> Iterator[None]:
+    """As they were."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def one_step(*words: str) -> Seen:
+    with fake_cuda() as gpu:
+        return train(gpu, load_config(str(TINY), [*WORDS, *words]), steps=1)[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_operation_of_a_step_is_nondeterministic(kind: str) -> None:
+    seen = one_step(*KINDS[kind], "train.deterministic=true")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    found = NONDETERMINISTIC & set(seen.by_name())
+    assert found == set()
+    assert seen.by_name()["index_put_"] > 0, "features are warped by gathering"
+    assert len(seen.waits) == 1
+    assert seen.blocking == []
+
+
+def test_operations_that_are_not_deterministic_would_be_seen() -> None:
+    found = NONDETERMINISTIC & set(one_step().by_name())
+    assert found == {"grid_sampler_2d_backward", "upsample_bilinear2d_backward"}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_workers_are_told_of_the_workspace_of_cublas() -> None:
+    config = load_config(str(TINY))
+    assert "CUBLAS_WORKSPACE_CONFIG" not in worker_environment(config)
+    config = load_config(str(TINY), ["train.deterministic=true"])
+    assert worker_environment(config)["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
