@@ -4,7 +4,7 @@ Both processes are started once; they run every scenario and leave their results
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from prioritycut_ray.checkpoint import load_checkpoint, save_checkpoint
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.batch_norm import BatchNorm2d, synchronise
@@ -327,19 +328,42 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def run_and_resume(rank: int, port: int, folder: Path) -> None:
+    """Three steps; and one, a checkpoint, and two more by networks that were loaded from it."""
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=3)
+    worker, config = Worker(rank, 3, CPU), configured("train.batch_size=12")
+    perceptual = build_perceptual(config)
+    whole, first, second = (set_up(config, worker, perceptual) for _ in range(3))
+    for step in range(3):
+        both_steps(whole, my_share(config, worker, step))
+    both_steps(first, my_share(config, worker, step=0))
+    save_checkpoint(first.state, config, folder / f"checkpoint{rank}")
+    load_checkpoint(second.state, folder / f"checkpoint{rank}")
+    for step in (1, 2):
+        both_steps(second, my_share(config, worker, step))
+    torch.save((weights(whole.state), weights(second.state)), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
 # What comes of it -----------------------------------------------------------------------------
+
+
+def spawn(run: Callable[[int, int, Path], None], folder: Path, processes: int) -> list[Any]:
+    """What each of some processes left behind."""
+    # Hosted here, so that no other process can take the port in between.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo" if os.path.exists("/sys/class/net/lo") else "lo0")
+        torch.multiprocessing.spawn(run, (store.port, folder), nprocs=processes)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
     """What the two processes left behind."""
-    folder = tmp_path_factory.mktemp("ddp")
-    # Hosted here, so that no other process can take the port in between.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo" if os.path.exists("/sys/class/net/lo") else "lo0")
-        torch.multiprocessing.spawn(run_rank, (store.port, folder), nprocs=2)
-    first, second = (torch.load(folder / f"{rank}.pt") for rank in range(2))
+    first, second = spawn(run_rank, tmp_path_factory.mktemp("ddp"), 2)
     return first, second
 
 
@@ -455,3 +479,11 @@ def test_steps_take_one_forward_of_each_network_before_its_backward(
         first, second = (rank["several"][what] for rank in ranks)
         assert torch.isfinite(first).all()
         assert torch.equal(first, second), what
+
+
+@pytest.mark.slow
+def test_three_processes_resume_to_the_same_bits(tmp_path: Path) -> None:
+    """Of three gradients the sum depends on their order, which must not depend on the start."""
+    for whole, resumed in spawn(run_and_resume, tmp_path, 3):
+        assert torch.isfinite(whole).all()
+        assert torch.equal(whole, resumed)
