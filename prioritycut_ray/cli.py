@@ -7,13 +7,15 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
+from typer.models import OptionInfo
 
 from prioritycut_ray.config import dump_config, load_config
 from prioritycut_ray.errors import DiskFull, UserError
+from prioritycut_ray.paths import expanded
 
 app = typer.Typer(
     name="prioritycut",
@@ -34,6 +36,17 @@ def _show_tracebacks(debug: bool) -> bool:
     return debug
 
 
+def _on_this_machine(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise UserError(f"{path}: a URL cannot be written to here; give a path on this machine")
+    return Path(expanded(str(path)))
+
+
+def local_path(text: str) -> OptionInfo:
+    """An option for what is written to this machine: a shell leaves ``--out=~/x`` as it is."""
+    return cast(OptionInfo, typer.Option(help=text, parser=_on_this_machine, metavar="PATH"))
+
+
 Debug = Annotated[
     bool,
     typer.Option(
@@ -52,7 +65,7 @@ Run = Annotated[
 @app.command(epilog="Example: `prioritycut quickstart --out quickstart`")
 def quickstart(
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path("quickstart"),
+    out: Annotated[Path, local_path("Folder for everything it makes.")] = Path("quickstart"),
     debug: Debug = False,
 ) -> None:
     """Run the whole job on synthetic puppets: shard, train, evaluate, animate."""
@@ -130,7 +143,7 @@ def data_info(url: Data, debug: Debug = False) -> None:
 def data_preview(
     url: Data,
     out: Annotated[
-        Path, typer.Option(help="A .png (contact sheet) or a .html (one page that plays).")
+        Path, local_path("A .png (contact sheet) or a .html (one page that plays).")
     ] = Path("preview.png"),
     clips: Annotated[int, typer.Option(min=1, help="Clips to show, spread evenly.")] = 24,
     debug: Debug = False,
@@ -186,7 +199,7 @@ def train_verb(
     "tune", epilog="Example: `prioritycut tune tune_configs/top_k.yaml data.url=data --resume`"
 )
 def tune_verb(
-    search: Annotated[Path, typer.Argument(help="YAML file of the search, see tune_configs/.")],
+    search: Annotated[str, typer.Argument(help="YAML file of the search, see tune_configs/.")],
     overrides: Overrides = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="The small size that the file names, to try it out.")
@@ -213,7 +226,7 @@ Models = Annotated[str, typer.Option(help="Folder of the models, or an fsspec UR
 
 @app.command("retrain", epilog="Example: `prioritycut retrain retrain.yaml data=data budget=50000`")
 def retrain_verb(
-    settings: Annotated[Path, typer.Argument(help="YAML file, see docs/retraining.md.")],
+    settings: Annotated[str, typer.Argument(help="YAML file, see docs/retraining.md.")],
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
@@ -284,7 +297,7 @@ def evaluate_verb(
         bool, typer.Option("--faces", help="Also AKD, MKR and AED, by the extra `faces`; slow.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; RUN/evaluation if not given.")
+        Path | None, local_path("Folder of the results; RUN/evaluation if not given.")
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -320,10 +333,10 @@ Model = Annotated[
 )
 def animate_verb(
     run: Model,
-    source: Annotated[Path, typer.Option(help="An image, or a video for its first frame.")],
-    driving: Annotated[Path, typer.Option(help="The video that gives the motion.")],
+    source: Annotated[str, typer.Option(help="An image, or a video for its first frame.")],
+    driving: Annotated[str, typer.Option(help="The video that gives the motion.")],
     out: Annotated[
-        Path, typer.Option(help="A .mp4, a .gif, or a new folder for PNG frames (no extension).")
+        Path, local_path("A .mp4, a .gif, or a new folder for PNG frames (no extension).")
     ],
     relative: Annotated[
         bool,
@@ -373,7 +386,7 @@ def animate_verb(
 @app.command("export", epilog="Example: `prioritycut export runs/vox --out vox --torch-export`")
 def export_verb(
     run: Run,
-    out: Annotated[Path, typer.Option(help="New folder of the model.")],
+    out: Annotated[Path, local_path("New folder of the model.")],
     torch_export: Annotated[
         bool,
         typer.Option(
@@ -555,7 +568,7 @@ def k8s_render(
         typer.Argument(help="Changes to the options as `key=value`.", metavar="KEY=VALUE"),
     ] = None,
     options: OptionsFile = None,
-    out: Annotated[Path, typer.Option(help="Folder of the manifests.")] = Path("cluster"),
+    out: Annotated[Path, local_path("Folder of the manifests.")] = Path("cluster"),
     show_options: Annotated[
         bool, typer.Option("--show-options", help="Print the options as YAML and stop.")
     ] = False,
@@ -616,15 +629,16 @@ def doctor_verb(
     epilog="Example: `prioritycut import-fomm vox-adv-cpk.pth.tar --out runs/vox-adv`",
 )
 def import_fomm(
-    file: Annotated[Path, typer.Argument(help="A checkpoint of First Order Motion.")],
-    out: Annotated[Path, typer.Option(help="New folder of the run.")],
+    file: Annotated[str, typer.Argument(help="A checkpoint of First Order Motion.")],
+    out: Annotated[Path, local_path("New folder of the run.")],
     debug: Debug = False,
 ) -> None:
     """Turn published First Order Motion weights into a run that animates, evaluates and trains."""
     from prioritycut_ray.reference import import_checkpoint
+    from prioritycut_ray.storage import fetched
 
-    with _writing_to(out):
-        report = import_checkpoint(file, out)
+    with _writing_to(out), fetched(file) as weights:
+        report = import_checkpoint(weights, out)
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
     train = ["prioritycut", "train", str(report.checkpoint / "config.yaml"), "data.url=DATA"]

@@ -5,9 +5,12 @@ driver raises becomes a :class:`StorageError` that names the URL, the reason, an
 """
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -200,7 +203,40 @@ def read_bytes(
             f"{name}: cannot be read, tried {ATTEMPTS} times ({_words(error)}); check the storage "
             "and the network to it, then start the same command again"
         ) from error
+    if end is not None and len(data) > end - (start or 0):
+        raise _final(name, *_WITHOUT_RANGES)
     return data
+
+
+@contextmanager
+def fetched(place: str) -> Iterator[Path]:
+    """A file as one of this machine: itself, or a copy that lives as long as the body.
+
+    Args:
+        place: a path, or an fsspec URL.
+
+    Raises:
+        UserError: there is no such file, or an error of the body about the copy, with the URL.
+    """
+    if "://" not in place or is_local(place):
+        yield Path(filesystem(place)[1] if "://" in place else place)
+        return
+    fs, path = filesystem(place)
+    name = PurePosixPath(urlsplit(place).path).name or "file"
+    with tempfile.TemporaryDirectory(prefix="prioritycut-") as folder:
+        copy = Path(folder, name)
+        try:
+            fs.get_file(path, str(copy))
+        except ABSENT as error:
+            raise UserError(f"{place}: there is no such file") from error
+        if not copy.is_file():
+            raise UserError(f"{place}: is a folder, not a file")
+        try:
+            yield copy
+        except UserError as error:
+            if str(copy) not in str(error):
+                raise
+            raise UserError(str(error).replace(str(copy), place)) from error
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -244,6 +280,8 @@ def translated(url: str) -> Iterator[None]:
 
 def _storage_error(url: str, error: Exception) -> StorageError:
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "range requests" in str(error):  # fsspec's words
+        return _final(url, *_WITHOUT_RANGES)
     if _lacks_bucket(error):
         reason, way_out = "the bucket does not exist", "create it, or correct its name"
     elif not kinds.isdisjoint(_NO_CREDENTIALS):
@@ -263,9 +301,20 @@ def _storage_error(url: str, error: Exception) -> StorageError:
     else:
         reason, way_out = "the storage does not answer", "check the storage and the network to it"
         return StorageError(f"{url}: {reason} ({_words(error)}); {way_out}")
-    final = StorageError(f"{url}: {reason} ({_words(error)}); {way_out}")
-    final.final = True
-    return final
+    return _final(url, f"{reason} ({_words(error)})", way_out)
+
+
+def _final(url: str, reason: str, way_out: str) -> StorageError:
+    error = StorageError(f"{url}: {reason}; {way_out}")
+    error.final = True
+    return error
+
+
+_WITHOUT_RANGES = (
+    "the HTTP server does not support range requests, by which parts of a file are read",
+    "use a server that does (nginx, Apache, an object store; not python -m http.server), or copy "
+    "the files to a disk",
+)
 
 
 def _lacks_bucket(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference import BATCH, Rendered, find_best_frame, to_tensor
 from prioritycut_ray.pretrained import Animator
 from prioritycut_ray.progress import ProgressBar
+from prioritycut_ray.storage import fetched
 from prioritycut_ray.visualize import tiles
 
 
@@ -60,8 +61,8 @@ class Scene(NamedTuple):
 
 def animate(
     run: str | Path,
-    source: Path,
-    driving: Path,
+    source: str | Path,
+    driving: str | Path,
     out: Path,
     *,
     motion: Motion = Motion(),  # noqa: B008
@@ -74,8 +75,8 @@ def animate(
 
     Args:
         run: what :meth:`prioritycut_ray.pretrained.Animator.from_pretrained` takes.
-        source: an image, or a video for its first frame.
-        driving: a video.
+        source: an image, or a video for its first frame; a path or an fsspec URL.
+        driving: a video; a path or an fsspec URL.
         out: .mp4, .gif, or a folder of PNG files.
         motion: how the source is moved.
         crop: of both, as :func:`prioritycut_ray.data.footage.parse_crop` reads it.
@@ -88,9 +89,24 @@ def animate(
     """
     _check_motion(motion)
     crops = parse_crop(source_crop or crop), parse_crop(crop)
-    check_output(out, (source, driving))
-    animator = Animator.from_pretrained(run)
-    scene = set_scene(source, driving, crops, animator.size, survey(driving))
+    with fetched(str(source)) as picture, fetched(str(driving)) as video:
+        check_output(out, (picture, video))
+        animator = Animator.from_pretrained(run)
+        scene = set_scene(picture, video, crops, animator.size, survey(video))
+        _write(animator, scene, motion, picture, out, panel=panel, console=console)
+    console.print(f"Animation: {out}", markup=False)
+
+
+def _write(
+    animator: Animator,
+    scene: Scene,
+    motion: Motion,
+    source: Path,
+    out: Path,
+    *,
+    panel: bool,
+    console: Console,
+) -> None:
     for line in describe(source, scene, animator.size):
         console.print(line, markup=False)
     sound, remark = sound_of(scene.driving)
@@ -108,7 +124,6 @@ def animate(
             scene.driving.fps,
             sound,
         )
-    console.print(f"Animation: {out}", markup=False)
 
 
 def set_scene(

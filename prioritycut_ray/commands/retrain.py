@@ -38,7 +38,7 @@ from prioritycut_ray.run_storage import RunStorage
 Stored = TypeVar("Stored", bound=BaseModel)
 
 
-def retrain(file: Path, overrides: list[str], console: Console) -> RetrainReport | None:
+def retrain(file: str | Path, overrides: list[str], console: Console) -> RetrainReport | None:
     """Retrain the current model if there are new clips, and promote the result if it is no worse.
 
     Killed anywhere and run again, it ends with the same result.

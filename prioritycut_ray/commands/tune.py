@@ -16,7 +16,9 @@ from prioritycut_ray.search.results import best_config, best_trial, table
 from prioritycut_ray.search.space import describe, load_base, load_search
 
 
-def tune(file: Path, overrides: list[str], *, smoke: bool, resume: bool, console: Console) -> str:
+def tune(
+    file: str | Path, overrides: list[str], *, smoke: bool, resume: bool, console: Console
+) -> str:
     """Run a search, and write its table, its pictures and the best configuration.
 
     Args:

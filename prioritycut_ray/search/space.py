@@ -190,11 +190,11 @@ class SearchConfig(Section):
         return self
 
 
-def load_search(path: Path, *, smoke: bool) -> SearchConfig:
+def load_search(path: str | Path, *, smoke: bool) -> SearchConfig:
     """Read a search file.
 
     Args:
-        path: of the YAML file.
+        path: of the YAML file, or an fsspec URL.
         smoke: take the small size that the file names.
 
     Raises:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -117,7 +118,7 @@ class Animated:
         self.prioritycut, self.run, self.folder = prioritycut, run, folder
         self.inputs = {"source": picture, "driving": driving}
 
-    def __call__(self, out: str, *words: str, **inputs: Path) -> Result:
+    def __call__(self, out: str, *words: str, **inputs: str | Path) -> Result:
         pairs = {**self.inputs, **inputs, "out": self.folder / out}
         options = [f"--{name}={path}" for name, path in pairs.items()]
         return self.prioritycut("animate", str(self.run), *options, *words)
@@ -475,6 +476,37 @@ def test_bad_inputs_are_one_line_and_leave_nothing(animated: Animated, tmp_path:
         for out in ("out.mp4", "out.gif", "out"):
             assert_one_line(animated(out, **{option: bad / name}), name, reason)
     assert animated.left() == ["inputs"]
+
+
+def test_sources_and_driving_videos_come_from_any_storage(
+    animated: Animated, picture: Path, driving: Path, tmp_path: Path
+) -> None:
+    remote = fsspec.filesystem("memory")
+    remote.pipe_file("/inputs/me.png", picture.read_bytes())
+    remote.pipe_file("/inputs/him.mp4", driving.read_bytes())
+    remote.pipe_file("/inputs/page.png", b"<html>not found</html>")
+    assert animated("local.mp4").returncode == 0
+    places = {"source": "memory://inputs/me.png", "driving": "memory://inputs/him.mp4"}
+    result = animated("remote.mp4", **places)
+    assert result.returncode == 0, result.stderr
+    assert "me.png" in result.stdout
+    assert (tmp_path / "remote.mp4").read_bytes() == (tmp_path / "local.mp4").read_bytes()
+    for name, reason in (("page.png", "page.png: "), ("none.png", "there is no such file")):
+        url = f"memory://inputs/{name}"
+        assert_one_line(animated("x.mp4", source=url), url, reason)
+
+
+def test_an_output_is_on_this_machine(
+    animated: Animated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = [f"--{name}={path}" for name, path in animated.inputs.items()]
+    result = animated.prioritycut("animate", str(animated.run), *words, "--out=s3://bucket/x.mp4")
+    assert_one_line(result, "s3://bucket/x.mp4", "a path on this machine")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    result = animated.prioritycut("animate", str(animated.run), *words, "--out=~/x.mp4")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "home" / "x.mp4").exists()
+    assert animated.left() == ["home"]
 
 
 def test_an_output_in_use_is_refused_before_any_work(animated: Animated, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from prioritycut_ray import storage
 from prioritycut_ray.data.shards import Member, ShardError, ShardWriter, read_clip, read_index
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.storage import fetched
 
 
 class Stumbling(http.server.BaseHTTPRequestHandler):
@@ -29,12 +30,13 @@ class Stumbling(http.server.BaseHTTPRequestHandler):
                 return
             self.send_error(self.server.status)
             return
-        path = self.server.folder / self.path.lstrip("/")
+        path = self.server.folder / self.path.partition("?")[0].lstrip("/")
         if not path.is_file():
             self.send_error(404)
             return
         data, status = path.read_bytes(), 200
-        if wanted := self.headers.get("Range"):
+        wanted = self.headers.get("Range")
+        if wanted and self.server.ranges:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             data, status = data[int(first) : int(last) + 1], 206
         self.send_response(status)
@@ -47,7 +49,7 @@ class Stumbling(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    failures, status, asked = 0, 503, 0
+    failures, status, asked, ranges = 0, 503, 0, True
     folder: Path
 
     @property
@@ -97,6 +99,31 @@ def test_denied_access_is_not_tried_again(server: Server, status: int) -> None:
     with pytest.raises(UserError, match=r"access denied .* credentials"):
         read_index(server.url)
     assert server.asked == 1
+
+
+def test_a_server_without_ranges_is_named_as_such(server: Server) -> None:
+    index = read_index(server.url)
+    server.ranges, server.asked = False, 0
+    with pytest.raises(UserError, match=r"not support range requests.*use a server that does"):
+        read_clip(server.url, index.clips[0])
+    assert server.asked == 1
+
+
+def test_a_file_at_a_url_is_copied_for_as_long_as_it_is_needed(server: Server) -> None:
+    with fetched(f"{server.url}/index.json?token=1") as copy:
+        assert copy.name == "index.json"
+        assert copy.read_bytes() == (server.folder / "index.json").read_bytes()
+    assert not copy.exists()
+    with fetched(str(server.folder / "index.json")) as same:
+        assert same == server.folder / "index.json"
+    with (
+        pytest.raises(UserError, match="nowhere: there is no such file"),
+        fetched(f"{server.url}/nowhere"),
+    ):
+        pass
+    url = f"{server.url}/index.json"
+    with pytest.raises(UserError, match=f"^{url}: is not a picture$"), fetched(url) as copy:
+        raise UserError(f"{copy}: is not a picture")
 
 
 def test_absent_file_is_not_tried_again(server: Server) -> None:
