@@ -40,6 +40,7 @@ from prioritycut_ray.checkpoint import load_checkpoint, save_checkpoint
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.data.stream import FramePairs, batches
+from prioritycut_ray.launch import DETERMINISTIC_CUBLAS
 from prioritycut_ray.worker import Worker
 
 ROOT = Path(__file__).parents[1]
@@ -260,14 +261,23 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 def determinism(setup: Setup) -> None:
     """Ten steps twice from one seed, and once with a resumption: which tensors differ?"""
+    os.environ |= DETERMINISTIC_CUBLAS
     count = 2 if setup.dry else 10
-    config = config_of(setup, "unet", 2 if setup.dry else 8)
-    once, _ = train_for(config, count)
-    again, seconds = train_for(config, count)
-    resumed, _ = train_for(config, count, resumed_at=count // 2)
-    print(f"twice: {differences(once, again)}")
-    print(f"resumed: {differences(once, resumed)}")
-    print(f"{seconds / (count - 1):.4f} s/step")
+    seconds = []
+    for way, value in (("as it is", "false"), ("train.deterministic", "true")):
+        words = [f"train.deterministic={value}"]
+        config = config_of(setup, "unet", 2 if setup.dry else 8, "bfloat16", *words)
+        once, _ = train_for(config, count)
+        again, taken = train_for(config, count)
+        resumed, _ = train_for(config, count, resumed_at=count // 2)
+        print(f"{way}, twice: {differences(once, again)}")
+        print(f"{way}, resumed: {differences(once, resumed)}")
+        seconds.append(taken / (count - 1))
+    plain, deterministic = seconds
+    print(
+        f"s/step at batch {config.train.batch_size}: {plain:.4f} as it is, "
+        f"{deterministic:.4f} with train.deterministic ({deterministic / plain:.2f} times)"
+    )
 
 
 def train_for(

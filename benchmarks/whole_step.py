@@ -20,7 +20,7 @@ from prioritycut_ray.steps import (
     micro_batches,
     training_step,
 )
-from prioritycut_ray.trainer import distribute, prepare
+from prioritycut_ray.trainer import choose_algorithms, distribute, prepare
 from prioritycut_ray.worker import Worker
 
 REFERENCE = "reference's way"
@@ -78,7 +78,7 @@ def make_run(way: str, config: Config, worker: Worker | None = None) -> Run:
     """Networks with random weights and random frames for a way, set up as the trainer does."""
     worker = worker or Worker(0, 1, DEVICE)
     if worker.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+        choose_algorithms(deterministic=config.train.deterministic)
     build, perceptual_of = (
         (reference_state, reference_perceptual)
         if way == REFERENCE

@@ -119,7 +119,7 @@ def test_all_stages_rehearsed(tmp_path: Path) -> None:
     text = (tmp_path / "results.txt").read_text()
     assert text.count("exit code 0, ") == 9
     assert "stopped with exit code 75 (75 wanted), resumed with 0 (0 wanted)" in text
-    assert "resumed: all " in text
+    assert "train.deterministic, resumed: all " in text
 
 
 @pytest.mark.parametrize(
