@@ -109,6 +109,21 @@ def test_previews_of_a_tiff_are_passed_over(tmp_path: Path) -> None:
     assert_alike(read_image(tmp_path / "b.tif"), whole)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_layers_are_read_only_with_the_picture_that_they_make(whole: bool, tmp_path: Path) -> None:
+    head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, 48, 64, 8, 3)
+    version = struct.pack(">I?", 1, whole) + bytes(9)
+    resource = struct.pack(">4sHHI", b"8BIM", 1057, 0, len(version)) + version
+    planes = np.asarray(quarters()).transpose(2, 0, 1).tobytes()
+    parts = [head, bytes(4), struct.pack(">I", len(resource)), resource, bytes(4), bytes(2), planes]
+    (tmp_path / "a.psd").write_bytes(b"".join(parts))
+    if whole:
+        assert_alike(read_image(tmp_path / "a.psd"), quarters())
+    else:
+        with pytest.raises(VideoError, match="holds layers without the whole picture"):
+            read_image(tmp_path / "a.psd")
+
+
 @pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif", b"jxl ", b"crx "])
 def test_a_still_picture_that_cannot_be_read_is_no_video(brand: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.mov").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(200))
