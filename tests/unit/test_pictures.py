@@ -97,11 +97,11 @@ def test_previews_of_a_tiff_are_passed_over(tmp_path: Path) -> None:
     preview[254] = 1
     small, whole = quarters(16, 12), quarters()
     small.save(tmp_path / "a.tif", tiffinfo=preview, save_all=True, append_images=[])
-    with pytest.raises(VideoError, match="holds a preview of a raw picture"):
+    with pytest.raises(VideoError, match="is camera raw"):
         read_image(tmp_path / "a.tif")
     preview[50706] = b"\1\4\0\0"
     small.save(tmp_path / "a.dng", "TIFF", tiffinfo=preview)
-    with pytest.raises(VideoError, match="holds a preview of a raw picture"):
+    with pytest.raises(VideoError, match="is camera raw"):
         read_image(tmp_path / "a.dng")
     small.encoderinfo = {"tiffinfo": {254: 1}}
     whole.encoderinfo = {"tiffinfo": {254: 0}}
@@ -120,7 +120,7 @@ def test_layers_are_read_only_with_the_picture_that_they_make(whole: bool, tmp_p
     if whole:
         assert_alike(read_image(tmp_path / "a.psd"), quarters())
     else:
-        with pytest.raises(VideoError, match="holds layers without the whole picture"):
+        with pytest.raises(VideoError, match="has layers but no merged picture"):
             read_image(tmp_path / "a.psd")
 
 
@@ -191,9 +191,9 @@ def write_tiff(path: Path, data: bytes, bits: int) -> None:
 @pytest.mark.parametrize(
     ("pixels", "reason"),
     [
-        (RAMP.astype(np.int32), "32 bits or with a sign"),
+        (RAMP.astype(np.int32), "32-bit or signed"),
         (RAMP.astype(np.float32), "float pixels from 0 to 65535"),
-        (np.full((48, 64), np.nan, np.float32), "not finite"),
+        (np.full((48, 64), np.nan, np.float32), "NaN or infinite"),
     ],
 )
 def test_values_without_a_white_are_refused(
