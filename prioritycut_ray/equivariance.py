@@ -76,4 +76,5 @@ def transform_frame(
     grid = coordinate_grid(height, width, dtype=frame.dtype, device=frame.device)
     points = grid.reshape(1, -1, 2).expand(frame.shape[0], -1, -1)
     warped = transform_points(transform, points).view(-1, height, width, 2)
-    return grid_sample(frame, warped, padding="reflection")
+    sampled = grid_sample(frame, warped, padding="reflection")
+    return sampled.contiguous(memory_format=torch.channels_last)

@@ -14,8 +14,14 @@ from torch import Tensor
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import Animation, Animator, FramePair
 from prioritycut_ray.models.blocks import in_float32
-from prioritycut_ray.models.keypoints import Keypoints, pose_distance, relative_keypoints
+from prioritycut_ray.models.keypoints import (
+    Keypoints,
+    moved_keypoints,
+    movement_scale,
+    pose_distance,
+)
 from prioritycut_ray.precision import Precision, autocast, float32_products
+from prioritycut_ray.transfer import send
 
 BATCH = 16
 """Frames that go through the network together."""
@@ -54,7 +60,7 @@ def default_device() -> torch.device:
 
 def to_tensor(frames: NDArray[np.uint8], device: torch.device) -> Float[Tensor, "T 3 H W"]:
     """uint8 frames `[T, H, W, 3]` as floats in [0, 1] on a device."""
-    return torch.tensor(frames, device=device).permute(0, 3, 1, 2).float() / 255
+    return send(torch.tensor(frames), device).permute(0, 3, 1, 2).float() / 255
 
 
 @torch.inference_mode()
@@ -131,14 +137,14 @@ def animate(
     with _number_formats(precision, source.device):
         prepared = prepare_source(animator, source)
         start = animator.detector(to_tensor(initial[None], source.device))
+    # Once: the hulls are computed on the CPU, which would wait for the GPU at every batch.
+    scale = movement_scale(prepared.keypoints, start) if relative and adapt_scale else 1.0
     for frames in _batches(driving, source.device):
         with _number_formats(precision, source.device):
             keypoints = animator.detector(frames)
             if relative:
                 with in_float32(source):
-                    keypoints = relative_keypoints(
-                        prepared.keypoints, keypoints, start, adapt_scale=adapt_scale
-                    )
+                    keypoints = moved_keypoints(prepared.keypoints, keypoints, start, scale)
             animation = render(animator, prepared, keypoints)
         require_finite(animation.prediction)
         yield Rendered(FramePair(source.expand(len(frames), -1, -1, -1), frames), animation)
@@ -181,7 +187,7 @@ def find_best_frame(
     Raises:
         UserError: the keypoints of the source, or of every driving frame, span no area.
     """
-    own = animator.detector(source).value
+    own = animator.detector(source).value.cpu()
     distances = torch.cat(
         [pose_distance(own, animator.detector(b).value) for b in _batches(driving, source.device)]
     )

@@ -342,7 +342,7 @@ def display_mask(animation: Animation, config: Config) -> Float[Tensor, "B 1 H W
         return None
     batch, _, _, size = animation.prediction.shape
     generator = torch.Generator().manual_seed(config.train.seed)
-    uniform = torch.rand(batch, 5, generator=generator).to(animation.prediction.device)
+    uniform = send(torch.rand(batch, 5, generator=generator), animation.prediction.device)
     return draw_mask(animation.motion, uniform, config.priority_cut, size)
 
 

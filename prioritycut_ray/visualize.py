@@ -10,6 +10,7 @@ from torch import Tensor
 from prioritycut_ray.models.animator import Animation, FramePair
 from prioritycut_ray.models.blocks import coordinate_grid
 from prioritycut_ray.priority_cut import mix
+from prioritycut_ray.transfer import send
 
 Panel = UInt8[Tensor, "3 _H _W"]
 """A picture; sizes differ from panel to panel."""
@@ -123,7 +124,8 @@ def tint(
 ) -> Float[Tensor, "B 3 H W"]:
     """Blend a colour over an image, by at most 0.6 where the weight is 1."""
     share = 0.6 * weight.to(image.dtype)
-    return image * (1 - share) + image.new_tensor(colour).view(1, 3, 1, 1) * share
+    tone = send(torch.tensor(colour, dtype=image.dtype), image.device)
+    return image * (1 - share) + tone.view(1, 3, 1, 1) * share
 
 
 def draw_keypoints(
@@ -133,7 +135,7 @@ def draw_keypoints(
     height, width = image.shape[2:]
     positions = coordinate_grid(height, width, dtype=image.dtype, device=image.device)
     radius = 0.035
-    palette = _PALETTE.to(image.device)
+    palette = send(_PALETTE, image.device)
     for k in range(value.shape[1]):
         distance = (positions - value[:, k, None, None]).norm(dim=-1)
         colour = palette[k % len(palette)].view(1, 3, 1, 1)
@@ -142,7 +144,7 @@ def draw_keypoints(
 
 
 def _as_rgb(image: Tensor, height: int, width: int) -> Tensor:
-    image = image.detach().float().cpu()
+    image = image.detach().float()
     if image.shape[2:] != (height, width):
         image = F.interpolate(image, size=(height, width), mode="nearest")
     return image.expand(-1, 3, -1, -1)

@@ -66,7 +66,7 @@ def augment(
         pair = _blend(pair, _gray(pair), factor)
     if hue > 0:
         pair = _turn_hue(pair, _per_pair((2 * draws.hue - 1) * hue))
-    changed_source, changed_driving = pair.chunk(2)
+    changed_source, changed_driving = pair.contiguous(memory_format=torch.channels_last).chunk(2)
     return changed_source, changed_driving
 
 

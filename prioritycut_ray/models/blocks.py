@@ -34,6 +34,27 @@ def in_float32(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def in_conv_format(x: Tensor) -> Tensor:
+    """The tensor in the format that convolutions compute in here: bfloat16 under autocast.
+
+    For what goes into several of them, or is concatenated to their results: the whole would become
+    float32, and be rounded by each convolution anew.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def enlarged(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
+    """The tensor enlarged by 2 (nearest neighbour), in its own format.
+
+    Under autocast a GPU would do it in float32, and with it all that follows until a convolution.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.interpolate(channels_last(x), scale_factor=2)
+
+
 _FOLD_FROM = 8192
 """Pixels of a batch from which folding a kernel costs less than it saves."""
 
@@ -44,8 +65,8 @@ def conv_of_enlarged(x: Float[Tensor, "B I H W"], conv: nn.Conv2d) -> Float[Tens
     The two are one transposed 4x4 convolution with stride 2: 16 products a pixel of ``x``, not 36.
     """
     if torch.compiler.is_exporting() or _pixels(x) < _FOLD_FROM:
-        enlarged: Tensor = conv(F.interpolate(x, scale_factor=2))
-        return enlarged
+        out: Tensor = conv(enlarged(in_conv_format(x)))
+        return out
     folded = _box_filtered(conv.weight.flip(2, 3)).transpose(0, 1)
     return F.conv_transpose2d(x, folded, conv.bias, stride=2, padding=1)
 
@@ -161,7 +182,7 @@ class Hourglass(nn.Module):
         self.out_channels = block_expansion + in_features
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
-        features: Tensor = self.decoder(self.encoder(x))
+        features: Tensor = self.decoder(self.encoder(in_conv_format(x)))
         return features
 
 
@@ -197,6 +218,7 @@ class AntiAliasDownsample(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         if self.stride == 1:
             return x
+        x = channels_last(x)  # One image for a whole batch has no layout.
         channels, size = x.shape[1], len(self.kernel)
         column = self.kernel.view(1, 1, size, 1).expand(channels, 1, size, 1)
         row = self.kernel.view(1, 1, 1, size).expand(channels, 1, 1, size)
@@ -221,7 +243,7 @@ def warp(
     """Sample ``image`` where ``deformation`` points (backward warping).
 
     Args:
-        image: what is sampled, in the format of ``deformation``.
+        image: what is sampled; its format may be another than that of ``deformation``.
         deformation: (x, y) in [-1, 1]; enlarged bilinearly to the size of the image if it differs.
 
     Positions count corner pixels as ±1 while sampling runs with ``align_corners=False``. The two
@@ -232,7 +254,7 @@ def warp(
         deformation = F.interpolate(
             deformation.permute(0, 3, 1, 2), size=(height, width), mode="bilinear"
         ).permute(0, 2, 3, 1)
-    return grid_sample(image.to(deformation.dtype), deformation)
+    return grid_sample(image.to(deformation.dtype), deformation).to(image.dtype)
 
 
 _SMALLEST_DETERMINANT = 1e-6

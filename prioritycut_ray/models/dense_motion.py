@@ -11,6 +11,7 @@ from prioritycut_ray.models.blocks import (
     Hourglass,
     channels_last,
     coordinate_grid,
+    in_conv_format,
     in_float32,
     inverse_2x2,
 )
@@ -71,9 +72,10 @@ class DenseMotionNetwork(nn.Module):
             motions = sparse_motions(keypoints, driving, *source.shape[2:])
             heatmaps = heatmap_difference(keypoints, driving, *source.shape[2:])
             warped = warp_by_each(source, motions)
-        stacked = torch.cat([heatmaps[:, :, None], warped], dim=2).flatten(1, 2)
+        parts = [in_conv_format(heatmaps)[:, :, None], in_conv_format(warped)]
+        stacked = torch.cat(parts, dim=2).flatten(1, 2)
         features = self.hourglass(channels_last(stacked))
-        mask = torch.softmax(self.mask(features).float(), dim=1)
+        mask = torch.softmax(channels_last(self.mask(features)).float(), dim=1)
         return DenseMotion(
             deformation=(mask[..., None] * motions).sum(dim=1),
             mask=mask,

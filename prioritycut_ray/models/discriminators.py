@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm as spectral_norm_of_reference
 from torch.nn.utils.parametrizations import spectral_norm
 
-from prioritycut_ray.models.blocks import channels_last, conv_of_enlarged, pooled_conv
+from prioritycut_ray.models.blocks import (
+    channels_last,
+    conv_of_enlarged,
+    enlarged,
+    in_conv_format,
+    pooled_conv,
+)
 from prioritycut_ray.models.keypoints import keypoint_heatmaps
 
 
@@ -40,8 +46,9 @@ def _condition(
     image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
 ) -> Float[Tensor, "B C H W"]:
     """Concatenate the keypoint Gaussians of the driving frame to the image."""
-    heatmaps = keypoint_heatmaps(keypoints, *image.shape[2:])
-    return channels_last(torch.cat([image, heatmaps.to(image.dtype)], dim=1))
+    image = in_conv_format(image)
+    heatmaps = keypoint_heatmaps(keypoints, *image.shape[2:], dtype=image.dtype)
+    return channels_last(torch.cat([image, heatmaps], dim=1))
 
 
 class PatchBlock(nn.Module):
@@ -58,7 +65,7 @@ class PatchBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
         out = self.conv(x)
         if self.has_norm:
-            out = self.norm(out)
+            out = channels_last(self.norm(channels_last(out)))  # It works in planes.
         out = F.leaky_relu(out, 0.2)
         return F.avg_pool2d(out, 2) if self.pool else out
 
@@ -158,7 +165,7 @@ class ResidualUpBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B I h w"]) -> Float[Tensor, "B O H W"]:
         out: Tensor = conv_of_enlarged(F.relu(x), self.conv1)
-        out = self.conv2(F.relu(out)) + F.interpolate(self.shortcut(x), scale_factor=2)
+        out = self.conv2(F.relu(out)) + enlarged(self.shortcut(x))
         return out
 
 

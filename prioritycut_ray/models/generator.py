@@ -63,7 +63,7 @@ class Generator(nn.Module):
         occlusion = motion.occlusion_map
         if occlusion.shape[2:] != warped.shape[2:]:
             occlusion = F.interpolate(occlusion, size=warped.shape[2:], mode="bilinear")
-        features = channels_last((warped * occlusion).to(features.dtype))
+        features = channels_last(warped * occlusion.to(features.dtype))
         for block in self.bottleneck.values():
             features = block(features)
         for block in self.up_blocks:

@@ -12,6 +12,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.blocks import (
     AntiAliasDownsample,
     Hourglass,
+    channels_last,
     inverse_2x2,
 )
 
@@ -77,9 +78,10 @@ class KeypointDetector(nn.Module):
         """Detect keypoints in frames with values in [0, 1]."""
         features = self.predictor(self.down(frame))
         # Planes again: sums over space run along memory.
-        logits = self.kp(features).float().contiguous()
+        logits = channels_last(self.kp(features)).float().contiguous()
         heatmap = torch.softmax(logits.flatten(2) / self.temperature, dim=-1).view_as(logits)
-        maps = self.jacobian(features).float().contiguous().unflatten(1, (-1, 4))
+        jacobian = channels_last(self.jacobian(features))
+        maps = jacobian.float().contiguous().unflatten(1, (-1, 4))
         return Keypoints(value=_expected_position(heatmap), jacobian=_expected_map(heatmap, maps))
 
 
@@ -102,18 +104,24 @@ def _expected_map(
 
 
 def keypoint_heatmaps(
-    value: Float[Tensor, "B K 2"], height: int, width: int
+    value: Float[Tensor, "B K 2"], height: int, width: int, *, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "B K h w"]:
     """A Gaussian around each keypoint: exp(−‖z − μ_k‖² / (2·0.01)), values in [0, 1].
 
     The product of one Gaussian along x and one along y: H + W exponentials, not H·W.
+
+    Args:
+        value: the keypoints.
+        height: of the heatmaps.
+        width: of the heatmaps.
+        dtype: of the heatmaps, and of their two factors; that of the keypoints unless given.
     """
     x, y = (
         torch.linspace(-1, 1, size, dtype=value.dtype, device=value.device)
         for size in (width, height)
     )
     along_x, along_y = (
-        torch.exp(-(axis - centre[..., None]).square() / (2 * HEATMAP_VARIANCE))
+        torch.exp(-(axis - centre[..., None]).square() / (2 * HEATMAP_VARIANCE)).to(dtype)
         for axis, centre in ((x, value[..., 0]), (y, value[..., 1]))
     )
     return along_y[:, :, :, None] * along_x[:, :, None]
@@ -137,11 +145,25 @@ def relative_keypoints(
     Raises:
         UserError: ``adapt_scale``, and the keypoints of either frame span no area.
     """
-    scale = 1.0
-    if adapt_scale:
-        scale = math.sqrt(
-            _hull_area(source.value, "source") / _hull_area(initial.value, "first driving")
-        )
+    scale = movement_scale(source, initial) if adapt_scale else 1.0
+    return moved_keypoints(source, driving, initial, scale)
+
+
+def movement_scale(source: Keypoints, initial: Keypoints) -> float:
+    """The a of :func:`relative_keypoints`: √(hull area of μ^S) / √(hull area of μ^D_0).
+
+    Raises:
+        UserError: the keypoints of either frame span no area.
+    """
+    return math.sqrt(
+        _hull_area(source.value, "source") / _hull_area(initial.value, "first driving")
+    )
+
+
+def moved_keypoints(
+    source: Keypoints, driving: Keypoints, initial: Keypoints, scale: float
+) -> Keypoints:
+    """:func:`relative_keypoints` with a scale that is known already."""
     return Keypoints(
         value=source.value + scale * (driving.value - initial.value),
         jacobian=driving.jacobian @ inverse_2x2(initial.jacobian) @ source.jacobian,
@@ -153,13 +175,13 @@ def pose_distance(
 ) -> Float[Tensor, " T"]:
     """Σ_k ‖n(μ^S)_k − n(μ^D_t)_k‖², with n(μ) = (μ − mean of μ) / √(hull area of μ) (method §6).
 
-    Infinite for a driving frame whose keypoints span no area.
+    Infinite for a driving frame whose keypoints span no area. Computed on the CPU, where hulls are.
 
     Raises:
         UserError: the source's keypoints span no area.
     """
-    reference = _normalised(source, "source")
-    distances = [_squared_distance(reference, frame[None]) for frame in driving]
+    reference = _normalised(source.cpu(), "source")
+    distances = [_squared_distance(reference, frame[None]) for frame in driving.cpu()]
     return torch.tensor(distances)
 
 
