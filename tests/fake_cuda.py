@@ -15,7 +15,7 @@ import heapq
 import sys
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,6 +26,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey
 from torch._ops import OpOverload
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -139,12 +140,13 @@ class Seen:
         """Operations that each place of the project caused, backward passes included."""
         return _summed((str(place), count) for (_, _, place), count in self.operations.items())
 
-    def complaints(self, *, may_be_float32: Collection[str] | None = None) -> list[str]:
+    def complaints(
+        self, *, may_be_float32: Callable[[Activation], bool] | None = None
+    ) -> list[str]:
         """What is wrong with a step, a line for each kind and place.
 
         Args:
-            may_be_float32: functions, as ``file function``, whose results need no bfloat16; all of
-                them if it is None.
+            may_be_float32: whether a large activation needs no bfloat16; none does if it is None.
         """
         found = []
         if len(self.waits) > 1:
@@ -155,7 +157,7 @@ class Seen:
             found += [
                 f"float32: {activation}"
                 for activation in self.float32
-                if activation.place.named() not in may_be_float32
+                if not may_be_float32(activation)
             ]
         return [line + (f" ({n} times)" if n > 1 else "") for line, n in Counter(found).items()]
 
@@ -173,15 +175,15 @@ class FakeGpu(TorchDispatchMode):
     Attributes:
         seen: since the last :meth:`restart`.
         phase: under which operations are counted.
-        answer: what the host reads back of a tensor on the GPU: this number everywhere, or random
-            numbers from (0, 1), 1 and True if it is None.
+        answer: writes what the host reads of a tensor on the GPU into a tensor of its shape. Unless
+            it is set, random numbers from (0, 1), 1 and True.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen = Seen()
         self.phase = ""
-        self.answer: float | None = None
+        self.answer: Callable[[Tensor], object] | None = None
         self.engine = _Engine()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._generator = torch.Generator().manual_seed(0)
@@ -215,9 +217,12 @@ class FakeGpu(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        name = func._schema.name.removeprefix("aten::")
-        if name.startswith("prim::"):
+        if func.namespace == "prim":
             return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and _is_composite(func):
+            with self:  # Elsewhere autograd has taken it apart.
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        name = func._schema.name.removeprefix("aten::")
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not any(_on_gpu(tensor) for tensor in given):
             device = kwargs.get("device")
@@ -318,10 +323,12 @@ class FakeGpu(TorchDispatchMode):
         """Numbers on the CPU for a tensor of the GPU."""
         out = torch.empty(like.shape, dtype=like.dtype)
         if self.answer is not None:
-            return out.fill_(self.answer)
-        if out.is_floating_point():
-            return out.uniform_(generator=self._generator)
-        return out.fill_(1)
+            self.answer(out)
+        elif out.is_floating_point():
+            out.uniform_(generator=self._generator)
+        else:
+            out.fill_(1)
+        return out
 
     def _track(self, tensor: Tensor) -> None:
         if not _on_gpu(tensor):
@@ -465,6 +472,11 @@ def _in_float16(func: OpOverload[..., Any], args: Any, kwargs: dict[str, Any]) -
     return tree_map_only(Tensor, lambda x: x.to(bfloat16), func(*args, **kwargs))
 
 
+def _is_composite(func: OpOverload[..., Any]) -> bool:
+    key = "CompositeImplicitAutograd"
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+
+
 def _on_gpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda"
 
@@ -474,7 +486,8 @@ def _is_large_activation(tensor: Tensor) -> bool:
 
 
 def _channels_last(tensor: Tensor) -> bool:
-    return tensor.is_contiguous(memory_format=torch.channels_last)
+    """Also a part of such a tensor's channels, as the gradient of a concatenation is."""
+    return tensor.stride(1) == 1 or tensor.shape[1] == 1
 
 
 def _running_place() -> Place:
@@ -532,11 +545,12 @@ def fake_cuda() -> Iterator[FakeGpu]:
         # Guards of devices do nothing, and torch.tensor(..., device=...) is made on the CPU first.
         (FakeTensorMode, "avoid_device_init", True),
     )
-    precision, lifts = torch.get_float32_matmul_precision(), torch._C._only_lift_cpu_tensors()
+    lifts = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         for owner, name, value in replacements:
             stack.enter_context(patch.object(owner, name, value))
-        stack.callback(torch.set_float32_matmul_precision, precision)
+        exactly_the_same = torch.are_deterministic_algorithms_enabled()
+        stack.callback(torch.use_deterministic_algorithms, exactly_the_same)
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
         torch._C._set_only_lift_cpu_tensors(True)
@@ -604,7 +618,9 @@ def train(gpu: FakeGpu, config: Config, steps: int, **options: Any) -> list[Seen
 
 def main(name: str, words: Sequence[str]) -> None:
     """Print what the second step of a run asks of a GPU."""
-    config = load_config(name, ["train.workers=1", *words])
+    config = load_config(
+        name, ["train.workers=1", "train.log_every=1000000", "train.samples=1000000", *words]
+    )
     with fake_cuda() as gpu:
         seen = train(gpu, config, steps=2)[2]
     print(f"{seen.count()} operations: {dict(seen.by_phase())}; {seen.convolutions} convolutions")

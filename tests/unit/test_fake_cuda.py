@@ -1,16 +1,29 @@
 """Whole training steps on a GPU that does not exist, and the checks seen to fail."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prioritycut_ray.config import load_config
+from prioritycut_ray import inference
+from prioritycut_ray.checkpoint import save_checkpoint
+from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.errors import NotFiniteError
+from prioritycut_ray.inference import animate, find_best_frame, to_tensor
 from prioritycut_ray.losses import feature_distance
+from prioritycut_ray.precision import Precision
+from prioritycut_ray.run_storage import Retention, RunStorage, claim, verify
+from prioritycut_ray.run_writer import RunWriter
+from prioritycut_ray.state import TrainState, build_animator
+from prioritycut_ray.visualize import to_uint8
 from tests.conftest import TINY
-from tests.fake_cuda import CUDA, SAMPLES, FakeGpu, MixedDevicesError, Seen, fake_cuda, train
+from tests.fake_cuda import CUDA, SAMPLES, Activation, FakeGpu, MixedDevicesError, fake_cuda, train
 
 WORDS = [
     f"train.batch_size={2 * SAMPLES}",
@@ -26,7 +39,74 @@ STEPS = {
     "accumulated": ["priority_cut.mix_prob=1", "train.accumulate=2"],
     "checkpointed": ["priority_cut.mix_prob=1", "train.activation_checkpointing=true"],
     "frozen detector": ["priority_cut.mix_prob=1", "optim.detector_lr=0"],
+    "deterministic": ["priority_cut.mix_prob=0", "train.deterministic=true"],
+    "additive cutmix": ["priority_cut.mask=cutmix", "priority_cut.variant=additive"],
 }
+
+
+IMAGES = {
+    "data/augment.py _blend",
+    "data/augment.py _gray",
+    "data/augment.py _swapped",
+    "data/augment.py _turn_hue",
+    "data/augment.py augment",
+    "equivariance.py transform_frame",
+    "inference.py require_finite",
+    "inference.py to_tensor",
+    "losses.py _MeanMagnitude.forward",  # of images themselves, a level of EfficientNet's
+    "losses.py feature_distance",
+    "models/blocks.py AntiAliasDownsample.forward",
+    "models/blocks.py channels_last",
+    "models/generator.py Generator.decode",
+    "models/perceptual.py PerceptualFeatures.forward",
+    "models/perceptual.py _EfficientNetLevels.forward",
+    "priority_cut.py cutmix_mask",
+    "priority_cut.py mix",
+    "priority_cut.py priority_mask",
+    "priority_cut.py swap_roles",
+    "steps.py _interleaved",
+    "steps.py judge_mixed",
+    "trainer.py prepare",
+    "visualize.py to_uint8",
+}
+"""May compute in float32 what has at most three channels: features have 20 times as many."""
+EXACT = {
+    # Coordinates, and what yields them or is differentiated with respect to them: bfloat16 knows
+    # the place in a frame of 256 pixels to half a pixel.
+    "equivariance.py _offsets",
+    "equivariance.py jacobian",
+    "equivariance.py transform_points",
+    "models/blocks.py in_conv_format",  # their gradients, come back from convolutions
+    "models/blocks.py warp",  # features are sampled in the format of coordinates
+    "models/dense_motion.py DenseMotionNetwork.forward",
+    "models/dense_motion.py heatmap_difference",
+    "models/dense_motion.py sparse_motions",
+    "models/dense_motion.py warp_by_each",
+    "models/keypoints.py KeypointDetector.forward",
+    "models/keypoints.py _expected_map",
+    "models/keypoints.py _expected_position",
+    "models/keypoints.py keypoint_heatmaps",
+    "models/sampling.py grid_sample",
+    "models/sampling.py DeterministicSample.backward",
+    "models/sampling.py DeterministicSample.forward",
+    "models/sampling.py _in_pixels",
+    "models/sampling.py _rows",
+    # Logits of one channel, and losses of them.
+    "losses.py bce",
+    "losses.py consistency",
+    "losses.py discriminator_adversarial",
+    "losses.py generator_adversarial",
+    "losses.py mixed_adversarial",
+    "models/discriminators.py DiscriminatorOutput.rows",
+    "models/discriminators.py PatchDiscriminator.forward",
+    "models/discriminators.py UNetDiscriminator.forward",
+}
+"""May compute in float32."""
+
+
+def may_be_float32(activation: Activation) -> bool:
+    function, shape = activation.place.named(), activation.shape
+    return function in EXACT or (function in IMAGES and (len(shape) < 4 or shape[1] <= 3))
 
 
 @pytest.fixture
@@ -35,16 +115,99 @@ def gpu() -> Iterator[FakeGpu]:
         yield gpu
 
 
-def one_step(gpu: FakeGpu, *words: str) -> Seen:
-    return train(gpu, load_config(str(TINY), [*WORDS, *words]), steps=1)[1]
+def configured(*words: str) -> Config:
+    return load_config(str(TINY), [*WORDS, *words])
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [(kind, "bfloat16") for kind in STEPS] + [("mixing", "float32")],
+)
+def test_a_training_step_is_right_for_a_gpu(gpu: FakeGpu, kind: str, precision: str) -> None:
+    seen = train(gpu, configured(*STEPS[kind], f"train.precision={precision}"), steps=1)[1]
+    in_bfloat16 = may_be_float32 if precision == "bfloat16" else None
+    assert seen.complaints(may_be_float32=in_bfloat16) == []
+    assert [place.named() for place in seen.waits] == ["update.py _agree"]
+    assert seen.uploads
+    assert seen.convolutions > 100
+
+
+def test_a_step_that_logs_shows_and_saves_and_one_from_what_was_saved(
+    gpu: FakeGpu, tmp_path: Path
+) -> None:
+    """The host reads losses, each picture and the state, all of them in one place."""
+    folder, storage = tmp_path / "saved", RunStorage(str(tmp_path / "run"))
+    config = configured("train.image_every=1", "train.checkpoint_every=1")
+
+    def save(scalars: Mapping[str, float], state: TrainState | None) -> None:
+        if state is not None:
+            save_checkpoint(state, config, folder)
+
+    lease = claim(storage, "a launch", first=True)
+    with RunWriter(lease, start=0, retention=Retention(2, 0, 0), metric="loss") as writer:
+        seen = train(gpu, config, steps=1, writer=writer, report=save)[1]
+    assert Counter(place.named() for place in seen.waits if "_copied" not in str(place)) == {
+        "update.py _agree": 1,
+        "meter.py Meter.summarise": 1,
+        "visualize.py to_uint8": 3,
+    }
+    assert seen.blocking == []
+    verify(folder)
+    begin, step = train(gpu, configured(), steps=1, checkpoint=folder)[:2]
+    assert begin.operations
+    assert step.complaints() == []
+
+
+# What is read of the GPU in the middle of a step: whether either network's update is finite, and
+# whether all ranks go on.
+
+
+def test_updates_that_are_not_finite_are_skipped_and_end_the_run(gpu: FakeGpu) -> None:
+    gpu.answer = lambda out: out.copy_(torch.arange(out.numel()).view_as(out) == 2)
+    with pytest.raises(NotFiniteError, match="2 updates in a row of the animator"):
+        train(gpu, configured("optim.max_skipped_in_a_row=2"), steps=3)
+
+
+def test_a_run_that_is_asked_to_stop_saves_at_that_step(gpu: FakeGpu) -> None:
+    gpu.answer = lambda out: out.copy_(torch.arange(out.numel()).view_as(out) != 2)
+    saved: list[bool] = []
+    train(
+        gpu,
+        configured(),
+        steps=3,
+        report=lambda scalars, state: saved.append(state is not None),
+    )
+    assert saved == [True]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", STEPS)
-def test_a_training_step_runs_on_a_gpu(gpu: FakeGpu, kind: str, precision: str) -> None:
-    seen = one_step(gpu, *STEPS[kind], f"train.precision={precision}")
-    assert seen.convolutions > 100
-    assert {place.named() for place in seen.waits} == {"update.py _agree"}
+def test_animation_waits_once_a_batch_at_most(gpu: FakeGpu, precision: Precision) -> None:
+    animator = build_animator(configured().model).eval().to(CUDA)
+    driving = np.zeros((2 * SAMPLES, 32, 32, 3), dtype=np.uint8)
+    source = to_tensor(driving[:1], CUDA)
+    for relative in (True, False):
+        batches = animate(
+            animator, source, driving, relative=relative, adapt_scale=True, precision=precision
+        )
+        with patch.object(inference, "BATCH", SAMPLES):
+            next(batches)
+            gpu.restart()
+            to_uint8(next(batches).animation.prediction)
+        seen = gpu.restart()
+        places = [place.named() for place in seen.waits]
+        assert places == ["inference.py require_finite", "visualize.py to_uint8"]
+        seen.waits.pop()  # The caller's, of the result.
+        in_bfloat16 = may_be_float32 if precision == "bfloat16" else None
+        assert seen.complaints(may_be_float32=in_bfloat16) == []
+    with patch.object(inference, "BATCH", SAMPLES):
+        assert 0 <= find_best_frame(animator, source, driving) < len(driving)
+    # The source's keypoints, and those of either batch.
+    seen = gpu.restart()
+    assert [place.named() for place in seen.waits] == [
+        "inference.py find_best_frame",
+        *["models/keypoints.py pose_distance"] * 2,
+    ]
+    assert seen.blocking == []
 
 
 def on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -77,7 +240,7 @@ def test_scalars_of_the_cpu_go_into_pointwise_operations_as_on_a_gpu(gpu: FakeGp
     [
         (lambda: [bool(on_gpu()), bool(on_gpu())], "the host waits"),
         (lambda: [on_gpu().item(), on_gpu(3).cpu()], "the host waits"),
-        (lambda: [on_gpu(3).tolist(), torch.cuda.synchronize()], "the host waits"),
+        (lambda: [torch.cuda.synchronize(), on_gpu(3).tolist()], "the host waits"),
         (lambda: torch.zeros(3).to(CUDA), "stops for a copy"),
         (lambda: torch.zeros(3).to(CUDA, non_blocking=True), "stops for a copy"),
         (lambda: torch.zeros(3, pin_memory=True).to(CUDA), "stops for a copy"),
@@ -90,8 +253,8 @@ def test_scalars_of_the_cpu_go_into_pointwise_operations_as_on_a_gpu(gpu: FakeGp
 def test_mistakes_are_seen(gpu: FakeGpu, mistake: Callable[[], object], complaint: str) -> None:
     mistake()
     seen = gpu.restart()
-    assert complaint in " ".join(seen.complaints(may_be_float32=()))
-    assert "test_fake_cuda.py" in " ".join(seen.complaints(may_be_float32=()))
+    assert complaint in " ".join(seen.complaints(may_be_float32=lambda activation: False))
+    assert "test_fake_cuda.py" in " ".join(seen.complaints(may_be_float32=lambda activation: False))
 
 
 def test_what_is_right_is_not_complained_of(gpu: FakeGpu) -> None:
@@ -103,4 +266,4 @@ def test_what_is_right_is_not_complained_of(gpu: FakeGpu) -> None:
     loss.backward()
     loss.item()
     assert gpu.seen.convolutions == 2
-    assert gpu.seen.complaints(may_be_float32=()) == []
+    assert gpu.seen.complaints(may_be_float32=lambda activation: False) == []
