@@ -10,7 +10,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.ray_session import knock
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_ANSWER_SECONDS = 30
+_ANSWER_SECONDS = 60
 _AT_REST = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
 """Titles of Ray's own processes on a node without work start with these."""
 

@@ -249,7 +249,7 @@ def _cause(error: BaseException) -> tuple[Kind | None, str]:
     if type(error).__name__ in _RAY_TIME_OUTS:
         return Kind.HANG, reason
     if isinstance(error, RuntimeError) and not _OWN_GPU.search(reason):
-        if _TIMED_OUT.search(_without_frames(text)):
+        if _TIMED_OUT.search(_without_appendix(text)):
             return Kind.HANG, reason
         if _COLLECTIVE.search(reason):
             return None, reason
@@ -262,7 +262,7 @@ def _headline(text: str) -> str:
     It is the last one in Python, and the first one of CUDA's libraries, which add advice. NCCL's
     first line gives the category and its last line the cause: both are kept.
     """
-    lines = _without_frames(text).strip().removesuffix("Last error:").strip().splitlines() or [""]
+    lines = _without_appendix(text).strip().removesuffix("Last error:").strip().splitlines() or [""]
     of_library = [line for line in lines if _LIBRARY.search(line)]
     if not of_library:
         return lines[-1]
@@ -270,9 +270,9 @@ def _headline(text: str) -> str:
     return f"{first}: {last}" if "NCCL" in first and first != last else first
 
 
-def _without_frames(text: str) -> str:
-    """An error's text without the C++ stack that torch may append."""
-    return text.partition("Exception raised from ")[0]
+def _without_appendix(text: str) -> str:
+    """An error's text without the C++ stack, or the advice to developers, that torch may append."""
+    return re.split(r"Exception raised from |Set TORCHDYNAMO_VERBOSE=1 ", text)[0]
 
 
 # The texts below are those of torch 2.11 to 2.14, CUDA 13, cuBLAS, cuDNN 9 and 8, NCCL 2.30, gloo

@@ -111,7 +111,7 @@ def _write(
         console.print(line, markup=False)
     sound, remark = sound_of(scene.driving)
     if sound is not None and out.suffix.lower() != ".mp4":
-        remark = "left out, only .mp4 can hold it"
+        remark = "left out: only .mp4 can hold it"
     if remark:
         console.print(f"Sound:   {remark}", markup=False)
     count = len(scene.driving.timing.starts)
@@ -157,14 +157,13 @@ def describe(source: Path, scene: Scene, size: int) -> list[str]:
 
 
 def sound_of(footage: Footage) -> tuple[Sound | None, str]:
-    """The sound of a driving video, in step with its pictures, and what is wrong with it."""
+    """The sound of a driving video, and what is wrong with it, if anything."""
     info = survey_sound(footage.path)
     if info is None:
         return None, ""
     if not info.pieces:
-        kind = f"as {info.codec}" if info.codec else "of an unknown codec"
-        return None, f"left out, it cannot be decoded ({kind})"
-    remark = f"{info.lost} damaged pieces of it are silent" if info.lost else ""
+        return None, f"left out: it cannot be decoded ({info.codec or 'unknown codec'})"
+    remark = f"{info.lost} damaged pieces are silent" if info.lost else ""
     return Sound(footage.path, footage.offset, footage.timing.end), remark
 
 

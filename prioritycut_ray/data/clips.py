@@ -231,7 +231,7 @@ def _squares(
             return
     if number <= start or end is not None:
         part = f"start {start} and end {'(empty)' if end is None else end}"
-        raise VideoError("video", f"{part} are not inside its {number} frames")
+        raise VideoError("video", f"{part} are outside its {number} frames")
 
 
 def _boxed(frame: Frame, box: Box) -> Frame:

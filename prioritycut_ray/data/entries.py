@@ -1,4 +1,4 @@
-"""One video to pack, before it is opened: where its bytes are, and what is said of it."""
+"""A video to pack: where its bytes are, and what is known about it before it is opened."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +36,8 @@ class Entry(NamedTuple):
         member: its name in the tar.
         size: bytes; 0 if unknown.
         version: changes when the file does.
-        row: where a manifest names it, in words; empty if none does.
-        by_name: whether nothing names the identity, so that it is made of the file's name.
+        row: the manifest and line that name it; empty if none does.
+        by_name: whether the identity is taken from the file's name, as nothing else gives one.
     """
 
     source: str

@@ -12,10 +12,10 @@ from prioritycut_ray.errors import UserError
 
 
 def each_once(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
-    """Take every video once; one that manifests name, once for each different row.
+    """Keep each video once, or once for each distinct row of a manifest.
 
     Returns:
-        The entries that stay, in their order, and a note for each row that repeats another.
+        The entries that are kept, in order, and a note for each row that repeats another.
 
     Raises:
         UserError: two rows say different things of the same frames.
@@ -32,17 +32,17 @@ def each_once(entries: Sequence[Entry]) -> tuple[list[Entry], list[str]]:
         for number, entry in enumerate(rows):
             earlier = [other for other in rows[:number] if id(other) in kept]
             if twin := next((other for other in earlier if _repeats(other, entry)), None):
-                notes.append(f"{entry.row}: repeats {_line(twin, entry)}, and counts once")
+                notes.append(f"{entry.row}: repeats {_line(twin, entry)}; it is packed once")
             else:
                 kept.add(id(entry))
     return [entry for entry in entries if id(entry) in kept], notes
 
 
 def _repeats(one: Entry, other: Entry) -> bool:
-    """Tell whether two rows of a video ask for the same clips.
+    """Whether two rows of a video ask for the same clips.
 
     Raises:
-        UserError: they do, or overlap, but say different things of them.
+        UserError: they share frames, but give them different identities or splits.
     """
     if one.box != other.box or not _overlap(one.frames, other.frames):
         return False
@@ -72,17 +72,16 @@ def _line(one: Entry, seen_from: Entry) -> str:
 
 
 def split_by_folders(entries: Sequence[Entry], folders: Sequence[str]) -> list[Entry]:
-    """Take the splits of folders named ``train``, ``test`` and the like, where nothing else says.
+    """Set missing splits from folders named ``train``, ``test`` and the like.
 
-    The folders that count are those below the common folder of all inputs, and that one itself.
-    A tar counts as a folder.
+    The common folder of all inputs and the folders below it count. So does the name of a tar.
 
     Args:
         entries: the videos.
-        folders: that the inputs name.
+        folders: the folders that the inputs name.
 
     Raises:
-        UserError: a video lies in folders of two splits, or in none where others lie in one.
+        UserError: a video is in the folders of several splits, or of none while others are.
     """
     above = max(0, len(_common(folders)) - 1)
     found = [entry.split or _folder_split(entry, above) for entry in entries]
@@ -91,22 +90,22 @@ def split_by_folders(entries: Sequence[Entry], folders: Sequence[str]) -> list[E
     if "" in splits and len(splits) > 1:
         stray = entries[found.index("")]
         raise UserError(
-            f"{stray.shown}: lies in no folder of a split, and other videos lie in those of "
-            f"{' and '.join(sorted(splits - {''}))}; move it into one of them, pack it by itself, "
-            "or name its split in a manifest"
+            f"{stray.shown}: is not in a split folder, but other videos are (in "
+            f"{' and '.join(sorted(splits - {''}))}); move it into one of them, pack it "
+            "separately, or set its split in a manifest"
         )
     return [entry._replace(split=split) for entry, split in pairs]
 
 
 def _folder_split(entry: Entry, above: int) -> str:
-    # The shards of a split are often named after it, and numbered.
+    # Shards are often named after their split, with a number.
     parts = [re.sub(r"([-_.]?\d+)?\.tar$", "", part, flags=re.I) for part in _parts(entry.path)]
     words = (part.casefold() for part in parts[above:-1])
     splits = sorted({SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES})
     if len(splits) > 1:
         raise UserError(
-            f"{entry.shown}: lies in folders of the splits {' and '.join(splits)}; pack them one "
-            "by one, or name the split of each video in a manifest"
+            f"{entry.shown}: is in the folders of several splits ({' and '.join(splits)}); set its "
+            "split in a manifest"
         )
     return splits[0] if splits else ""
 
@@ -132,10 +131,10 @@ def _common(paths: Iterable[str]) -> list[str]:
 
 
 def name_identities(entries: Sequence[Entry]) -> list[Entry]:
-    """Make an identity of the name of each file for which nothing names one.
+    """Name each missing identity after its file.
 
-    That is its path below the folder; where that names something else too, it is the path, with its
-    extension, below the folder that they have in common.
+    The name is the file's path below the input folder. If that is ambiguous, it is the path below
+    the common folder of the files in question, with its extension.
     """
     taken = {entry.identity for entry in entries if entry.identity}
     files: dict[str, set[str]] = defaultdict(set)

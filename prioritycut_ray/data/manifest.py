@@ -1,6 +1,6 @@
 """The rows of a csv manifest: which video, who is in it, which split, which part of it.
 
-Nothing of a manifest is dropped: a column or a row that cannot be understood is an error.
+Nothing is dropped silently: a column or a row that is not understood is an error.
 """
 
 import csv
@@ -19,7 +19,7 @@ NOTE_COLUMNS = {
     *("note", "notes", "comment", "license", "licence"),
     *("origin_repo", "origin_commit", "origin_path"),
 }
-"""What people note about a file, and packing has no use for."""
+"""What people note about a file, and packing does not use."""
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -29,7 +29,7 @@ SPLIT_NAMES = {
     "valid": "val",
     "validation": "val",
 }
-"""Usual words for a split, of columns and folders, in lower case."""
+"""Usual names of splits in manifests and folders, in lower case, and the split they mean."""
 
 
 class Box(NamedTuple):
@@ -73,7 +73,7 @@ class Row(NamedTuple):
 def read_rows(name: str, text: str) -> list[Row]:
     """Read a manifest.
 
-    Names of columns may be in capitals, and spaces around names and values do not count.
+    Column names are case-insensitive; spaces around names and values are ignored.
 
     Args:
         name: of the manifest, for errors.
@@ -127,16 +127,16 @@ def _header(name: str, cells: list[str]) -> list[str]:
 
 
 def _row(where: str, line: int, header: list[str], cells: list[str]) -> Row:
-    # A note in plain words at the end of a line may have commas.
+    # A note at the end of a line may contain commas.
     too_many = any(cells[len(header) :]) and header[-1] not in NOTE_COLUMNS
     if len(cells) < len(header) or too_many:
         raise UserError(
-            f"{where}: has {len(cells)} cells, and the header has {len(header)}; quote what "
-            "contains a comma, and keep the commas of empty cells"
+            f"{where}: has {len(cells)} cells, but the header has {len(header)}; quote values that "
+            "contain a comma, and keep empty cells"
         )
     pairs = [*zip(header, cells, strict=False)]
     if lost := [cell for column, cell in pairs if cell and not column]:
-        raise UserError(f"{where}: {lost[0]!r} is in a column without a name; name the column")
+        raise UserError(f"{where}: {lost[0]!r} is in a column without a name; add the name")
     named = dict(pairs)
     if not named["file"]:
         raise UserError(f"{where}: 'file' is empty; fill it or remove the line")
@@ -191,10 +191,10 @@ def _frames(start: str, end: str) -> FrameRange | None:
     try:
         numbers = float(start or 0), float(end or "inf")
     except ValueError:
-        raise ValueError(f"{given} need frame numbers") from None
+        raise ValueError(f"{given} must be frame numbers") from None
     first, last = numbers
     if not first.is_integer() or not (last.is_integer() or (not end and last == math.inf)):
-        raise ValueError(f"{given} need whole frame numbers, from 0; they are not seconds")
+        raise ValueError(f"{given} must be whole frame numbers, from 0 (not seconds)")
     if not 0 <= first < last:
-        raise ValueError(f"{given} hold no frame")
+        raise ValueError(f"{given} select no frames")
     return FrameRange(int(first), int(last) if end else None)

@@ -288,9 +288,9 @@ def assign_splits(entries: Sequence[Entry], base: Sequence[Clip] = ()) -> list[s
             return entry.split
         if entry.split and entry.by_name:
             raise UserError(
-                f"{entry.shown}: is for {entry.split}, but its identity {entry.identity!r} is that "
-                f"of clips in {' and '.join(old[entry.identity])}, for the files have the same "
-                "name; name both identities in a manifest, or append a folder above this one"
+                f"{entry.shown}: belongs to {entry.split}, but its identity {entry.identity!r}, "
+                f"taken from its file name, is already in {' and '.join(old[entry.identity])}; set "
+                "its identity in a manifest, or append the parent folder"
             )
         return (known | default)[entry.identity]
 
@@ -307,7 +307,7 @@ def _splits_of(clips: Sequence[Clip]) -> dict[str, list[str]]:
 
 
 def _is_elsewhere(entry: Entry, old: Mapping[str, Sequence[str]]) -> bool:
-    """Tell whether an identity is in the data set, but not in the split that is named for it."""
+    """Whether an identity is in the data set, but in another split than its entry names."""
     return entry.identity in old and entry.split not in old[entry.identity]
 
 
@@ -324,8 +324,8 @@ def _split_warnings(new: Sequence[_Packed], base: ClipIndex | None) -> list[str]
     ]
     if alike := sorted({e.identity for e in entries if e.by_name} & {*old}):
         warnings.append(
-            f"{len(alike)} identities are named after their files, and were in the data set "
-            f"already ({', '.join(alike[:3])}): if they are not the same, name them in a manifest"
+            f"{len(alike)} identities taken from file names are already in the data set "
+            f"({', '.join(alike[:3])}); if they are others, set identities in a manifest"
         )
     return warnings
 
@@ -340,11 +340,11 @@ def _shared_identities(index: ClipIndex, entries: Sequence[Entry]) -> list[str]:
 
 
 def _missing_splits(index: ClipIndex) -> list[str]:
-    """Tell what a data set is not enough for."""
+    """Warn of the splits that training and evaluation would miss."""
     splits = {clip.split for clip in index.clips}
     return [
-        f"no clip is in the split {split!r}, which {use} by default; say so in a manifest, or "
-        f"put videos into a folder {split}/"
+        f"no clip is in the {split!r} split, which {use} by default; set splits in a manifest, "
+        f"or put videos into a folder named {split}"
         for split, use in (("train", "training reads"), ("test", "evaluation reads"))
         if split not in splits
     ]

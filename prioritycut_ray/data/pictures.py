@@ -1,7 +1,7 @@
 """Pictures that people bring, by Pillow: whole, upright, opaque, 8 bits a channel.
 
-A container may hold tiles, layers, thumbnails or several pictures: the whole one that it is about
-is read, or none. Animated pictures (GIF, WebP, APNG, AVIF) are read as videos are.
+A file may hold tiles, layers, thumbnails or several pictures: its main picture is read whole, or
+the file is refused. Animated pictures (GIF, WebP, APNG, AVIF) are read like videos.
 """
 
 import errno
@@ -30,17 +30,17 @@ Source = str | Path | io.BufferedIOBase
 pillow_heif.register_heif_opener()
 
 LARGEST = 100_000_000
-"""Pixels of a picture that are kept; a larger one is reduced."""
+"""Pixels of a picture; a larger one is reduced."""
 TOO_LARGE = 400_000_000
-"""Pixels that no camera takes: they would need gigabytes, whatever the file's size."""
-# Left out: what Pillow hands to another program, only recognises, or cannot show as one picture.
+"""More pixels than cameras take: they would need gigabytes, however small the file is."""
+# Formats that Pillow only recognises, or passes to another program.
 _NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# ISO files (like mp4) of still pictures: FFmpeg would show a tile, a thumbnail or an attachment.
+# Still pictures in mp4-like containers: FFmpeg would show a tile, a thumbnail or a preview.
 _STILL_BRANDS = {
     *(b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"miaf", b"avif", b"avis"),
     *(b"jxl ", b"jp2 ", b"jpx ", b"crx "),
 }
-# What asks for less is shown for longer, as browsers do; seconds.
+# Seconds: browsers show frames that ask for at most the former for the latter.
 _TOO_SHORT, _USUAL = 0.01, 0.1
 _ORIENTATION = 0x0112
 _TRANSPOSED = {
@@ -52,7 +52,7 @@ _TRANSPOSED = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by the number that Exif gives its orientation."""
+"""What turns a picture upright, by its Exif orientation."""
 _NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _DNG_VERSION = 254, 258, 262, 50706
 _filters = threading.Lock()
 """Held while Pillow's limit and Python's warnings, which all threads share, are changed."""
@@ -74,16 +74,16 @@ class VideoError(UserError):
 
 
 class _Unfit(Exception):
-    """Why a picture cannot be shown as it is meant."""
+    """Why a picture cannot be used."""
 
 
 class Picture(NamedTuple):
-    """A picture, which may be reduced.
+    """An upright picture, possibly reduced.
 
     Attributes:
         image: RGB ``uint8 [H, W, 3]``.
-        width: of the whole upright picture in pixels; W, or a multiple of it but for rounding.
-        height: the same of H.
+        width: of the file's picture in pixels; more than W if ``image`` is reduced.
+        height: of the file's picture in pixels; more than H if ``image`` is reduced.
     """
 
     image: Frame
@@ -106,10 +106,10 @@ class TimedFrame(NamedTuple):
 
 
 def read_picture_file(source: Source, most_pixels: int) -> Picture | None:
-    """Read the picture that a file is about; None if it is none, and may be a video.
+    """Read the main picture of a file; None if Pillow does not know the file: it may be a video.
 
     Raises:
-        VideoError: it is one, but is damaged or too large, or cannot be shown as it is meant.
+        VideoError: the picture is damaged or too large, or its white level is unknown.
     """
     with _opened(source) as image:
         if image is None:
@@ -141,7 +141,7 @@ def read_picture_file(source: Source, most_pixels: int) -> Picture | None:
 
 
 def is_picture_file(source: Source) -> bool:
-    """Tell by its first bytes whether a file is a picture that no video library may read."""
+    """Whether a file, by its first bytes, is a picture that FFmpeg must not read."""
     check_regular(source)
     head = _head(source)
     return (
@@ -153,7 +153,7 @@ def is_picture_file(source: Source) -> bool:
 
 
 def picture_frames(source: Source) -> Iterator[TimedFrame]:
-    """Read the frames of an animated picture, or the one of another.
+    """Read the frames of an animated picture, or the only one of a still picture.
 
     Raises:
         VideoError: it cannot be opened, or is damaged: then all frames before the damage have been
@@ -199,7 +199,7 @@ def said(error: Exception) -> str:
 
 
 def check_regular(source: Source) -> None:
-    """Refuse what is no file, and may never end.
+    """Refuse anything but a regular file: reading a pipe or a device may never end.
 
     Raises:
         VideoError: it is a folder, a pipe, a socket or a device.
@@ -225,12 +225,12 @@ def check_pixels(source: Source, width: int, height: int, most: int) -> None:
     if width * height > most:
         raise VideoError(
             name_of(source),
-            f"has {width}x{height} pixels, more than {most / 1e6:.1f} megapixels: shrink it",
+            f"has {width}x{height} pixels, more than {most / 1e6:.1f} megapixels; shrink it",
         )
 
 
 def on_black(image: Image.Image) -> Image.Image:
-    """Lay an RGBA picture on black: the background of all that is transparent."""
+    """Composite an RGBA picture on black, the background of everything transparent."""
     black = Image.new("RGBA", image.size, (0, 0, 0, 255))
     return Image.alpha_composite(black, image).convert("RGB")
 
@@ -242,7 +242,7 @@ def on_black(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _opened(source: Source) -> Iterator[Image.Image | None]:
-    """Open a picture; None if Pillow does not know it. All that goes wrong is a VideoError."""
+    """Open a picture; None if Pillow does not know it. Every failure becomes a VideoError."""
     check_regular(source)
     try:
         image = _identified(source)
@@ -270,16 +270,16 @@ def _identified(source: Source) -> Image.Image | None:
     except UnidentifiedImageError:
         if is_picture_file(source):
             raise _Unfit(
-                "is damaged, or a picture of a kind that cannot be read: save it as PNG or JPEG"
+                "is damaged, or a kind of picture that cannot be read; save it as PNG or JPEG"
             ) from None
         return None
 
 
 @contextmanager
 def _lenient() -> Iterator[None]:
-    """Let Pillow read on where it would warn, of odd metadata or of size.
+    """Silence Pillow's warnings of odd metadata, and lift its limit of 179 megapixels.
 
-    Its limit of 179 megapixels is below what cameras take, and calls them attacks; ours is above.
+    Cameras take larger pictures, which Pillow calls attacks; TOO_LARGE is the limit here.
     """
     with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -308,10 +308,10 @@ def _head(source: Source) -> bytes:
 
 
 def _choose_page(image: Image.Image) -> None:
-    """Go to the whole picture of a TIFF, past previews, and refuse files without it.
+    """Seek to the whole picture of a TIFF, past previews; refuse files without one.
 
     Raises:
-        _Unfit: what Pillow would show is not what the file is about.
+        _Unfit: Pillow would show something else than the file's picture.
     """
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
@@ -319,15 +319,13 @@ def _choose_page(image: Image.Image) -> None:
         while tags.get(_NEW_SUBFILE_TYPE, 0) & 1 or _DNG_VERSION in tags:
             page += 1
             if _DNG_VERSION in tags or page >= image.n_frames:  # type: ignore[attr-defined]
-                raise _Unfit(
-                    "holds a preview of a raw picture, which cannot be read: save it as JPEG"
-                )
+                raise _Unfit("is camera raw, of which only a preview can be read; save it as JPEG")
             image.seek(page)
     if image.format == "PSD":
         # Version info (1057): whether the layers were also saved as one picture.
         version = [data for number, _, data in image.resources if number == 1057]  # type: ignore[attr-defined]
         if version and not version[0][4]:
-            raise _Unfit("holds layers without the whole picture: save it as PNG")
+            raise _Unfit("has layers but no merged picture; save it as PNG")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -346,7 +344,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     """Convert a picture of any mode to opaque RGB of 8 bits a channel.
 
     Raises:
-        _Unfit: it is not clear which of its values is white.
+        _Unfit: its white level is unknown.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_gray(image)).convert("RGB")
@@ -357,27 +355,27 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray(image: Image.Image) -> NDArray[np.uint8]:
-    """Scale gray values of more than 8 bits to 0..255; transparent ones are black."""
+    """Scale gray values of more than 8 bits to 0..255; a transparent value becomes black."""
     values = np.asarray(image)
     if image.mode == "F":
         white = 1.0
         if not np.isfinite(values).all():
-            raise _Unfit("has pixels that are not finite")
+            raise _Unfit("has pixels that are NaN or infinite")
         if values.min() < -0.1 or values.max() > 1.1:
             raise _Unfit(
-                f"has float pixels from {values.min():g} to {values.max():g}, and it is not clear "
-                "which is white: scale them to 0..1, or save it with 8 or 16 bits"
+                f"has float pixels from {values.min():g} to {values.max():g}, whose white level is "
+                "unknown; scale them to 0..1, or save it with 8 or 16 bits"
             )
     elif image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise _Unfit(
-            "has gray pixels of 32 bits or with a sign, and it is not clear which is white: save "
-            "it with 8 or 16 bits"
+            "has 32-bit or signed gray pixels, whose white level is unknown; save it with 8 or 16 "
+            "bits"
         )
     else:
         white = 2.0 ** _bits(image) - 1
     scaled = np.clip(values / np.float32(white) * 255, 0, 255).round().astype(np.uint8)
     if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
-        scaled = 255 - scaled  # White is zero; Pillow minds that for 8 bits only.
+        scaled = 255 - scaled  # White is zero, which Pillow handles for 8 bits only.
     if isinstance(transparent := image.info.get("transparency"), int):
         scaled[values == transparent] = 0
     return scaled
@@ -389,7 +387,7 @@ def _bits(image: Image.Image) -> int:
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:
-    """Convert colours by the embedded profile, as viewers do; a broken profile counts as none."""
+    """Convert colours by the embedded profile, as viewers do; a broken profile is ignored."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image

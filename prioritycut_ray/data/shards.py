@@ -179,12 +179,12 @@ def is_whole(data: bytes, clip: Clip) -> bool:
 
 
 def unread_rest(tar: tarfile.TarFile) -> str:
-    """Tell what is wrong at the place where a tar reader stopped; empty if the archive ends there.
+    """Why a tar reader stopped before the end of the file; empty if it did not.
 
-    A reader takes a damaged header, or a block of zeros, for the end, and says nothing.
+    A reader silently takes a damaged header, or a block of zeros, for the end of the archive.
 
     Args:
-        tar: of a file that can seek, read to what it takes for its end.
+        tar: read until it stopped; its file must be seekable.
     """
     file: Any = tar.fileobj
     end: int = tar.offset
@@ -194,7 +194,7 @@ def unread_rest(tar: tarfile.TarFile) -> str:
     file.seek(end)
     while chunk := file.read(_CHUNK):
         if chunk.strip(b"\0"):
-            return f"is damaged, or of several tars joined: nothing behind byte {end:,} can be read"
+            return f"is damaged, or several tars joined: nothing after byte {end:,} can be read"
     return ""
 
 

@@ -75,10 +75,10 @@ _FORMATS = (
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 # The muxer keeps packets until those of the other streams are there, however late they come.
 _MP4_OPTIONS = {"movflags": "+faststart", "max_interleave_delta": "0"}
-# Streams that are no video of their own: a cover, chapter pictures, tiles.
+# Streams that are not videos of their own: cover art, chapter pictures, tiles.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
 _UNSPECIFIED = 2
-"""What FFmpeg calls the colours of a frame that names none."""
+"""FFmpeg's value for a frame that does not name its colour space."""
 _NO_VIDEO = "is no video, or is cut off before its index (nothing could be read)"
 _AAC_SAMPLES = 1024
 _SOUND_SLACK = SOUND_RATE // 50
@@ -116,9 +116,9 @@ class Sound(NamedTuple):
     """The sound of a video.
 
     Attributes:
-        source: a file of which :func:`survey_sound` finds some.
-        offset: seconds that its clock shows where the pictures begin; what is before is left out.
-        seconds: for how long there are pictures; what is after that is left out.
+        source: a file in which :func:`survey_sound` finds sound.
+        offset: time of the first picture in seconds; sound before it is left out.
+        seconds: duration of the pictures; sound after it is left out.
     """
 
     source: Source
@@ -127,12 +127,12 @@ class Sound(NamedTuple):
 
 
 class SoundInfo(NamedTuple):
-    """What one look at a whole sound track found.
+    """A sound track after one pass over it.
 
     Attributes:
-        codec: its name; empty if FFmpeg does not know it.
+        codec: name of the codec; empty if it is unknown.
         pieces: number of pieces that can be decoded.
-        lost: number of pieces that cannot.
+        lost: number of pieces that cannot be decoded.
     """
 
     codec: str
@@ -183,7 +183,7 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
                     decoded += 1
         except VideoError as error:
             raise VideoError(name_of(source), error.reason) from None
-        except Exception as error:  # Whatever the library makes of a strange frame.
+        except Exception as error:  # Libraries raise anything for a strange frame.
             raise VideoError(name_of(source), _damage(decoded, said(error))) from None
         declared = _declared_packets(container, stream)
         duration = _declared_seconds(container, stream)
@@ -225,7 +225,7 @@ def probe(source: Source) -> VideoInfo:
                 packets += packet.size > 0
                 if packet.pts is not None:
                     times.append(packet.pts)
-        except Exception:  # Its damage is told when it is decoded.
+        except Exception:  # Damage is reported when the frames are decoded.
             return VideoInfo(fps, variable_rate=False, packets=packets)
     return VideoInfo(fps, _is_uneven(times), packets)
 
@@ -237,7 +237,7 @@ def _is_uneven(times: Sequence[float]) -> bool:
 
 
 def survey_sound(source: Source) -> SoundInfo | None:
-    """Decode the sound of a video once; None if it comes without."""
+    """Decode the sound of a video once; None if the video has no sound."""
     if is_picture_file(source):
         return None
     with _opened(source) as (container, _):
@@ -427,16 +427,17 @@ def write_video(
 def read_picture(path: str | Path, most_pixels: int = TOO_LARGE) -> Picture:
     """Read a picture: an image file, or the first frame of a video.
 
-    It is whole, whatever the container holds beside it. The Exif orientation and embedded colour
-    profiles are respected, transparent parts become black, gray three equal channels, and what has
-    more than 8 bits a channel is scaled. One of more than 100 megapixels is reduced.
+    The whole picture is read, never a tile, thumbnail or layer of it. Exif orientation and embedded
+    colour profiles are applied, transparent parts become black, gray becomes three equal channels,
+    and more than 8 bits a channel are scaled. More than 100 megapixels are reduced.
 
     Args:
         path: an image (png, jpg, heic, ...) or a video.
-        most_pixels: a larger one is refused.
+        most_pixels: a larger picture is refused.
 
     Raises:
-        VideoError: if it is neither, is damaged or too large, or cannot be shown as it is meant.
+        VideoError: if it is neither, is damaged or too large, or its whole picture or its white
+            level cannot be determined.
     """
     picture = read_picture_file(path, most_pixels)
     if picture is None:
@@ -497,7 +498,7 @@ def _opened(source: Source) -> Iterator[_Open]:
 
 
 def _video_stream(source: Source, container: InputContainer) -> VideoStream:
-    """Take the first video that is none of a cover, a thumbnail or a part of another."""
+    """Choose the default video, or the first, past cover art and tiles."""
     if not container.streams.video:
         raise VideoError(name_of(source), "has no video stream")
     known = [stream for stream in container.streams.video if stream.codec_context is not None]
@@ -505,7 +506,7 @@ def _video_stream(source: Source, container: InputContainer) -> VideoStream:
         raise VideoError(name_of(source), "has no video stream of a codec that can be told")
     videos = [stream for stream in known if not stream.disposition & _BESIDE]
     if not videos:
-        raise VideoError(name_of(source), "has no video, only a picture beside its sound")
+        raise VideoError(name_of(source), "has no video, only cover art")
     return next((one for one in videos if one.disposition & Disposition.default), videos[0])
 
 
@@ -539,7 +540,7 @@ def _why_not_copied(container: InputContainer, stream: VideoStream, size: int) -
         return f"has pixels of {stream.sample_aspect_ratio}, not square ones"
     first: Any = next(container.decode(stream))
     if _guessed_colours(first) is not None:
-        return "does not say which colours it has, BT.601 or BT.709"
+        return "does not name its colour space (BT.601 or BT.709)"
     turned = first.side_data.get("DISPLAYMATRIX") is not None
     return "is stored turned or mirrored" if turned else ""
 
@@ -608,14 +609,14 @@ def _rgb(frame: av.VideoFrame) -> Frame:
 
 
 def _guessed_colours(frame: av.VideoFrame) -> Colorspace | None:
-    """Name the colours of a frame that does not, as players do; None where it does, or is SD."""
+    """The colour space that players assume for HD frames without one; None for all others."""
     if frame.format.is_rgb or frame.colorspace != _UNSPECIFIED:
         return None
     return Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else None
 
 
 def _decoder(stream: VideoStream) -> VideoCodecContext:
-    """Take the decoder of a stream: FFmpeg's own of VP8 and VP9 pass over transparency."""
+    """Choose the decoder of a stream: FFmpeg's own for VP8 and VP9 ignore transparency."""
     own = stream.codec_context
     tags = {name.lower(): value for name, value in stream.metadata.items()}
     if tags.get("alpha_mode") != "1" or own.name not in ("vp8", "vp9"):
@@ -627,9 +628,9 @@ def _decoder(stream: VideoStream) -> VideoCodecContext:
 
 
 def _accept_all_side_data() -> None:
-    """Let PyAV hand out frames with side data that it has no name for: Exif, layers, and others.
+    """Let PyAV read frames with side data that it does not know, such as Exif.
 
-    It refuses all side data of such a frame, the display matrix too.
+    Otherwise it raises for all side data of such a frame, including the display matrix.
     """
 
     def unnamed(cls: Any, value: int) -> Any:
@@ -776,10 +777,10 @@ def _resampled(source: Source) -> Iterator[av.AudioFrame | None]:
             yield from (None for _ in group)
             continue
         resampler = av.AudioResampler("fltp", "stereo", SOUND_RATE)
-        for frame in chain(group, [None]):  # At last, what the resampler still holds.
+        for frame in chain(group, [None]):  # None flushes the resampler.
             try:
                 yield from resampler.resample(frame)
-            except Exception:  # Of a form that cannot be converted.
+            except Exception:  # This form cannot be converted.
                 yield None
 
 
@@ -800,7 +801,7 @@ def _sound_frames(source: Source) -> Iterator[av.AudioFrame | None]:
             try:
                 packet = next(packets, None)
                 frames = [] if packet is None else packet.decode()
-            except Exception:  # Whatever the library makes of a strange packet.
+            except Exception:  # Libraries raise anything for a strange packet.
                 yield None
                 continue
             if packet is None:

@@ -6,6 +6,9 @@ then, so that they do not fail of a slip where a GPU is at hand at last.
 
 import os
 
+# cuBLAS reads it when it is used first; what is not deterministic does not mind.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 import pytest
 import torch
 

@@ -494,8 +494,8 @@ def test_segments_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
         packed = read_all(read_clip(out, clip), 64).astype(int)
         assert np.abs(packed - original[start:end]).mean() < 3
     assert [item.reason for item in report.rejected] == [
-        "start 15 and end 30 are not inside its 20 frames",
-        "start 40 and end (empty) are not inside its 20 frames",
+        "start 15 and end 30 are outside its 20 frames",
+        "start 40 and end (empty) are outside its 20 frames",
     ]
 
 
@@ -506,8 +506,8 @@ def test_folders_of_splits_stay_what_they_are(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     first = pack_videos([str(tmp_path / "in/train")], out, size=32)
     assert {clip.split for clip in first.index.clips} == {"train"}
-    assert [warning[:36] for warning in first.warnings] == ["no clip is in the split 'test', whic"]
-    with pytest.raises(UserError, match=r"test/0\.mp4: is for test, but its identity '0' is that"):
+    assert [warning[:36] for warning in first.warnings] == ["no clip is in the 'test' split, whic"]
+    with pytest.raises(UserError, match=r"test/0\.mp4: belongs to test, but its identity '0'"):
         append_videos(out, [str(tmp_path / "in/test")])
     assert read_index(out) == first.index
     shutil.rmtree(tmp_path / "out/.packing")
@@ -631,6 +631,6 @@ def test_appended_identities_are_for_tests_until_a_tenth_is(old: int, new: int, 
 
 def test_a_split_is_not_turned_round_by_a_name_in_common() -> None:
     base = [old_clip("1", "train")]
-    with pytest.raises(UserError, match=r"is for test, .* '1' is that of clips in train"):
+    with pytest.raises(UserError, match=r"belongs to test, .* '1', .* is already in train"):
         assign_splits([entry("1", "test")._replace(by_name=True)], base)
     assert assign_splits([entry("1")._replace(by_name=True)], base) == ["train"]

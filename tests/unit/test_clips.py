@@ -86,7 +86,7 @@ def test_range_of_frames_is_cut_at_its_own_cuts_and_length(tmp_path: Path) -> No
     assert [(s.first_frame, s.frames) for s in found.segments] == [(4, 8), (12, 15), (27, 7)]
     assert outcome(path, frames=FrameRange(30, None)).segments[0].first_frame == 30
     assert outcome(path, frames=FrameRange(30, 37)).rejected == (
-        "start 30 and end 37 are not inside its 36 frames"
+        "start 30 and end 37 are outside its 36 frames"
     )
     assert "1 frame" in outcome(path, frames=FrameRange(35, None)).rejected
 

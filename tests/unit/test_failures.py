@@ -254,6 +254,14 @@ def test_kinds_are_told_apart(
             "unhandled cuda error",
         ),
         (
+            RuntimeError(
+                "InvalidCxxCompiler: No working C++ compiler found in cpp.cxx: (None, 'g++')\n\n"
+                "Set TORCHDYNAMO_VERBOSE=1 for the internal stack trace (please do this ...)"
+            ),
+            Kind.ERROR,
+            "No working C++ compiler",
+        ),
+        (
             nccl(UNHANDLED_SYSTEM, "Call to posix_fallocate failed : No space left on device"),
             Kind.DISK_FULL,
             "posix_fallocate",

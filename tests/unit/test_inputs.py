@@ -261,7 +261,7 @@ def test_header_is_read_however_it_is_spelled(text: str, tmp_path: Path) -> None
         ("file,split,Split\na.mp4,test,train", "the column 'split' 2 times"),
         ("file,identity,identity_id\na.mp4,ann,bob", "'identity' and 'identity_id'"),
         ("file,\na.mp4,ann", "line 2: 'ann' is in a column without a name"),
-        ("file,split\n\na.mp4,x\n\nb.mp4", "line 5: has 1 cells, and the header has 2"),
+        ("file,split\n\na.mp4,x\n\nb.mp4", "line 5: has 1 cells, but the header has 2"),
         ("file,split\na,b.mp4,test", "line 2: has 3 cells"),
     ],
 )
@@ -292,15 +292,15 @@ def test_every_row_of_a_file_counts(tmp_path: Path) -> None:
         ("a.mp4", None, "bob", "test"),
         ("b.mp4", FrameRange(5, None), "b", ""),
     ]
-    assert found.notes == [f"{path}, line 5: repeats line 2, and counts once"]
+    assert found.notes == [f"{path}, line 5: repeats line 2; it is packed once"]
     assert [(Path(item.file).name, item.reason) for item in found.rejected] == [
         (
             "c.mp4",
-            "line 8 of the manifest: start 1.5 and end 4 need whole frame numbers, from 0; "
-            "they are not seconds",
+            "line 8 of the manifest: start 1.5 and end 4 must be whole frame numbers, from 0 "
+            "(not seconds)",
         ),
-        ("d.mp4", "line 9 of the manifest: start 7 and end 7 hold no frame"),
-        ("d.mp4", "line 10 of the manifest: start x and end 7 need frame numbers"),
+        ("d.mp4", "line 9 of the manifest: start 7 and end 7 select no frames"),
+        ("d.mp4", "line 10 of the manifest: start x and end 7 must be frame numbers"),
     ]
 
 
@@ -435,10 +435,10 @@ def test_shards_are_split_by_their_folders_and_names(tmp_path: Path) -> None:
 
 def test_a_video_beside_the_folders_of_splits_is_named(tmp_path: Path) -> None:
     touched(tmp_path, "test/a.mp4", "dev/b.mp4")
-    with pytest.raises(UserError, match=r"dev/b\.mp4: lies in no folder of a split.* of test;"):
+    with pytest.raises(UserError, match=r"dev/b\.mp4: is not in a split folder.*in test.;"):
         splits(str(tmp_path))
     (tmp_path / "dev").rename(tmp_path / "test/train")
-    with pytest.raises(UserError, match=r"train/b\.mp4: lies in folders of the splits test and"):
+    with pytest.raises(UserError, match=r"train/b\.mp4: is in the folders of several splits"):
         splits(str(tmp_path))
     (tmp_path / "m.csv").write_text("file,split\ntest/train/b.mp4,val")
     assert splits(f"{tmp_path}/m.csv", str(tmp_path)) == ["val", "test"]
@@ -549,7 +549,7 @@ def test_a_damaged_header_in_the_middle_is_named(damage: bytes, tmp_path: Path) 
     entries, unusable, _ = find_videos([str(path)])
     assert [entry.member for entry in entries] == ["0.mp4", "1.mp4"]
     [item] = unusable
-    assert "is damaged, or of several tars joined: nothing behind byte 5,120" in item.reason
+    assert "is damaged, or several tars joined: nothing after byte 5,120" in item.reason
 
 
 def test_tars_that_were_joined_are_named(tmp_path: Path) -> None:

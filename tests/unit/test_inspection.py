@@ -94,7 +94,7 @@ def test_a_damaged_header_is_named(data: Path) -> None:
     shard[place : place + 100] = b"\xff" * 100
     (data / clip.shard).write_bytes(shard)
     problems = verify(str(data)).problems
-    assert f"{clip.shard}: is damaged, or of several tars joined: nothing behind" in problems[0]
+    assert f"{clip.shard}: is damaged, or several tars joined: nothing after" in problems[0]
     assert problems[1:] == [f"{clip.shard}: member 'c1.mp4' has no JSON beside it"]
 
 

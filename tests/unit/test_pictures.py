@@ -97,16 +97,31 @@ def test_previews_of_a_tiff_are_passed_over(tmp_path: Path) -> None:
     preview[254] = 1
     small, whole = quarters(16, 12), quarters()
     small.save(tmp_path / "a.tif", tiffinfo=preview, save_all=True, append_images=[])
-    with pytest.raises(VideoError, match="holds a preview of a raw picture"):
+    with pytest.raises(VideoError, match="is camera raw"):
         read_image(tmp_path / "a.tif")
     preview[50706] = b"\1\4\0\0"
     small.save(tmp_path / "a.dng", "TIFF", tiffinfo=preview)
-    with pytest.raises(VideoError, match="holds a preview of a raw picture"):
+    with pytest.raises(VideoError, match="is camera raw"):
         read_image(tmp_path / "a.dng")
     small.encoderinfo = {"tiffinfo": {254: 1}}
     whole.encoderinfo = {"tiffinfo": {254: 0}}
     small.save(tmp_path / "b.tif", save_all=True, append_images=[whole])
     assert_alike(read_image(tmp_path / "b.tif"), whole)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_layers_are_read_only_with_the_picture_that_they_make(whole: bool, tmp_path: Path) -> None:
+    head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, 48, 64, 8, 3)
+    version = struct.pack(">I?", 1, whole) + bytes(9)
+    resource = struct.pack(">4sHHI", b"8BIM", 1057, 0, len(version)) + version
+    planes = np.asarray(quarters()).transpose(2, 0, 1).tobytes()
+    parts = [head, bytes(4), struct.pack(">I", len(resource)), resource, bytes(4), bytes(2), planes]
+    (tmp_path / "a.psd").write_bytes(b"".join(parts))
+    if whole:
+        assert_alike(read_image(tmp_path / "a.psd"), quarters())
+    else:
+        with pytest.raises(VideoError, match="has layers but no merged picture"):
+            read_image(tmp_path / "a.psd")
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif", b"jxl ", b"crx "])
@@ -176,9 +191,9 @@ def write_tiff(path: Path, data: bytes, bits: int) -> None:
 @pytest.mark.parametrize(
     ("pixels", "reason"),
     [
-        (RAMP.astype(np.int32), "32 bits or with a sign"),
+        (RAMP.astype(np.int32), "32-bit or signed"),
         (RAMP.astype(np.float32), "float pixels from 0 to 65535"),
-        (np.full((48, 64), np.nan, np.float32), "not finite"),
+        (np.full((48, 64), np.nan, np.float32), "NaN or infinite"),
     ],
 )
 def test_values_without_a_white_are_refused(

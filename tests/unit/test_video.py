@@ -529,7 +529,7 @@ def test_colours_that_cannot_be_converted_are_named() -> None:
 
 
 def test_a_large_stream_without_named_colours_is_not_copied() -> None:
-    with pytest.raises(VideoError, match="does not say which colours it has"):
+    with pytest.raises(VideoError, match="does not name its colour space"):
         copy_stream(io.BytesIO(plain(608, 608, 2, Colorspace.ITU709)), 608)
     assert copy_stream(io.BytesIO(plain(608, 608, 1, Colorspace.ITU709)), 608).frames == 2
 
@@ -590,7 +590,7 @@ def test_a_cover_is_no_video(tmp_path: Path) -> None:
                 file.mux(film.encode(frame))
             if film is not None:
                 file.mux(film.encode())
-    with pytest.raises(VideoError, match="has no video, only a picture beside its sound"):
+    with pytest.raises(VideoError, match="has no video, only cover art"):
         list(frames_upright(tmp_path / "song.mp4"))
     assert alike(next(frames_upright(tmp_path / "film.mp4")), moving_square(1)[0])
 
