@@ -1,7 +1,7 @@
 """Population Based Training as Ray Tune has it, without what leaves a population waiting or undone.
 
-Ray's scheduler perturbs when the last member of a round reports. If that member fails instead, the
-others wait forever; and in the last round it replaces members that have nothing left to train.
+Ray's scheduler ends a round when all members have reported, and waits for failed ones as well; and
+in the last round it replaces members that have nothing left to train.
 """
 
 import random
@@ -44,15 +44,15 @@ class PopulationScheduler(PopulationBasedTraining):  # type: ignore[misc]  # ray
         """Called by Tune at every report."""
         if result[SAMPLES] >= self._samples:
             return str(self.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
+        return str(super().on_trial_result(_WithoutFailed(tune_controller), trial, result))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Called by Tune whenever it has room."""
         chosen = super().choose_trial_to_run(tune_controller)
-        waiting = tune_controller.get_live_trials()
-        if chosen is None and waiting and all(map(self._has_reported, waiting)):
+        members = _WithoutFailed(tune_controller).get_live_trials()
+        if chosen is None and members and all(map(self._has_reported, members)):
             # The member that the others waited for has failed: the round ends without it.
-            member = min(waiting, key=lambda trial: trial.trial_id)
+            member = min(members, key=lambda trial: str(trial.trial_id))
             self.on_trial_result(
                 tune_controller, member, dict(self._trial_state[member].last_result)
             )
@@ -63,6 +63,20 @@ class PopulationScheduler(PopulationBasedTraining):  # type: ignore[misc]  # ray
         """Whether a member waits for the end of this round."""
         last: int = self._trial_state[trial].last_train_time
         return bool(trial.status == Trial.PAUSED and last >= self._next_perturbation_sync)
+
+
+class _WithoutFailed:
+    """A controller of Tune whose live trials have not ended: Ray's keeps those that failed."""
+
+    def __init__(self, controller: Any) -> None:
+        self._controller = controller
+
+    def get_live_trials(self) -> list[Trial]:
+        """Those that run, wait or will."""
+        return [trial for trial in self._controller.get_live_trials() if not trial.is_finished()]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._controller, name)
 
 
 class Explore:
