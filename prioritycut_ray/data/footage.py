@@ -57,7 +57,7 @@ class Footage(NamedTuple):
     fps: float
     variable_rate: bool
     offset: float
-    motion: Float[NDArray[np.float64], "h w"]
+    motion: Float[np.ndarray, "h w"]
 
 
 class Limits(NamedTuple):
