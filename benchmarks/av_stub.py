@@ -1,7 +1,8 @@
 """Stands in for PyAV on a machine without it: what reads shards by decord needs none of it.
 
-It is packed as ``av.py`` (gpu_pack.py). It has every module and every name; each name is an
-exception class, so that imports, annotations and ``except`` clauses work.
+It is packed as ``av.py`` (gpu_pack.py). It has every module and every name; each is an exception
+class whose attributes are such classes too, so that imports, annotations, ``except`` clauses and
+constants made of flags work.
 """
 
 import sys
@@ -11,10 +12,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-def __getattr__(name: str) -> type[Exception]:
+class _Name(type):
+    """The type of every name."""
+
+    def __getattr__(cls, name: str) -> "_Name":
+        return __getattr__(name)
+
+
+def __getattr__(name: str) -> _Name:
     if name.startswith("__"):
         raise AttributeError(name)
-    return type(name, (Exception,), {})
+    return _Name(name, (Exception,), {})
 
 
 class _Modules(MetaPathFinder, Loader):

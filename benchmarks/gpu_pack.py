@@ -24,8 +24,8 @@ PYTHON = "3.12"
 PLATFORMS = ("2_28", "2_17", "2014", "2010")
 WHEELS = (
     *("annotated-types", "attrs", "beartype", "decord", "diskcache", "jsonschema"),
-    *("jsonschema-specifications", "msgpack", "pydantic", "pydantic-core", "pytest-timeout"),
-    *("referencing", "rpds-py", "tenacity", "tensorboardX", "typing-inspection"),
+    *("jsonschema-specifications", "msgpack", "pillow-heif", "pydantic", "pydantic-core"),
+    *("pytest-timeout", "referencing", "rpds-py", "tenacity", "tensorboardX", "typing-inspection"),
 )
 MOST_BYTES = 64 << 20
 """Of the project and the pack together."""

@@ -1,6 +1,7 @@
 """benchmarks/gpu.py: stages that fail or hang leave what they said; the rehearsal on a CPU."""
 
 import importlib
+import os
 import subprocess
 import sys
 import tarfile
@@ -69,6 +70,20 @@ def test_time_of_two_kernels_at_once_counts_once(gpu: ModuleType) -> None:
     stages = importlib.import_module("gpu_stages")
     assert stages.covered([]) == 0
     assert stages.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+
+
+def test_shards_are_read_without_the_video_library(tmp_path: Path) -> None:
+    """By the stub that is packed in its place: all that the stages import is there."""
+    (tmp_path / "av.py").write_bytes((ROOT / "benchmarks/av_stub.py").read_bytes())
+    code = "import av, gpu_stages, prioritycut_ray.commands.animate; print(av.__file__)"
+    path = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "benchmarks")])
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == str(tmp_path / "av.py"), result.stderr
 
 
 def test_the_pack_leaves_out_what_is_not_used(gpu: ModuleType, tmp_path: Path) -> None:
