@@ -25,7 +25,7 @@ PLATFORMS = ("2_28", "2_17", "2014", "2010")
 WHEELS = (
     *("annotated-types", "attrs", "beartype", "decord", "diskcache", "jsonschema"),
     *("jsonschema-specifications", "msgpack", "pillow-heif", "pydantic", "pydantic-core"),
-    *("pytest-timeout", "referencing", "rpds-py", "tenacity", "tensorboardX", "typing-inspection"),
+    *("referencing", "rpds-py", "tenacity", "tensorboardX", "typing-inspection"),
 )
 MOST_BYTES = 64 << 20
 """Of the project and the pack together."""
