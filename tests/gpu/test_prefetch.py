@@ -1,7 +1,10 @@
 """Prefetched frames: whole while memory is reused, and made beside the other work."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
+import pytest
 import torch
 
 from prioritycut_ray.ahead import ahead_on_gpu
@@ -40,3 +43,25 @@ def test_they_are_made_on_another_stream(gpu: torch.device) -> None:
     assert len(list(ahead_on_gpu(items(), gpu))) == 2
     assert streams[0] == streams[1] != torch.cuda.current_stream()
     assert streams[0].device == gpu
+
+
+ON_THE_SECOND = """
+import torch
+from prioritycut_ray.ahead import ahead_on_gpu
+from prioritycut_ray.data.loader import load
+
+device = torch.device("cuda", 1)
+torch.cuda.set_device(device)
+made = load(lambda numbers, *_: torch.ones(8), [[0], [1]], 1, str, pin_for=device)
+items = ((batch.to(device, non_blocking=True),) for batch in made)
+assert [float(tensor.sum()) for tensor, in ahead_on_gpu(items, device)] == [8, 8]
+print(torch._C._cuda_hasPrimaryContext(0), torch._C._cuda_hasPrimaryContext(1))
+"""
+
+
+def test_the_first_gpu_is_not_opened_for_the_second(gpu: torch.device) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    command = [sys.executable, "-c", ON_THE_SECOND]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "False True"
