@@ -46,6 +46,7 @@ def main(threads: int = 1, turns: int = 9, steps: int = 3, size: int = 128, batc
     torch.set_num_threads(threads)
     print(f"{threads} thread(s), best of {turns} turns (steps: {steps}).\n")
     _norms(threads, turns)
+    _all_norms(threads, turns, size, batch)
     _animators()
     _samples(threads, turns)
     _steps(threads, steps, size, batch)
@@ -62,6 +63,30 @@ def _norms(threads: int, turns: int) -> None:
             errors = [_error(_pass(layer, x, gradient)[0], exact) for layer in layers.values()]
             ways = {way: partial(_pass, layer, x, gradient) for way, layer in layers.items()}
             _row(_shape(shape), name, *_compared(ways, threads, turns), *map(_power, errors))
+
+
+def _all_norms(threads: int, turns: int, size: int, batch: int) -> None:
+    """Those of one forward and backward pass of the animator, each in its own shape."""
+    title = f"all batch norms of the step below, {size}², batch {batch}"
+    _title(title, "torch (ms)", "ours (ms)", "ours / torch")
+    shapes: list[torch.Size] = []
+    animator = build_animator(_config("float32", size, batch).model).train()
+    for layer in animator.modules():
+        if isinstance(layer, BatchNorm2d):
+            layer.register_forward_hook(lambda _, inputs, out: shapes.append(out.shape))
+    frames = torch.rand(2, batch, 3, size, size)
+    with torch.no_grad():
+        animator(FramePair(*frames), frames[0])
+    for name, dtype in FORMATS.items():
+        total = {"torch": 0.0, "ours": 0.0}
+        for shape in shapes:
+            x, gradient = (_random(tuple(shape), dtype) for _ in range(2))
+            layers = {"torch": nn.BatchNorm2d(shape[1]), "ours": BatchNorm2d(shape[1])}
+            ways = {way: partial(_pass, layer, x, gradient) for way, layer in layers.items()}
+            for way, seconds in _timed(ways, threads, turns).items():
+                total[way] += seconds
+        milliseconds = (f"{seconds * 1e3:.0f}" for seconds in total.values())
+        _row(f"{len(shapes)}, {name}", *milliseconds, f"{total['ours'] / total['torch']:.2f}")
 
 
 def _animators() -> None:
@@ -93,22 +118,24 @@ def _steps(threads: int, turns: int, size: int, batch: int) -> None:
     title = f"training step, {size}², batch {batch}, patch discriminator"
     _title(title, "torch (s)", "our batch norm / torch", "and deterministic sampling / torch")
     for precision in FORMATS:
-        runs = {way: _run(precision, size, batch) for way in ("torch", "norm", "both")}
+        runs = {
+            way: make_run("ours", _config(precision, size, batch))
+            for way in ("torch", "norm", "both")
+        }
         ways = {way: partial(_step, run, way) for way, run in runs.items()}
         seconds = _timed(ways, threads, turns)
         ratios = (f"{seconds[way] / seconds['torch']:.3f}" for way in ("norm", "both"))
         _row(precision, f"{seconds['torch']:.2f}", *ratios)
 
 
-def _run(precision: str, size: int, batch: int) -> Run:
+def _config(precision: str, size: int, batch: int) -> Config:
     words = [
         *(f"model.{name}.num_blocks=4" for name in ("detector", "dense_motion")),
         *(f"data.size={size}", "discriminator.kind=patch", "priority_cut=null"),
         *("loss.perceptual.weights=random", f"train.precision={precision}"),
         f"train.batch_size={batch}",
     ]
-    config: Config = load_config("vox256", words)
-    return make_run("ours", config)
+    return load_config("vox256", words)
 
 
 def _step(run: Run, way: str) -> None:
