@@ -554,6 +554,7 @@ def fake_cuda() -> Iterator[FakeGpu]:
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
         torch._C._set_only_lift_cpu_tensors(True)
+        torch._C._ensureCUDADeviceGuardSet()
         stack.enter_context(gpu)
         yield gpu
 

@@ -15,12 +15,13 @@ from prioritycut_ray import inference
 from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import NotFiniteError
+from prioritycut_ray.evaluation import Measures, _animator, _distance, score_frames
 from prioritycut_ray.inference import animate, find_best_frame, to_tensor
 from prioritycut_ray.losses import feature_distance
 from prioritycut_ray.precision import Precision
 from prioritycut_ray.run_storage import Retention, RunStorage, claim, verify
 from prioritycut_ray.run_writer import RunWriter
-from prioritycut_ray.state import TrainState, build_animator
+from prioritycut_ray.state import TrainState, build_animator, new_state
 from prioritycut_ray.visualize import to_uint8
 from tests.conftest import TINY
 from tests.fake_cuda import CUDA, SAMPLES, Activation, FakeGpu, MixedDevicesError, fake_cuda, train
@@ -208,6 +209,26 @@ def test_animation_waits_once_a_batch_at_most(gpu: FakeGpu, precision: Precision
         *["models/keypoints.py pose_distance"] * 2,
     ]
     assert seen.blocking == []
+
+
+def test_evaluation_reads_nothing_but_scores(gpu: FakeGpu, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    save_checkpoint(new_state(configured(), torch.device("cpu")), configured(), folder)
+    frames = np.zeros((SAMPLES, 32, 32, 3), dtype=np.uint8)
+    try:
+        with patch.object(inference, "BATCH", SAMPLES):
+            baseline, model = score_frames(frames, [str(folder)], Measures())
+    finally:
+        _animator.cache_clear()
+        _distance.cache_clear()
+    assert baseline.keys() == model.keys()
+    assert {place.named() for place in gpu.seen.waits} == {
+        "evaluation.py score_frames",
+        "metrics/aggregate.py every_frame",
+    }
+    # The windows of torchmetrics' SSIM go over planes.
+    planes = [a for a in gpu.seen.planes if a.place.file != "metrics/reconstruction.py"]
+    assert planes == []
 
 
 def on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
