@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -34,6 +35,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Halvings = Annotated[int, Field(ge=1, le=16)]
+"""Of the side of a frame."""
 
 
 def _word(value: Any) -> Any:
@@ -111,7 +114,7 @@ class HourglassConfig(Section):
 
     block_expansion: Count
     max_features: Count = 1024
-    num_blocks: Count = 5
+    num_blocks: Halvings = 5
     scale_factor: Fraction = 0.25
 
 
@@ -134,7 +137,7 @@ class GeneratorConfig(Section):
 
     block_expansion: Count = 64
     max_features: Count = 512
-    num_down_blocks: Count = 2
+    num_down_blocks: Halvings = 2
     num_bottleneck_blocks: Count = 6
 
 
@@ -566,10 +569,14 @@ def _problem(item: ErrorDetails, key: str, kind: Any) -> str:
             message += f" ({key}='\"{json.dumps(value)}\"' on the command line)"
         case "int_from_float" | "int_parsing":
             message = "takes a whole number"
+        case "dict_type":
+            message = "takes keys and values, as {key: value}"
+        case "missing":
+            message = "is required"
     if not key:
         return message
     is_section = isinstance(value, dict | BaseModel)
-    return f"{key}: {message}" if is_section else f"{key}={value!r}: {message}"
+    return f"{key}: {message}" if is_section else f"{key}={reprlib.repr(value)}: {message}"
 
 
 _NAMES = {bool: "boolean", int: "number", float: "number", Number: "number"}

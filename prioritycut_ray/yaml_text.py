@@ -6,7 +6,6 @@ core schema), and anything else is text.
 """
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -63,7 +62,16 @@ def _number(loader: Loader, node: yaml.ScalarNode) -> Number:
     return Number(loader.construct_scalar(node))
 
 
+def _refuse(loader: Loader, node: yaml.Node) -> None:
+    name = node.tag.removeprefix(_TAG)
+    raise yaml.constructor.ConstructorError(
+        problem=f"nothing here is of the kind !!{name}", problem_mark=node.start_mark
+    )
+
+
 Loader.add_constructor(f"{_TAG}float", _number)
+for _name in ("binary", "timestamp", "omap", "pairs", "set"):
+    Loader.add_constructor(f"{_TAG}{_name}", _refuse)
 
 
 def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = Loader) -> Any:
@@ -92,34 +100,42 @@ def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = Loader) -> Any
 
 
 def refuse_duplicates(root: yaml.Node | None) -> None:
-    """Look at every mapping, before merge keys are filled in: these may be overridden.
+    """Look at every node, before merge keys are filled in: these may be overridden.
 
     Raises:
-        ValueError: a key is given twice.
+        ValueError: a key is given twice, a text is not one, or an alias leads into itself.
     """
-    for mapping in _mappings(root):
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in mapping.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == f"{_TAG}merge":
-                continue
-            line = key.start_mark.line + 1
-            if (name := (key.tag, key.value)) in lines:
-                raise ValueError(
-                    f"the key {key.value!r} is given twice, on line {lines[name]} and on line "
-                    f"{line}; keep one of them"
-                )
-            lines[name] = line
+    if root is not None:
+        _check(root, above=set(), done=set())
 
 
-def _mappings(root: yaml.Node | None) -> Iterator[yaml.MappingNode]:
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in seen:
+def _check(node: yaml.Node, above: set[int], done: set[int]) -> None:
+    line = node.start_mark.line + 1
+    if id(node) in above:
+        raise ValueError(f"the alias on line {line} leads into itself")
+    if id(node) in done:
+        return
+    if isinstance(node, yaml.ScalarNode):
+        if "\0" in node.value or any("\ud800" <= c <= "\udfff" for c in node.value):
+            raise ValueError(f"the text on line {line} holds something that is not a character")
+    elif isinstance(node, yaml.MappingNode):
+        _check_keys(node)
+    children = node.value if isinstance(node, yaml.CollectionNode) else []
+    for child in children:
+        for part in child if isinstance(child, tuple) else (child,):
+            _check(part, above | {id(node)}, done)
+    done.add(id(node))
+
+
+def _check_keys(mapping: yaml.MappingNode) -> None:
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in mapping.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag == f"{_TAG}merge":
             continue
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            yield node
-            waiting += [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+        line = key.start_mark.line + 1
+        if (name := (key.tag, key.value)) in lines:
+            raise ValueError(
+                f"the key {key.value!r} is given twice, on line {lines[name]} and on line {line}; "
+                "keep one of them"
+            )
+        lines[name] = line

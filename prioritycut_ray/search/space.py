@@ -59,7 +59,7 @@ class Domain(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Domain":
-        if len(self.model_fields_set) != 1:
+        if len(self.model_fields_set) != 1 or not self.probes:
             raise ValueError("give one of grid, choice, uniform, loguniform, int")
         bounds = self.bounds
         if bounds and not bounds[0] < bounds[1]:
@@ -76,9 +76,8 @@ class Domain(Section):
     @property
     def probes(self) -> tuple[Any, ...]:
         """Values that stand for all: the whole list or, of a range, both ends and one between."""
-        if self.grid or self.choice:
+        if self.bounds is None:
             return self.grid or self.choice or ()
-        assert self.bounds is not None
         low, high = self.bounds
         if self.whole:
             return tuple(range(int(low), int(high) + 1)) if high - low < _WHOLE else (low, high)

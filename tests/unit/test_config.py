@@ -187,6 +187,7 @@ def test_a_name_that_looks_like_something_else_is_a_name(
         ("priority_cut=false", ["priority_cut", "null to switch it off"]),
         ("priority_cut=off", ["priority_cut", "null to switch it off"]),
         ("model=7", ["model", "give its keys"]),
+        ("model.detector.num_blocks=99999999999999999999", ["num_blocks", "16"]),
         ("train={samples: 5, samples: 6}", ["'samples' is given twice"]),
     ],
 )
@@ -198,7 +199,7 @@ def test_the_message_says_how_to_write_what_was_meant(
     message = str(caught.value)
     for fragment in fragments:
         assert fragment in message
-    for inside in ("constrained", "Input should", "function-", "PriorityCutConfig", "\n"):
+    for inside in ("constrained", "valid dictionary", "function-", "PriorityCutConfig", "\n"):
         assert inside not in message
 
 

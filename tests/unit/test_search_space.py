@@ -62,6 +62,7 @@ def test_the_ablation_has_the_four_rows_of_the_paper_with_three_seeds_each() -> 
         ({"space": {"optim.lr": {"uniform": [1, 0]}}}, ["the range must go up"]),
         ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, ["loguniform begins above 0"]),
         ({"space": {"optim.lr": {"grid": [1], "choice": [1]}}}, ["give one of grid"]),
+        ({"space": {"optim.lr": {"grid": None}}}, ["give one of grid"]),
         ({"space": {"optim.lr": {"normal": [0, 1]}}}, ["normal"]),
         ({"space": {"optim.lr": {"uniform": [0, 1]}}}, ["takes grids alone"]),
         ({"space": {"train.samples": {"grid": [8]}}}, ["set by the search itself"]),

@@ -1,0 +1,92 @@
+"""The rounds of a population on a real Ray Tune; members report at once and train nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from ray import tune
+
+from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.search.population import PopulationScheduler
+from prioritycut_ray.search.results import Trial, collect
+from prioritycut_ray.search.space import Domain, Population
+from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+ROUNDS = 3
+LISTS = (("priority", "cutmix"), (1, 2.5, None, "auto"))
+
+
+def make_member() -> Callable[[dict[str, Any]], None]:
+    """Travels to other processes as a whole: this module cannot be imported there."""
+
+    def member(parameters: dict[str, Any]) -> None:
+        """Reports in each round, from the one that its checkpoint stands for."""
+        done = 0
+        if checkpoint := tune.get_checkpoint():
+            with checkpoint.as_directory() as folder:
+                done = json.loads(Path(folder, "done.json").read_text())
+        for samples in range(done + 1, ROUNDS + 1):
+            if samples == parameters.get("dies_at"):
+                raise RuntimeError("this member always fails here")
+            with TemporaryDirectory() as folder:
+                Path(folder, "done.json").write_text(json.dumps(samples))
+                tune.report(
+                    {SAMPLES: samples, OBJECTIVE: parameters["objective"]},
+                    checkpoint=tune.Checkpoint.from_directory(folder),
+                )
+
+    return member
+
+
+def run(folder: Path, space: dict[str, Any], domains: dict[str, Domain]) -> list[Trial]:
+    options = Population(kind="pbt", quantile=0.5, resample=0.0)
+    tuner = tune.Tuner(
+        tune.with_resources(make_member(), {"CPU": 0.5}),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode="min",
+            num_samples=1,
+            scheduler=PopulationScheduler(options, domains, samples=ROUNDS, seed=0),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
+    )
+    tuner.fit()
+    return collect(RunStorage(str(folder / "tune")), ROUNDS)
+
+
+def test_equal_members_all_have_their_last_report(local_ray: None, tmp_path: Path) -> None:
+    space = {"objective": 1.0, "x": 1.0, "place": tune.grid_search([0, 1, 2, 3])}
+    trials = run(tmp_path, space, {"x": Domain(uniform=(0.0, 2.0))})
+    assert [trial.status for trial in trials] == ["finished"] * 4
+    assert {trial.last.samples for trial in trials if trial.last} == {ROUNDS}
+
+
+@pytest.mark.parametrize("dies_at", [1, 2, ROUNDS])
+def test_the_others_go_on_without_a_member_that_failed_for_good(
+    local_ray: None, tmp_path: Path, dies_at: int
+) -> None:
+    # The one in the middle is neither the best nor the worst.
+    space = {"objective": 1.0, "x": 1.0, "dies_at": tune.grid_search([None, dies_at, None])}
+    trials = run(tmp_path, space, {"x": Domain(uniform=(0.0, 2.0))})
+    assert sorted(trial.status for trial in trials) == ["failed", "finished", "finished"]
+
+
+def test_values_that_are_taken_over_stay_in_their_lists(local_ray: None, tmp_path: Path) -> None:
+    space = {
+        "objective": tune.grid_search([1.0, 2.0, 3.0, 4.0]),
+        **{str(number): tune.choice(list(values)) for number, values in enumerate(LISTS)},
+    }
+    domains = {str(number): Domain(choice=values) for number, values in enumerate(LISTS)}
+    trials = run(tmp_path, space, domains)
+    assert [trial.status for trial in trials] == ["finished"] * 4
+    for trial in trials:
+        for number, values in enumerate(LISTS):
+            assert trial.parameters[str(number)] in values
+    left = {trial.parameters["objective"] for trial in trials}
+    assert left <= {1.0, 2.0}, "the worse half has taken over the values of the better one"
