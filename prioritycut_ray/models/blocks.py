@@ -25,8 +25,15 @@ def channels_last(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """
     x = x.contiguous(memory_format=torch.channels_last)
     if x.requires_grad:
-        x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+        x.register_hook(_channels_last_gradient)
     return x
+
+
+def _channels_last_gradient(gradient: Tensor | None) -> Tensor | None:
+    """None where nothing that was computed from the tensor is in the loss."""
+    if gradient is None:
+        return None
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def in_float32(x: Tensor) -> torch.autocast:
