@@ -559,7 +559,7 @@ def _problem(item: ErrorDetails, key: str, kind: Any) -> str:
     match item["type"]:
         case "extra_forbidden":
             return f"unknown key {key!r}{_suggestion(key, kind)}"
-        case "model_type":
+        case "model_type" | "model_attributes_type":
             message = "is a section: give its keys"
             message += ", or null to switch it off" if type(None) in get_args(kind) else ""
         case "string_type" if value is None:
