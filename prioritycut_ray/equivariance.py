@@ -37,7 +37,7 @@ def random_spline(normal: Float[Tensor, "B 31"]) -> ThinPlateSpline:
     return ThinPlateSpline(affine, SIGMA_SPLINE * normal[:, 6:])
 
 
-def _offsets(transform: ThinPlateSpline, points: Tensor) -> Float[Tensor, "B N J 2"]:
+def _offsets(transform: ThinPlateSpline, points: Tensor) -> Float[Tensor, "P N J 2"]:
     """Z − c_j for every point and control point."""
     side = round(transform.weights.shape[1] ** 0.5)
     control = coordinate_grid(side, side, dtype=points.dtype, device=points.device)
@@ -45,9 +45,9 @@ def _offsets(transform: ThinPlateSpline, points: Tensor) -> Float[Tensor, "B N J
 
 
 def transform_points(
-    transform: ThinPlateSpline, points: Float[Tensor, "B N 2"]
+    transform: ThinPlateSpline, points: Float[Tensor, "P N 2"]
 ) -> Float[Tensor, "B N 2"]:
-    """T(z) for points (x, y) in [-1, 1]."""
+    """T(z) for points (x, y) in [-1, 1], those of each sample or (P = 1) the same for all."""
     matrix, translation = transform.affine[:, :, :2], transform.affine[:, :, 2]
     distance = _offsets(transform, points).abs().sum(-1)
     radial = distance.square() * torch.log(distance + _EPSILON)
@@ -74,7 +74,6 @@ def transform_frame(
     """The frame sampled at T(z), with reflection padding."""
     height, width = frame.shape[2:]
     grid = coordinate_grid(height, width, dtype=frame.dtype, device=frame.device)
-    points = grid.reshape(1, -1, 2).expand(frame.shape[0], -1, -1)
-    warped = transform_points(transform, points).view(-1, height, width, 2)
+    warped = transform_points(transform, grid.reshape(1, -1, 2)).view(-1, height, width, 2)
     sampled = grid_sample(frame, warped, padding="reflection")
     return sampled.contiguous(memory_format=torch.channels_last)

@@ -21,21 +21,28 @@ from prioritycut_ray.priority_cut import mix
 Scalar = Float[Tensor, ""]
 
 
-class _MeanMagnitude(torch.autograd.Function):
-    """Mean |x| in float32, with its gradient in one pass, laid out like x.
+class _FeatureDistance(torch.autograd.Function):
+    """Σ_i mean |x_i − y_i| in float32; gradients for x in one pass, laid out like x.
 
     Autograd's own goes by a float32 tensor of x's size in planes: 3 to 4 times slower.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.abs().mean(dtype=torch.float32)
+    def forward(ctx: Any, *levels: Tensor) -> Tensor:
+        """Args: all x, then all y."""
+        count = len(levels) // 2
+        differences = torch._foreach_sub(levels[:count], levels[count:])
+        ctx.save_for_backward(*differences)
+        means = [difference.abs().mean(dtype=torch.float32) for difference in differences]
+        return torch.stack(means).sum()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x: Tensor = ctx.saved_tensors[0]
-        return x.sgn().mul_(gradient / x.numel())
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        differences = ctx.saved_tensors
+        gradients = torch._foreach_sign(differences)
+        shares = torch._foreach_div([gradient] * len(differences), [x.numel() for x in differences])
+        torch._foreach_mul_(gradients, shares)
+        return *gradients, *(None for _ in differences)
 
 
 def feature_distance(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> Scalar:
@@ -44,8 +51,9 @@ def feature_distance(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> S
     Serves the perceptual loss (levels of a frozen network) and feature matching (blocks of the
     discriminator). Features may be bfloat16; means are taken in float32.
     """
-    terms = [_MeanMagnitude.apply(x - y.detach()) for x, y in zip(predicted, target, strict=True)]
-    return torch.stack(terms).sum()
+    xs, ys = zip(*zip(predicted, target, strict=True), strict=True)
+    distance: Tensor = _FeatureDistance.apply(*xs, *ys)
+    return distance
 
 
 def equivariance_value(

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import parametrize
 
 from prioritycut_ray import losses, priority_cut
 from prioritycut_ray.config import Config, PriorityCutConfig
@@ -18,6 +17,7 @@ from prioritycut_ray.models.animator import Animation, FramePair
 from prioritycut_ray.models.dense_motion import DenseMotion
 from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOutput
 from prioritycut_ray.models.perceptual import PerceptualPyramid, perceptual_features
+from prioritycut_ray.models.spectral import normalised_weights
 from prioritycut_ray.precision import autocast, resolve_precision
 from prioritycut_ray.state import TrainState
 from prioritycut_ray.transfer import send
@@ -240,7 +240,7 @@ def judge_frozen(
     """
     keypoints = animation.driving_keypoints.value.detach()
     discriminator.eval().requires_grad_(False)
-    with parametrize.cached():  # Both passes share the normalised weights.
+    with normalised_weights(discriminator):  # Both passes share them.
         with torch.no_grad():
             real_features = discriminator.encode(pair.driving, keypoints)
         fake = discriminator(animation.prediction, keypoints)

@@ -85,17 +85,19 @@ def pooled_conv(x: Float[Tensor, "B I H W"], conv: nn.Conv2d) -> Float[Tensor, "
     """
     if _pixels(x) < 4 * _FOLD_FROM:
         return F.avg_pool2d(conv(x), 2)
-    return F.conv2d(x, _box_filtered(conv.weight) / 4, conv.bias, stride=2, padding=1)
+    folded = _box_filtered(conv.weight, divisor=4)
+    return F.conv2d(x, folded, conv.bias, stride=2, padding=1)
 
 
 def _pixels(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def _box_filtered(weight: Float[Tensor, "O I 3 3"]) -> Float[Tensor, "O I 4 4"]:
-    """The kernel convolved with a 2x2 box of ones."""
-    tall = F.pad(weight, (0, 0, 1, 0)) + F.pad(weight, (0, 0, 0, 1))
-    return F.pad(tall, (1, 0)) + F.pad(tall, (0, 1))
+def _box_filtered(
+    weight: Float[Tensor, "O I 3 3"], *, divisor: int = 1
+) -> Float[Tensor, "O I 4 4"]:
+    """The kernel convolved with a 2x2 box of ones, divided by a number."""
+    return F.avg_pool2d(weight, 2, stride=1, padding=1, divisor_override=divisor)
 
 
 class SameBlock(nn.Module):

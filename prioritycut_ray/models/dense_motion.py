@@ -87,9 +87,9 @@ def heatmap_difference(
     source: Keypoints, driving: Keypoints, height: int, width: int
 ) -> Float[Tensor, "B K1 h w"]:
     """H_k = driving Gaussian − source Gaussian, after the background's H_0 = 0."""
-    difference = keypoint_heatmaps(driving.value, height, width) - keypoint_heatmaps(
-        source.value, height, width
-    )
+    both = torch.cat([driving.value, source.value])
+    of_driving, of_source = keypoint_heatmaps(both, height, width).chunk(2)
+    difference = of_driving - of_source
     return torch.cat([torch.zeros_like(difference[:, :1]), difference], dim=1)
 
 

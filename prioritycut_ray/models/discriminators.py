@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import spectral_norm as spectral_norm_of_reference
-from torch.nn.utils.parametrizations import spectral_norm
 
 from prioritycut_ray.models.blocks import (
     channels_last,
@@ -18,6 +16,11 @@ from prioritycut_ray.models.blocks import (
     pooled_conv,
 )
 from prioritycut_ray.models.keypoints import keypoint_heatmaps
+from prioritycut_ray.models.spectral import (
+    normalised_weights,
+    spectral_norm,
+    spectral_norm_of_reference,
+)
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -91,9 +94,6 @@ class PatchDiscriminator(nn.Module):
         spectral: bool,
     ) -> None:
         super().__init__()
-        # The older of torch's two spectral norms, for the reference's sake: it names its tensors
-        # so, and the newer one does the two halves of a power iteration in the other order, which
-        # gives other weights in training mode.
         normalise: Callable[[nn.Module], nn.Module] = (
             spectral_norm_of_reference if spectral else nn.Identity()
         )
@@ -131,9 +131,9 @@ class PatchDiscriminator(nn.Module):
 
 def _spectral_conv(in_features: int, out_features: int, kernel_size: int) -> nn.Conv2d:
     """A convolution at constant resolution whose weight is divided by its spectral norm."""
-    conv = nn.Conv2d(in_features, out_features, kernel_size, padding=kernel_size // 2)
-    spectral_norm(conv)
-    return conv
+    return spectral_norm(
+        nn.Conv2d(in_features, out_features, kernel_size, padding=kernel_size // 2)
+    )
 
 
 class ResidualDownBlock(nn.Module):
@@ -223,13 +223,14 @@ class UNetDiscriminator(nn.Module):
         self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
     ) -> DiscriminatorOutput:
         """Judge images in [0, 1], given the keypoint positions of the driving frame."""
-        features = self.encode(image, keypoints)
-        *skips, out = features
-        logits = self.head(F.relu(out).sum(dim=(2, 3))).squeeze(1).float()
-        out = self.up_blocks[0](out)
-        for block, skip in zip(self.up_blocks[1:], reversed(skips), strict=True):
-            out = block(torch.cat([out, skip], dim=1))
-        return DiscriminatorOutput(logits, self.pixel_head(F.relu(out)).float(), features)
+        with normalised_weights(self):
+            features = self.encode(image, keypoints)
+            *skips, out = features
+            logits = self.head(F.relu(out).sum(dim=(2, 3))).squeeze(1).float()
+            out = self.up_blocks[0](out)
+            for block, skip in zip(self.up_blocks[1:], reversed(skips), strict=True):
+                out = block(torch.cat([out, skip], dim=1))
+            return DiscriminatorOutput(logits, self.pixel_head(F.relu(out)).float(), features)
 
 
 Discriminator = PatchDiscriminator | UNetDiscriminator
