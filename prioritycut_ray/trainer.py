@@ -179,7 +179,11 @@ def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]
     same_bits = worker.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
     # There are none, says torch; what is wanted is that it keeps the order of gradients.
     warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-    wrap = partial(DistributedDataParallel, find_unused_parameters=same_bits)
+    wrap = partial(
+        DistributedDataParallel,
+        find_unused_parameters=same_bits,
+        gradient_as_bucket_view=True,  # not copied back from the buckets that are averaged
+    )
     # All buffers of the animator are batch statistics: the same on every rank as they are.
     return wrap(state.animator, broadcast_buffers=False), wrap(state.discriminator)
 

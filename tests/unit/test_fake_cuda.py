@@ -54,7 +54,7 @@ IMAGES = {
     "equivariance.py transform_frame",
     "inference.py require_finite",
     "inference.py to_tensor",
-    "losses.py _MeanMagnitude.forward",  # of images themselves, a level of EfficientNet's
+    "losses.py _FeatureDistance.forward",  # of images themselves, a level of EfficientNet's
     "losses.py feature_distance",
     "models/blocks.py AntiAliasDownsample.forward",
     "models/blocks.py channels_last",

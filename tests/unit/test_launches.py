@@ -1,0 +1,50 @@
+"""What a training step of the published size asks of a GPU: how many operations, and no waits."""
+
+import pytest
+
+from prioritycut_ray.config import load_config
+from tests.conftest import TINY
+from tests.fake_cuda import Seen, fake_cuda, train
+
+SPECTRAL = "models/spectral.py"
+NARROW = [
+    *(f"model.{part}.{key}" for part in ("detector", "dense_motion", "generator")
+      for key in ("block_expansion=4", "max_features=8")),
+    *("discriminator.unet_base_channels=4", "discriminator.max_features=8"),
+    *("loss.perceptual.weights=random", "train.workers=1", "train.precision=bfloat16"),
+]  # fmt: skip
+"""Widths change no number of operations, and are quick to initialise."""
+
+
+@pytest.fixture(scope="module")
+def published_step() -> Seen:
+    """The second step of vox256, which mixes, with few channels."""
+    words = ["priority_cut.mix_prob=1", "priority_cut.warmup_samples=0"]
+    with fake_cuda() as gpu:
+        return train(gpu, load_config("vox256", [*NARROW, *words]), steps=2)[2]
+
+
+def test_a_step_has_few_operations_and_one_wait(published_step: Seen) -> None:
+    """An H200 would wait for Python at 5700 operations and fewer than 16 samples."""
+    assert 2500 < published_step.count() <= 3500
+    assert [place.named() for place in published_step.waits] == ["update.py _agree"]
+    assert published_step.blocking == []
+    assert len(published_step.uploads) == 4, "two frames, seeds and random numbers"
+
+
+def test_spectral_norms_are_in_float32_and_copy_no_weight(published_step: Seen) -> None:
+    names = {name for _, name, place in published_step.operations if place.file == SPECTRAL}
+    assert {"mv", "addr"} <= names
+    assert not {"_to_copy", "clone"} & names
+
+
+def test_spectral_norms_of_the_reference_are_in_float32() -> None:
+    words = [
+        *("discriminator.kind=patch", "discriminator.patch_num_blocks=2", "priority_cut=null"),
+        *("discriminator.patch_spectral_norm=true", "train.precision=bfloat16", "train.workers=1"),
+    ]
+    with fake_cuda() as gpu:
+        seen = train(gpu, load_config(str(TINY), words), steps=1)[1]
+    names = {name for _, name, place in seen.operations if place.file == SPECTRAL}
+    assert "mv" in names
+    assert "_to_copy" not in names
