@@ -472,6 +472,18 @@ def animate(setup: Setup) -> None:
     sys.exit(subprocess.run(command, check=False).returncode)
 
 
+def compiled(setup: Setup) -> None:
+    """What torch.compile gains, and what its first step costs."""
+    config = config_of(setup, "unet", 2 if setup.dry else 16)
+    for way, backend in (("as it is", ""), ("compiled", "eager" if setup.dry else "inductor")):
+        timing = time_steps(setup, make_run(way, config, compile_with=backend))
+        print(
+            f"{way}: {timing.seconds:.4f} s/step, host {timing.host:.4f}, "
+            f"{timing.memory / 1e9:.1f} GB, first step {timing.first:.0f} s, "
+            f"first loss {timing.loss:.3f}"
+        )
+
+
 STAGES: dict[str, Stage] = {
     "ceilings": Stage(ceilings, 40),
     "tests": Stage(tests, 120),
@@ -482,5 +494,6 @@ STAGES: dict[str, Stage] = {
     "ranks": Stage(ranks, 60),
     "loader": Stage(loader, 45),
     "animate": Stage(animate, 40),
+    "compile": Stage(compiled, 150),
 }
 """In the order of their worth."""

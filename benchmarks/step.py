@@ -167,12 +167,9 @@ def _scales(size: int) -> list[float]:
 
 
 def _run(way: str, size: int, batch: int, kind: str) -> Run:
-    """Networks, frames and a function that takes one step in a way."""
-    run = make_run(way, _config(way, size, batch, kind))
-    if way.endswith("compiled"):
-        for network in (run.state.animator, run.state.discriminator, run.perceptual):
-            network.compile()
-    return run
+    """Networks and frames for steps in a way."""
+    backend = "inductor" if way.endswith("compiled") else ""
+    return make_run(way, _config(way, size, batch, kind), compile_with=backend)
 
 
 def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> list[Cost]:

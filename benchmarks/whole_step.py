@@ -74,8 +74,17 @@ class Run(NamedTuple):
         return losses
 
 
-def make_run(way: str, config: Config, worker: Worker | None = None) -> Run:
-    """Networks with random weights and random frames for a way, set up as the trainer does."""
+def make_run(
+    way: str, config: Config, worker: Worker | None = None, *, compile_with: str = ""
+) -> Run:
+    """Networks with random weights and random frames for a way, set up as the trainer does.
+
+    Args:
+        way: see :class:`Run`.
+        config: the resolved configuration.
+        worker: one that is alone on :data:`DEVICE`, unless given.
+        compile_with: a backend of torch.compile, for all networks; empty for none.
+    """
     worker = worker or Worker(0, 1, DEVICE)
     if worker.device.type == "cuda":
         choose_algorithms(deterministic=config.train.deterministic)
@@ -85,6 +94,9 @@ def make_run(way: str, config: Config, worker: Worker | None = None) -> Run:
         else (new_state, build_perceptual)
     )
     state, perceptual = build(config, worker.device), perceptual_of(config, worker.device)
+    if compile_with:
+        for network in (state.animator, state.discriminator, perceptual):
+            network.compile(backend=compile_with)
     networks = distribute(state, worker)
     return Run(way, config, worker, state, *networks, perceptual, random_frames(config, worker))
 

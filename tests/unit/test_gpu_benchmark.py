@@ -132,7 +132,7 @@ def test_all_stages_rehearsed(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     text = (tmp_path / "results.txt").read_text()
-    assert text.count("exit code 0, ") == 9
+    assert text.count("exit code 0, ") == 10
     assert "stopped with exit code 75 (75 wanted), resumed with 0 (0 wanted)" in text
     assert "train.deterministic, resumed: all " in text
 
