@@ -455,7 +455,15 @@ def load_section(
 
 def as_words(values: Mapping[str, Any]) -> list[str]:
     """Values by dotted key as the words of :func:`load_config`."""
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return [f"{key}={_as_yaml(value)}" for key, value in values.items()]
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as JSON that YAML reads back: it has no pairs of surrogates, and fewer characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(
+        "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", text
+    )
 
 
 def dump_config(config: Config) -> str:

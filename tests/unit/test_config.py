@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from prioritycut_ray.config import (
     Config,
+    as_words,
     changed_keys,
     dump_config,
     load_config,
@@ -128,6 +129,21 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: str, fragmen
     with pytest.raises(UserError, match=fragment) as caught:
         load_config(str(path))
     assert str(path) in str(caught.value)
+
+
+def test_values_become_words_and_come_back(minimal: str) -> None:
+    values = {
+        "storage": "a b/\U0001f600/ü/\x7f\x85\u2028\ufeff'\"\\\n\t: #x",
+        "data.url": "1e6",
+        "optim.betas": [0.5, 1e-5],
+        "priority_cut": None,
+        "data.augment": {"hue": 0.0, "time_flip": False},
+    }
+    config = load_config(minimal, as_words(values))
+    assert (config.storage, config.data.url) == (values["storage"], "1e6")
+    assert config.optim.betas == (0.5, 1e-5)
+    assert config.priority_cut is None
+    assert config.data.augment.time_flip is False
 
 
 @pytest.mark.parametrize(
