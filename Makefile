@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow test-cluster check bench clean
+.PHONY: quickstart test test-slow test-cluster test-image check bench clean
 
 quickstart: .venv/ready  ## The main job on synthetic puppets: minutes on two CPU cores.
 	$(BIN)/prioritycut quickstart
@@ -15,6 +15,9 @@ test-slow: .venv/ready-dev  ## The long scenarios: real deaths of processes and 
 
 test-cluster: .venv/ready-dev  ## Several hosts on this machine, as network namespaces.
 	$(BIN)/python -m pytest -m cluster --timeout 3600
+
+test-image: .venv/ready-dev  ## The Dockerfile built by buildah, and its image run. Needs root, and gigabytes.
+	$(BIN)/python -m pytest -m image --timeout 3600
 
 check: .venv/ready-dev  ## Lint, format, types, import layers, hooks.
 	$(BIN)/ruff check .

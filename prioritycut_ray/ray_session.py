@@ -69,6 +69,13 @@ def start_ray(address: str | None = None) -> None:
             f"({_first_sentence(error)}); give HOST:PORT as `ray start --head` printed it (port "
             "6379 unless chosen otherwise; 8265 is its dashboard)"
         ) from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray has no type for it
+            raise
+        raise UserError(
+            "Ray did not start on this machine within 30 s, as it does where other programs keep "
+            "all cores busy; try again later, or see /tmp/ray/session_latest/logs"
+        ) from error
 
 
 def _first_sentence(error: BaseException) -> str:
