@@ -23,6 +23,8 @@ mount --make-rprivate /
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
+touch "$root/etc/hosts"
+mount --bind /etc/hosts "$root/etc/hosts"
 for folder in /dev/shm /tmp; do mount -t tmpfs -o mode=1777 tmpfs "$root$folder"; done
 mount -o remount,bind,ro "$root"
 exec chroot --userspec=1000:1000 "$root" "$@"
