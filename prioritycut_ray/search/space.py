@@ -253,32 +253,39 @@ def check_space(search: SearchConfig, base: Config) -> list[Config]:
     Raises:
         UserError: naming the key or the combination that does not make a valid configuration.
     """
-    _check_real_ranges(search, base)
+    _check_ranges(search, base)
     return [trial_config(base, search, point, "trial", base.storage) for point in _corners(search)]
 
 
-def _check_real_ranges(search: SearchConfig, base: Config) -> None:
-    """Refuse a range of real numbers of which only whole ones are valid: it wants ``int``."""
+def _check_ranges(search: SearchConfig, base: Config) -> None:
+    """Refuse a range whose ends are valid and values between are not: a list is wanted.
+
+    Raises:
+        UserError: naming the key, the first such value, and how to write what is meant.
+    """
     corner = next(_corners(search))
     for key, domain in search.space.items():
-        if domain.uniform or domain.loguniform:
-            *ends, between = domain.probes
-            if all(_resolves(search, base, corner | {key: end}) for end in ends) and not _resolves(
-                search, base, corner | {key: between}
-            ):
-                low, high = (f"{end:.0f}" for end in ends)
-                raise UserError(
-                    f"search {search.name}: space.{key}: takes whole numbers only; give "
-                    f"`int: [{low}, {high}]` or a `choice` of values"
-                )
+        if domain.bounds is None:
+            continue
+        problems = {value: _problem(search, base, corner | {key: value}) for value in domain.probes}
+        wrong = next((value for value, problem in problems.items() if problem), None)
+        if wrong is None or wrong in domain.bounds:
+            continue
+        place = f"search {search.name}: space.{key}"
+        if domain.whole:
+            raise UserError(f"{place}: {problems[wrong]}; give a `choice` of values, not a range")
+        low, high = (f"{end:.0f}" for end in domain.bounds)
+        raise UserError(
+            f"{place}: takes whole numbers only; give `int: [{low}, {high}]` or a `choice`"
+        )
 
 
-def _resolves(search: SearchConfig, base: Config, point: Mapping[str, Any]) -> bool:
+def _problem(search: SearchConfig, base: Config, point: Mapping[str, Any]) -> str:
     try:
         trial_config(base, search, point, "trial", base.storage)
-    except UserError:
-        return False
-    return True
+    except UserError as error:
+        return str(error).partition(": ")[2]
+    return ""
 
 
 def _corners(search: SearchConfig) -> Iterator[dict[str, Any]]:

@@ -91,7 +91,7 @@ def test_a_search_that_makes_no_sense_is_refused_with_the_reason(
     [
         ("model.num_keypoints", {"uniform": [5, 15]}, ["whole numbers", "`int: [5, 15]`"]),
         ("train.seed", {"loguniform": [1, 1000]}, ["whole numbers", "`int: [1, 1000]`"]),
-        ("data.size", {"int": [32, 96]}, ["data.size=33", "multiple of 32"]),
+        ("data.size", {"int": [32, 96]}, ["data.size=33", "multiple of 32", "`choice`"]),
         ("priority_cut.top_k", {"uniform": [50, 101]}, ["priority_cut.top_k=101"]),
     ],
 )
