@@ -1,6 +1,7 @@
 """The command line: one verb a job. Heavy packages are imported when a verb runs, not before."""
 
 import errno
+import os
 import shlex
 import sys
 import traceback
@@ -434,28 +435,45 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(k8s_app, name="k8s")
 
 Address = Annotated[
-    str,
+    str | None,
     typer.Option(
-        envvar="RAY_API_SERVER_ADDRESS",
-        help="The dashboard of the cluster's head, http://HOST:8265.",
+        help="The dashboard of the cluster's head, http://HOST:8265; RAY_API_SERVER_ADDRESS, or "
+        "this machine's, if not given."
     ),
 ]
 JobId = Annotated[str, typer.Argument(help="As `prioritycut submit` printed it.", metavar="JOB")]
+_ON_KUBERNETES = "With --kubernetes"
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace",
+        "-n",
+        help="Namespace of the RayJob; `prioritycut` if not given.",
+        rich_help_panel=_ON_KUBERNETES,
+    ),
+]
+KubeContext = Annotated[
+    str | None,
+    typer.Option("--context", help="Context of kubectl.", rich_help_panel=_ON_KUBERNETES),
+]
 OptionsFile = Annotated[
     str | None, typer.Option("--options", help="YAML file of options of the manifests.")
 ]
-_LOCAL_ADDRESS = "http://127.0.0.1:8265"
+
+
+def _dashboard(address: str | None) -> str:
+    return address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
 
 
 @app.command(
     "submit",
     epilog="Example: `prioritycut submit vox256 name=vox storage=s3://b/runs data.url=s3://b/data "
-    "--address http://127.0.0.1:8265`",
+    "--address http://127.0.0.1:8265`, or `--kubernetes --image REGISTRY/NAME:TAG --workers 4`",
 )
 def submit_verb(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
     overrides: Overrides = None,
-    address: Address = _LOCAL_ADDRESS,
+    address: Address = None,
     env: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the job.")] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="What not to send, as in .gitignore.")
@@ -465,27 +483,79 @@ def submit_verb(
         bool, typer.Option("--dry-run", help="Print what would be sent and stop.")
     ] = False,
     kubernetes: Annotated[
-        bool, typer.Option("--kubernetes", help="Create a RayJob by kubectl, with its own cluster.")
+        bool,
+        typer.Option("--kubernetes", help="Create a RayJob by kubectl, with a cluster of its own."),
     ] = False,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Image of the pods.", rich_help_panel=_ON_KUBERNETES),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker pods.", rich_help_panel=_ON_KUBERNETES),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=0, help="GPUs of each worker pod.", rich_help_panel=_ON_KUBERNETES),
+    ] = None,
+    namespace: Namespace = None,
+    context: KubeContext = None,
     options: OptionsFile = None,
+    assigned: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="An option of the manifests, such as `worker.memory_gib=64` (all of them: "
+            "`prioritycut k8s render --show-options`); may be repeated.",
+            rich_help_panel=_ON_KUBERNETES,
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Train on a cluster that runs elsewhere; the same run name resumes.
 
-    The working directory travels along, without what .gitignore and .rayignore name. The exit
-    code is that of the training itself.
+    The working directory travels along, without what .gitignore and .rayignore name. The log is
+    followed, and the exit code is that of the training itself; Ctrl-C leaves the job alone and
+    says how to come back.
     """
     if kubernetes:
-        from prioritycut_ray.commands import k8s
+        _refuse_address(address)
+        from prioritycut_ray.commands import submit_rayjob
 
-        k8s.submit(config, overrides or [], options=options, dry_run=dry_run, console=console)
-        return
+        words = submit_rayjob.option_words(
+            assigned or [],
+            image=image,
+            namespace=namespace,
+            max_workers=workers,
+            worker__gpus=gpus,
+        )
+        code = submit_rayjob.submit(
+            config,
+            overrides or [],
+            flags=submit_rayjob.Flags(options, words, context),
+            excludes=exclude or [],
+            environment=env or [],
+            detach=detach,
+            dry_run=dry_run,
+            console=console,
+        )
+        raise typer.Exit(code)
+    _refuse_without_kubernetes(
+        image=image,
+        workers=workers,
+        gpus=gpus,
+        namespace=namespace,
+        context=context,
+        options=options,
+        set=assigned,
+    )
     from prioritycut_ray.commands.submit import submit
 
     code = submit(
         config,
         overrides or [],
-        address=address,
+        address=_dashboard(address),
         excludes=exclude or [],
         environment=env or [],
         detach=detach,
@@ -495,58 +565,77 @@ def submit_verb(
     raise typer.Exit(code)
 
 
+def _refuse_address(address: str | None) -> None:
+    if address is not None:
+        raise UserError("--address and --kubernetes exclude each other: drop one of them")
+
+
+def _refuse_without_kubernetes(**flags: object) -> None:
+    """Refuse flags that would be ignored; each is None if it is not given."""
+    for name, value in flags.items():
+        if value is not None:
+            raise UserError(f"--{name} has no effect without --kubernetes: add that, or drop it")
+
+
 @jobs_app.command("status", epilog="Example: `prioritycut jobs status`")
 def jobs_status(
     job: Annotated[str | None, typer.Argument(help="A job; all if not given.")] = None,
-    address: Address = _LOCAL_ADDRESS,
+    address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Show a job, or all jobs of a cluster."""
     from prioritycut_ray.commands.submit import show_status
     from prioritycut_ray.jobs import Cluster
 
-    show_status(Cluster(address), job, console)
+    show_status(Cluster(_dashboard(address)), job, console)
 
 
 @jobs_app.command("logs", epilog="Example: `prioritycut jobs logs vox-1a2b3c4d --follow`")
 def jobs_logs(
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
-    address: Address = _LOCAL_ADDRESS,
+    address: Address = None,
+    kubernetes: Annotated[bool, typer.Option("--kubernetes", help="JOB is a RayJob.")] = False,
+    namespace: Namespace = None,
+    context: KubeContext = None,
     debug: Debug = False,
 ) -> None:
     """Print what a job has printed; with --follow end with its exit code."""
-    from prioritycut_ray.commands.submit import report_end
+    if kubernetes:
+        _refuse_address(address)
+        from prioritycut_ray.commands import rayjob
+
+        raise typer.Exit(rayjob.logs(job, namespace, context, is_followed=follow, console=console))
+    _refuse_without_kubernetes(namespace=namespace, context=context)
+    from prioritycut_ray.commands import submit
     from prioritycut_ray.jobs import Cluster
 
-    cluster = Cluster(address)
-    if not follow:
-        console.print(cluster.logs(job), end="", markup=False)
-        return
-    ended = cluster.follow(job, lambda text: console.print(text, end="", markup=False))
-    raise typer.Exit(report_end(ended, console))
+    cluster = Cluster(_dashboard(address))
+    if follow:
+        raise typer.Exit(submit.follow(cluster, job, console))
+    console.print(cluster.logs(job), end="", markup=False)
 
 
 @jobs_app.command("stop", epilog="Example: `prioritycut jobs stop vox-1a2b3c4d`")
-def jobs_stop(job: JobId, address: Address = _LOCAL_ADDRESS, debug: Debug = False) -> None:
+def jobs_stop(job: JobId, address: Address = None, debug: Debug = False) -> None:
     """End a job: it saves, and the same submission resumes it."""
     from prioritycut_ray.commands.submit import stop
     from prioritycut_ray.jobs import Cluster
 
-    stop(Cluster(address), job, console)
+    stop(Cluster(_dashboard(address)), job, console)
 
 
 @jobs_app.command("interrupt", epilog="Example: `prioritycut jobs interrupt --seconds 100`")
 def jobs_interrupt(
     seconds: Annotated[float, typer.Option(help="To wait for them.")] = 100,
-    address: Address = _LOCAL_ADDRESS,
+    address: Address = None,
     debug: Debug = False,
 ) -> None:
     """On a head that is about to go: let its jobs save and fail, so that they are retried."""
     from prioritycut_ray.commands.submit import interrupt
     from prioritycut_ray.jobs import Cluster
 
-    interrupt(Cluster(address), seconds, console)
+    interrupt(Cluster(_dashboard(address)), seconds, console)
 
 
 @jobs_app.command("drain", epilog="Example: `prioritycut jobs drain --seconds 100`")

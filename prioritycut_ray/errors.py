@@ -41,6 +41,12 @@ class DiskFull(UserError):
     exit_code = 73
 
 
+class Detached(UserError):
+    """Ctrl-C, or SIGTERM, to a command that follows a job elsewhere: the job goes on."""
+
+    exit_code = 130
+
+
 class LeaseHeld(UserError):
     """Another process is at work where this one wanted to be."""
 

@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster that runs elsewhere, through its Jobs API (HTTP)."""
 
 import asyncio
+import logging
 import os
 import secrets
 import shlex
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+import aiohttp
 import ray
+import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
@@ -19,7 +22,10 @@ from prioritycut_ray.working_directory import Package
 
 RUN_KEY = "prioritycut_run"
 """Of a job's metadata: the run that it trains."""
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # each log's end
 
 
 class Job(NamedTuple):
@@ -33,25 +39,35 @@ class Job(NamedTuple):
     exit_code: int | None
     """Of the driver, once it has ended."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self.status in ENDED
+
+
+class NoSuchJob(UserError):
+    """The cluster has no job of this id."""
+
 
 class Cluster:
     """The Jobs API of one cluster.
 
-    Tokens follow Ray's own rule: ``RAY_AUTH_MODE``, ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``.
-
     Args:
         address: http(s)://host:port of the head's dashboard.
+        token: of the cluster; by default Ray's own rule applies: ``RAY_AUTH_MODE``,
+            ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``.
 
     Raises:
         UserError: nobody answers there, or the token is missing or wrong.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str | None = None) -> None:
         if not address.startswith(("http://", "https://")):
             raise UserError(f"--address {address}: give http://HOST:8265, the head's dashboard")
         self.address = address
         with self._explained():
-            self._client = JobSubmissionClient(address)
+            headers = {"Authorization": f"Bearer {token}"} if token else None
+            self._client = JobSubmissionClient(address, headers=headers)
 
     def submit(
         self,
@@ -67,7 +83,7 @@ class Cluster:
             UserError: a job of this run has not ended yet.
         """
         for job in self.jobs():
-            if job.run == run and job.status not in _ENDED:
+            if job.run == run and not job.has_ended:
                 raise UserError(
                     f"run {run!r} is being trained by job {job.id}: follow it by `prioritycut jobs "
                     f"logs {job.id}`, or stop it by `prioritycut jobs stop {job.id}`"
@@ -107,7 +123,7 @@ class Cluster:
             return str(self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str, show: Callable[[str], None]) -> Job:
-        """Show what a job prints until it ends.
+        """Show what a job prints, from its first line on, until it ends.
 
         Raises:
             UserError: the connection was lost; the job goes on.
@@ -117,15 +133,12 @@ class Cluster:
             async for text in self._client.tail_job_logs(job_id):
                 show(text)
 
-        try:
-            with self._explained(job_id):
-                asyncio.run(tail())
-        except UserError as error:
-            raise UserError(
-                f"lost sight of job {job_id}, it goes on ({error}); follow it again by "
-                f"`prioritycut jobs logs {job_id} --follow --address {self.address}`"
-            ) from error
-        return self.wait(job_id, seconds=60)
+        with self._explained(job_id):
+            asyncio.run(tail())
+        job = self.wait(job_id, seconds=60)
+        if not job.has_ended:
+            raise UserError(f"{self.address}: the log ended, but the job is {job.status}")
+        return job
 
     def stop(self, job_id: str) -> None:
         """Ask a job to end: its driver is sent SIGTERM, and saves."""
@@ -137,7 +150,7 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while True:
             job = self.job(job_id)
-            if job.status in _ENDED or time.monotonic() > deadline:
+            if job.has_ended or time.monotonic() > deadline:
                 return job
             time.sleep(0.5)
 
@@ -156,7 +169,7 @@ class Cluster:
         interrupted = []
         for item in details:
             driver = item.driver_info
-            if item.status in _ENDED or driver is None or not item.submission_id:
+            if item.status in ENDED or driver is None or not item.submission_id:
                 continue
             if driver.node_ip_address in (here, "127.0.0.1"):
                 with suppress(ProcessLookupError):  # it has ended since it was listed
@@ -176,7 +189,7 @@ class Cluster:
                 "RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head (KubeRay keeps it "
                 "in the secret of the cluster's name, key auth_token)"
             ) from error
-        except ConnectionError as error:
+        except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
             raise UserError(
                 f"{self.address}: no Ray dashboard answers; is the cluster up, and the port "
                 "forwarded (kubectl port-forward service/HEAD-SVC 8265)?"
@@ -184,7 +197,7 @@ class Cluster:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             if job_id and "404" in reason:
-                raise UserError(
+                raise NoSuchJob(
                     f"{job_id}: the cluster has no such job; `prioritycut jobs status` lists them"
                 ) from error
             raise UserError(f"{self.address}: {reason[:300]}") from error

@@ -55,7 +55,12 @@ class Package(NamedTuple):
 
 
 def pack(
-    folder: Path, out: Path, excludes: Sequence[str] = (), required: Sequence[str] = ()
+    folder: Path,
+    out: Path,
+    excludes: Sequence[str] = (),
+    required: Sequence[str] = (),
+    *,
+    limit: int | None = None,
 ) -> Package:
     """Zip a working directory, without what .gitignore, .rayignore and ``excludes`` name.
 
@@ -64,11 +69,12 @@ def pack(
         out: the .zip file to write, outside of ``folder``.
         excludes: patterns in .gitignore's notation, in addition to :data:`EXCLUDED`.
         required: files, relative to ``folder``, that are packed even if a pattern names them.
+        limit: size of the largest package that is accepted, in bytes; by default Ray's.
 
     Raises:
-        UserError: a file cannot be read, a pattern is invalid, or the package is larger than a
-            cluster accepts.
+        UserError: a file cannot be read, a pattern is invalid, or the package is too large.
     """
+    limit = _LARGEST_BYTES if limit is None else limit
     files = {os.path.normpath(name): folder / name for name in required}
     left_out: list[str] = []
     largest, largest_bytes = "", -1
@@ -78,16 +84,34 @@ def pack(
             size = archive.getinfo(Path(name).as_posix()).compress_size
             if size > largest_bytes:
                 largest, largest_bytes = name, size
-            if out.stat().st_size > _LARGEST_BYTES:
-                raise UserError(
-                    f"{folder}: the working directory is more than {_LARGEST_BYTES / 2**20:.0f} "
-                    f"MiB packed, the limit of a cluster; the largest file so far is {largest}: "
-                    "exclude it with --exclude, or submit from a smaller folder"
-                )
-        count = len(archive.namelist())
-        if not count:  # Ray accepts no package without an entry.
+            if out.stat().st_size > limit:
+                raise _too_large(folder, limit, largest, is_required=largest in files)
+        names = archive.namelist()
+        if _has_one_folder_at_most(names):
+            # Ray accepts no package without an entry, and of one that it gets by a URL it drops the
+            # name of the only folder.
             archive.writestr(".empty", "")
-    return Package(out, count, out.stat().st_size, tuple(left_out))
+    size = out.stat().st_size  # with the archive's table of contents
+    if size > limit:
+        raise _too_large(folder, limit, largest, is_required=largest in files)
+    return Package(out, len(names), size, tuple(left_out))
+
+
+def _has_one_folder_at_most(names: Sequence[str]) -> bool:
+    return all("/" in name for name in names) and len({name.split("/")[0] for name in names}) < 2
+
+
+def _too_large(folder: Path, limit: int, largest: str, *, is_required: bool) -> UserError:
+    way_out = (
+        "the job needs it: put it where all nodes find it, and give its absolute path or URL"
+        if is_required
+        else "exclude it with --exclude (--exclude '*' leaves only the configuration), or submit "
+        "from a smaller folder"
+    )
+    return UserError(
+        f"{folder}: the working directory is more than {limit / 2**20:g} MiB packed, which is the "
+        f"limit; the largest file so far is {largest}: {way_out}"
+    )
 
 
 def _in_turn(

@@ -1,26 +1,24 @@
-"""``prioritycut k8s``, and ``prioritycut submit --kubernetes``."""
+"""``prioritycut k8s``."""
 
 import shlex
-import shutil
-import subprocess
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 from rich.console import Console
 
-from prioritycut_ray.config import Section, load_config, load_section, shipped_configs
+from prioritycut_ray.config import Section, load_config, load_section
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.kubernetes.options import PLACEHOLDER, JobOptions, ManifestOptions
-from prioritycut_ray.kubernetes.render import entrypoint, ray_job, render, to_yaml
+from prioritycut_ray.kubernetes.options import PLACEHOLDER, ManifestOptions
+from prioritycut_ray.kubernetes.render import entrypoint, render
 from prioritycut_ray.retraining.settings import RetrainSettings
 from prioritycut_ray.search.space import load_base, load_search
 
-_KUBECTL_SECONDS = 60
+if TYPE_CHECKING:
+    from prioritycut_ray.kubernetes.check import Problem
 
 
 def load_options(file: str | None, overrides: Sequence[str]) -> ManifestOptions:
@@ -120,36 +118,18 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def submit(
-    config: str, overrides: Sequence[str], *, options: str | None, dry_run: bool, console: Console
-) -> None:
-    """Create a RayJob that trains, by the user's own kubectl.
+def checked(manifests: str) -> Sequence["Problem"]:
+    """The warnings of manifests.
 
     Raises:
-        UserError: the manifest has a problem, or kubectl refuses.
+        UserError: there is an error.
     """
-    if config not in shipped_configs():
-        raise UserError(
-            f"{config}: the image holds the shipped configurations only; name one of "
-            f"{', '.join(shipped_configs())} and give your changes as key=value"
-        )
-    load_config(config, overrides)
-    chosen = load_options(options, []).model_copy(
-        update={"train": JobOptions(config=config, overrides=tuple(overrides))}
-    )
-    job = ray_job(chosen, "train")
-    # A new object each time: the run's name decides what is resumed, not the RayJob's.
-    job["metadata"]["generateName"] = job["metadata"].pop("name") + "-"
-    text = to_yaml([job])
     check = _checker()
-    problems = check.check_text(text)
-    if check.errors_of(problems):
-        raise UserError("; ".join(str(problem) for problem in check.errors_of(problems)))
-    if dry_run:
-        sys.stdout.write(text)
-        return
-    console.print(_kubectl("create", "--filename=-", text=text).strip())
-    console.print(f"Watch: kubectl --namespace {chosen.namespace} get rayjobs --watch")
+    problems: Sequence[Problem] = check.check_text(manifests)
+    errors = check.errors_of(problems)
+    if errors:
+        raise UserError("; ".join(f"{item.where}: {item.message}" for item in errors))
+    return problems
 
 
 def _checker() -> ModuleType:
@@ -161,22 +141,6 @@ def _checker() -> ModuleType:
             f"checking manifests needs {error.name}: pip install 'prioritycut_ray[k8s]'"
         ) from error
     return check
-
-
-def _kubectl(*words: str, text: str) -> str:
-    program = shutil.which("kubectl")
-    if program is None:
-        raise UserError("kubectl is not on the PATH: install it, or use --dry-run and apply later")
-    try:
-        result = subprocess.run(
-            [program, *words], input=text, capture_output=True, text=True, timeout=_KUBECTL_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"kubectl did not answer within {_KUBECTL_SECONDS} s") from error
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise UserError(f"kubectl {words[0]}: {lines[-1]}; `kubectl cluster-info` tells more")
-    return result.stdout
 
 
 def describe(options: Section) -> str:

@@ -2,8 +2,10 @@
 
 import os
 import shlex
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -11,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from prioritycut_ray.config import NAMED_WEIGHTS, Config, load_config, shipped_configs
-from prioritycut_ray.errors import UserError
-from prioritycut_ray.jobs import Cluster, Job, exit_code
-from prioritycut_ray.working_directory import pack
+from prioritycut_ray.errors import Detached, UserError
+from prioritycut_ray.jobs import Cluster, Job, NoSuchJob, exit_code
+from prioritycut_ray.working_directory import Package, pack
 
 _SAVE_SECONDS = "120"
 """That a stopped job has to write its checkpoint; Ray's own value is 3."""
@@ -38,34 +40,76 @@ def submit(
     here = Path.cwd()
     config = load_config(source, overrides)
     command = ["prioritycut", "train", source, *overrides]
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": _SAVE_SECONDS, **_variables(environment)}
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": _SAVE_SECONDS, **job_variables(environment)}
     with tempfile.TemporaryDirectory() as folder:
         required = required_files(source, config, here)
         package = pack(here, Path(folder) / "working_dir.zip", excludes, required)
-        count = f"{package.files} file" + "s" * (package.files != 1)
-        console.print(
-            f"Working directory: {here}, {count}, {package.size_bytes / 2**20:.2f} MiB packed",
-            markup=False,
-        )
-        for name in package.left_out:
-            console.print(f"Left out:          {name}", markup=False)
-        console.print(f"Command:           {shlex.join(command)}", markup=False)
+        show_package(package, here, shlex.join(command), console)
         if dry_run:
             return 0
         cluster = Cluster(address)
         job_id = cluster.submit(config.name, command, package=package, environment=variables)
     console.print(f"Job:               {job_id}")
     if detach:
-        follow = ["prioritycut", "jobs", "logs", job_id, "--follow", "--address", address]
-        console.print(f"Follow: {shlex.join(follow)}", markup=False)
+        console.print(f"Follow: {_jobs_line(cluster, 'logs', job_id, '--follow')}", markup=False)
         return 0
+    return follow(cluster, job_id, console)
+
+
+def show_package(package: Package, here: Path, command: str, console: Console) -> None:
+    """Say what travels to a cluster, and what will run there."""
+    count = f"{package.files} file" + "s" * (package.files != 1)
+    console.print(
+        f"Working directory: {here}, {count}, {package.size_bytes / 2**20:.2f} MiB packed",
+        markup=False,
+    )
+    for name in package.left_out:
+        console.print(f"Left out:          {name}", markup=False)
+    console.print(f"Command:           {command}", markup=False)
+
+
+def follow(cluster: Cluster, job_id: str, console: Console) -> int:
+    """Show what a job prints until it ends.
+
+    Returns:
+        The exit code of the job's driver.
+
+    Raises:
+        UserError: the connection was lost; the job goes on.
+        Detached: Ctrl-C or SIGTERM; the job goes on.
+    """
+    again = f"`{_jobs_line(cluster, 'logs', job_id, '--follow')}`"
+    stop = f"`{_jobs_line(cluster, 'stop', job_id)}`"
     try:
-        job = cluster.follow(job_id, lambda text: console.print(text, end="", markup=False))
-    except KeyboardInterrupt:
+        with detaching(f"job {job_id} goes on: follow it with {again}, or stop it with {stop}"):
+            job = cluster.follow(job_id, lambda text: console.print(text, end="", markup=False))
+    except (Detached, NoSuchJob):
+        raise
+    except UserError as error:
         raise UserError(
-            f"job {job_id} goes on; end it by `prioritycut jobs stop {job_id} --address {address}`"
-        ) from None
+            f"lost sight of job {job_id}, it goes on ({error}); follow it with {again}"
+        ) from error
     return report_end(job, console)
+
+
+@contextmanager
+def detaching(ways: str) -> Iterator[None]:
+    """While the body runs, Ctrl-C and SIGTERM leave the job alone.
+
+    Raises:
+        Detached: with ``ways``, what goes on and how to come back.
+    """
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Detached(f"detached; {ways}") from None
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _jobs_line(cluster: Cluster, *words: str) -> str:
+    return shlex.join(["prioritycut", "jobs", *words, "--address", cluster.address])
 
 
 def required_files(source: str, config: Config, here: Path) -> list[str]:
@@ -111,7 +155,12 @@ def _within(name: str, shown: str, here: Path) -> str:
     return relative
 
 
-def _variables(words: Sequence[str]) -> dict[str, str]:
+def job_variables(words: Sequence[str]) -> dict[str, str]:
+    """The words of ``--env`` as variables.
+
+    Raises:
+        UserError: one is not KEY=VALUE.
+    """
     pairs = [word.partition("=") for word in words]
     for word, (key, equals, _) in zip(words, pairs, strict=True):
         if not key or not equals:

@@ -102,7 +102,7 @@ def test_dry_run_for_kubernetes_prints_a_valid_job(prioritycut: Prioritycut) -> 
     result = prioritycut(*words)
     assert result.returncode == 0, result.stderr
     assert errors_of(check_text(result.stdout)) == []
-    assert "generateName: prioritycut-train-" in result.stdout
+    assert "name: prioritycut-train-" in result.stdout
     assert "name=bodies" in result.stdout
 
 
