@@ -11,12 +11,17 @@ from prioritycut_ray.ray_session import knock
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _ANSWER_SECONDS = 60
-_AT_REST = (b"ray::IDLE", b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
-"""Titles of Ray's own processes on a node without work start with these."""
+_AT_REST = (
+    b"ray::IDLE",
+    b"ray::DashboardAgent",
+    b"ray::RuntimeEnvAgent",
+    b"ray::_AutoscalingCoordinatorActor",
+)
+"""Titles of Ray's own processes, which outlive every job, start with these."""
 
 
 def drain_here(seconds: float) -> bool:
-    """Drain the Ray node of this machine and wait until no task or actor runs on it.
+    """Drain the Ray node of this machine and wait until no task or actor of a job runs on it.
 
     Args:
         seconds: until the machine ends.

@@ -18,6 +18,7 @@ from tests.runs import await_truth
         ("ray::IDLE", False),
         ("ray::DashboardAgent", False),
         ("ray::RuntimeEnvAgent", False),
+        ("ray::_AutoscalingCoordinatorActor", False),
         ("raylet", False),
     ],
 )
