@@ -322,7 +322,9 @@ class Pods:
             except subprocess.CalledProcessError:
                 return False
             known = answer["data"]["summary"]
-            return any(n["ip"] == address and n["raylet"].get("state") == "ALIVE" for n in known)
+            return any(
+                n.get("ip") == address and n["raylet"].get("state") == "ALIVE" for n in known
+            )
 
         await_truth(alive, f"{name} joins", 180)
 
@@ -496,8 +498,13 @@ def test_a_link_is_cut_for_20_s(stage: Stage, trained: str) -> None:
     assert stage.bucket.weights("link-cut") == stage.bucket.weights(trained)
 
 
-def test_the_head_dies_and_the_job_is_tried_again(stage: Stage, trained: str) -> None:
-    """On a new cluster, as the operator does, while the workers of the old one still train."""
+def test_the_head_dies_and_a_new_cluster_resumes_the_run(stage: Stage, trained: str) -> None:
+    """While the workers of the old one still train.
+
+    The new cluster is that of the RayJob which the user puts in the place of the failed one
+    (`kubectl replace --force`), or of SidecarMode's next attempt: the operator does not retry a job
+    of K8sJobMode whose head is lost.
+    """
     with Pods(stage, "train") as old:
         first = old.submit("head-dies-0", "name=head-dies")
         first.await_step("head-dies", 10)
