@@ -87,8 +87,9 @@ def heatmap_difference(
     source: Keypoints, driving: Keypoints, height: int, width: int
 ) -> Float[Tensor, "B K1 h w"]:
     """H_k = driving Gaussian − source Gaussian, after the background's H_0 = 0."""
-    both = torch.cat([driving.value, source.value])
-    of_driving, of_source = keypoint_heatmaps(both, height, width).chunk(2)
+    both = torch.stack([driving.value, source.value])
+    heatmaps = keypoint_heatmaps(both.flatten(0, 1), height, width)
+    of_driving, of_source = heatmaps.unflatten(0, both.shape[:2]).unbind()
     difference = of_driving - of_source
     return torch.cat([torch.zeros_like(difference[:, :1]), difference], dim=1)
 
