@@ -166,7 +166,7 @@ def test_without_a_current_model_the_way_to_one_is_told(
         ({"holdout": "train"}, ["holdout=train", "trained on that split"]),
         ({"holdout": "nope"}, ["nope"]),
         ({"set": {"model.num_keypoints": 5}}, ["model.num_keypoints", "another network"]),
-        ({"set": {"optim.rl": 5}}, ["optim.rl", "optim.lr"]),
+        ({"set": {"optim.rl": 5}}, ["optim.rl", "the keys of optim are lr,"]),
         ({"gate": {"target": "l2"}}, ["gate", "l2", "l1"]),
     ],
 )

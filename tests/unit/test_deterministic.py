@@ -91,15 +91,17 @@ def settings_of_torch() -> Iterator[None]:
 
 
 def one_step(*words: str) -> Seen:
+    config = load_config(str(TINY), [*WORDS, *words])
     with fake_cuda() as gpu:
-        return train(gpu, load_config(str(TINY), [*WORDS, *words]), steps=1)[1]
+        seen = train(gpu, config, steps=1)[1]
+        assert torch.are_deterministic_algorithms_enabled() == config.train.deterministic
+        assert torch.backends.cudnn.benchmark != config.train.deterministic
+    return seen
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_operation_of_a_step_is_nondeterministic(kind: str) -> None:
     seen = one_step(*KINDS[kind], "train.deterministic=true")
-    assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.backends.cudnn.benchmark
     found = NONDETERMINISTIC & set(seen.by_name())
     assert found == set()
     assert seen.by_name()["index_put_"] > 0, "features are warped by gathering"
@@ -110,7 +112,6 @@ def test_no_operation_of_a_step_is_nondeterministic(kind: str) -> None:
 def test_operations_that_are_not_deterministic_would_be_seen() -> None:
     found = NONDETERMINISTIC & set(one_step().by_name())
     assert found == {"grid_sampler_2d_backward", "upsample_bilinear2d_backward"}
-    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_workers_are_told_of_the_workspace_of_cublas() -> None:
