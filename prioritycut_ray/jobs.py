@@ -22,10 +22,10 @@ from prioritycut_ray.working_directory import Package
 
 RUN_KEY = "prioritycut_run"
 """Of a job's metadata: the run that it trains."""
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
-
-logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # each log's end
+# It reports the end of every log that is followed, among the job's own lines.
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 
 
 class Job(NamedTuple):
@@ -42,7 +42,7 @@ class Job(NamedTuple):
     @property
     def has_ended(self) -> bool:
         """Whether nothing of it runs any more."""
-        return self.status in ENDED
+        return self.status in _ENDED
 
 
 class NoSuchJob(UserError):
@@ -169,7 +169,7 @@ class Cluster:
         interrupted = []
         for item in details:
             driver = item.driver_info
-            if item.status in ENDED or driver is None or not item.submission_id:
+            if item.status in _ENDED or driver is None or not item.submission_id:
                 continue
             if driver.node_ip_address in (here, "127.0.0.1"):
                 with suppress(ProcessLookupError):  # it has ended since it was listed

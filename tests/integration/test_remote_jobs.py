@@ -43,7 +43,7 @@ def test_a_job_trains_and_the_same_submission_resumes(
     places = [f"data.url={shards}", f"storage={tmp_path / 'runs'}", "name=remote"]
     first = submitted(here, address, *places, "train.samples=16")
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "1 files" in first.stdout
+    assert "1 file," in first.stdout
     assert "SUCCEEDED, exit code 0" in first.stdout
     second = submitted(here, address, *places, "train.samples=32")
     assert second.returncode == 0, second.stdout + second.stderr
