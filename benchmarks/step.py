@@ -98,7 +98,7 @@ def step(
     kind: str = "unet",
     turns: int = 2,
     threads: int = 1,
-    compiled: Annotated[bool, typer.Option(help="Also with torch.compile.")] = False,
+    compiled: Annotated[bool, typer.Option(help="Also with train.compile.")] = False,
     picture: Path = Path("step.png"),
 ) -> None:
     """Time whole training steps; a table, and a bar for each way by phase."""
@@ -157,6 +157,7 @@ def _config(way: str, size: int, batch: int, kind: str) -> Config:
         "train": {
             "batch_size": batch,
             "precision": "bfloat16" if way.startswith("bfloat16") else "float32",
+            "compile": way.endswith("compiled"),
         },
     }
     return parse_config(tree, "step")
@@ -168,8 +169,7 @@ def _scales(size: int) -> list[float]:
 
 def _run(way: str, size: int, batch: int, kind: str) -> Run:
     """Networks and frames for steps in a way."""
-    backend = "inductor" if way.endswith("compiled") else ""
-    return make_run(way, _config(way, size, batch, kind), compile_with=backend)
+    return make_run(way, _config(way, size, batch, kind))
 
 
 def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> list[Cost]:

@@ -8,6 +8,7 @@ from device_rates import DEVICE
 from reference_way import reference_perceptual, reference_state, reference_step
 from torch import Tensor, nn
 
+from prioritycut_ray.compilation import compile_networks
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.stream import Batch
 from prioritycut_ray.models.animator import FramePair
@@ -75,7 +76,7 @@ class Run(NamedTuple):
 
 
 def make_run(
-    way: str, config: Config, worker: Worker | None = None, *, compile_with: str = ""
+    way: str, config: Config, worker: Worker | None = None, *, backend: str = "inductor"
 ) -> Run:
     """Networks with random weights and random frames for a way, set up as the trainer does.
 
@@ -83,7 +84,7 @@ def make_run(
         way: see :class:`Run`.
         config: the resolved configuration.
         worker: one that is alone on :data:`DEVICE`, unless given.
-        compile_with: a backend of torch.compile, for all networks; empty for none.
+        backend: of torch.compile, with ``train.compile``.
     """
     worker = worker or Worker(0, 1, DEVICE)
     if worker.device.type == "cuda":
@@ -94,10 +95,9 @@ def make_run(
         else (new_state, build_perceptual)
     )
     state, perceptual = build(config, worker.device), perceptual_of(config, worker.device)
-    if compile_with:
-        for network in (state.animator, state.discriminator, perceptual):
-            network.compile(backend=compile_with)
     networks = distribute(state, worker)
+    if config.train.compile:
+        compile_networks(state.animator, state.discriminator, perceptual, backend=backend)
     return Run(way, config, worker, state, *networks, perceptual, random_frames(config, worker))
 
 

@@ -274,6 +274,8 @@ class TrainConfig(Section):
     use_gpu: AutoYesNo = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the networks; auto = bfloat16 where every worker's hardware multiplies in it."""
+    compile: bool = False
+    """Compile the blocks of the networks with torch.compile: minutes at the first step."""
     activation_checkpointing: bool = False
     """Recompute activations of the perceptual network, for large frames: less memory, more time."""
     deterministic: bool = False

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prioritycut_ray.ahead import ahead_on_gpu
 from prioritycut_ray.checkpoint import load_checkpoint
+from prioritycut_ray.compilation import compile_networks
 from prioritycut_ray.config import Config, DataConfig
 from prioritycut_ray.data.augment import augment
 from prioritycut_ray.data.cache import ClipCache
@@ -75,6 +76,8 @@ def train(
         load_checkpoint(state, checkpoint)
     perceptual = build_perceptual(config, worker.device)
     animator, discriminator = distribute(state, worker)
+    if config.train.compile:
+        compile_networks(state.animator, state.discriminator, perceptual)
     tracker = Tracker(writer, start=state.step) if writer else None
     meter = Meter(worker)
     pulse.mark(state.step, "waiting for data")

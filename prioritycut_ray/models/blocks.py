@@ -22,9 +22,10 @@ def channels_last(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     Every network here computes in this layout, which the CPU's and the GPU's bfloat16 convolutions
     are fastest in. Where an input and its gradient differ in layout, batch norm and pooling on the
     CPU fall back to loops that are up to 20 times slower: so what breaks the layout mends it.
+    Compiled code chooses the layouts of gradients itself.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    if x.requires_grad:
+    if x.requires_grad and not torch.compiler.is_compiling():
         x.register_hook(_channels_last_gradient)
     return x
 

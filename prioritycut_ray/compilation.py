@@ -1,0 +1,73 @@
+"""Networks compiled block by block (``train.compile``, docs/performance.md).
+
+Blocks, because what lies between them must stay as it is: spectral norms of all layers together,
+coordinates in float32, hooks that keep gradients channels last. Blocks of one shape share their
+compiled code.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.models.batch_norm import BatchNorm2d
+from prioritycut_ray.models.blocks import ResBlock, SameBlock
+from prioritycut_ray.models.discriminators import PatchBlock, ResidualDownBlock, ResidualUpBlock
+from prioritycut_ray.models.perceptual import PerceptualFeatures
+
+BLOCKS = (SameBlock, ResBlock, PatchBlock, ResidualDownBlock, ResidualUpBlock, PerceptualFeatures)
+_VARIANTS = 64
+"""Most ways in which a kind of block is compiled: shapes, with and without gradients, at rest."""
+
+
+class _CollectiveBatchNorm2d(BatchNorm2d):
+    """Never compiled: every rank runs its collective operations in the order of the layers."""
+
+    forward = torch.compiler.disable(BatchNorm2d.forward)
+
+
+def compile_networks(*networks: nn.Module, backend: str = "inductor") -> None:
+    """Compile the blocks of networks in place, each shape when it is first used.
+
+    The code of a block serves batches of any size: the discriminator sees two images a sample, and
+    three where the step mixes.
+
+    Args:
+        networks: keep their parameters, buffers and names; copies of them are not compiled.
+        backend: of ``torch.compile``.
+
+    Raises:
+        UserError: this machine has no C++ compiler, which generated code needs.
+    """
+    if backend == "inductor" and not _has_compiler():
+        raise UserError(
+            "train.compile=true needs a C++ compiler on every node that trains: install g++, or "
+            "set train.compile=false"
+        )
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _VARIANTS)
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, BLOCKS):
+                # Calls go to what nn.Module.compile would set here; copies of a module lack it.
+                compiled = torch.compile(module.forward, backend=backend, dynamic=False)
+                module._compiled_call_impl = _for_any_batch(compiled)
+            elif isinstance(module, BatchNorm2d) and module.synchronised:
+                module.__class__ = _CollectiveBatchNorm2d
+
+
+def _for_any_batch(forward: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def call(x: Tensor) -> Any:
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        return forward(x)
+
+    return call
+
+
+def _has_compiler() -> bool:
+    names = ("g++", "clang++", os.environ.get("CXX", ""))
+    return any(shutil.which(name) for name in names if name)

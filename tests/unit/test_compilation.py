@@ -1,0 +1,66 @@
+import copy
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from prioritycut_ray import compilation
+from prioritycut_ray.compilation import compile_networks
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.models.blocks import DownBlock
+
+
+def compiled(*words: str) -> dict[str, Any]:
+    """What :mod:`tests.compiled_steps` says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.compiled_steps", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def check(result: dict[str, Any]) -> None:
+    """The same numbers, by code that the first batch made."""
+    assert result["breaks"] == {}
+    for plain, same in zip(result["plain"], result["compiled"], strict=True):
+        assert plain.pop("graphs") == 0
+        assert same.pop("graphs") == result["graphs"]
+        assert same == pytest.approx(plain, rel=1e-5)
+
+
+def test_compiled_steps_give_the_same_losses_and_compile_once_for_all_batches() -> None:
+    result = compiled("eager")
+    assert "discriminator/mixed" not in result["plain"][0]
+    assert "discriminator/mixed" in result["plain"][1], "three images a sample, and not two"
+    result["graphs"] = result["compiled"][0]["graphs"]
+    assert result["graphs"] >= 20, "blocks of all three networks"
+    check(result)
+
+
+@pytest.mark.slow
+def test_generated_code_gives_the_same_results() -> None:
+    check(compiled("inductor", "block") | {"graphs": 1})
+
+
+def test_names_stay_and_copies_are_not_compiled() -> None:
+    network = DownBlock(3, 4)
+    names = list(network.state_dict())
+    compile_networks(network, backend="eager")
+    assert list(network.state_dict()) == names
+    other = copy.deepcopy(network)
+    other.conv.requires_grad_(False).weight.fill_(0.0)
+    assert other(torch.rand(2, 3, 8, 8)).max() < 1e-3, "a copy has its own weights"
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "_has_compiler", lambda: False)
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+        compile_networks(DownBlock(3, 4))
