@@ -48,11 +48,27 @@ def local_ray() -> Iterator[None]:
     import ray
 
     assert "RAY_ADDRESS" not in os.environ, "tests start their own Ray"
+    _start_ray()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def spent_ray(local_ray: None) -> Iterator[None]:
+    """That Ray, started again after the module: for tests that leave parts of its CPUs taken."""
+    import ray
+
+    yield
+    ray.shutdown()
+    _start_ray()
+
+
+def _start_ray() -> None:
+    import ray
+
     ray.init(
         num_cpus=2, object_store_memory=200_000_000, log_to_driver=False, logging_level="ERROR"
     )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -60,16 +60,23 @@ def run(folder: Path, space: dict[str, Any], domains: dict[str, Domain]) -> list
     return collect(RunStorage(str(folder / "tune")), ROUNDS)
 
 
-def test_equal_members_all_have_their_last_report(local_ray: None, tmp_path: Path) -> None:
+# Ray does not free all that a failed member of a population has held (seen with 2.60.0): a later
+# training that wants every CPU would wait for ever.
+
+
+def test_equal_members_all_have_their_last_report(spent_ray: None, tmp_path: Path) -> None:
     space = {"objective": 1.0, "x": 1.0, "place": tune.grid_search([0, 1, 2, 3])}
     trials = run(tmp_path, space, {"x": Domain(uniform=(0.0, 2.0))})
     assert [trial.status for trial in trials] == ["finished"] * 4
     assert {trial.last.samples for trial in trials if trial.last} == {ROUNDS}
 
 
-@pytest.mark.parametrize("dies_at", [1, 2, ROUNDS])
+@pytest.mark.parametrize(
+    "dies_at",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(ROUNDS, marks=pytest.mark.slow)],
+)
 def test_the_others_go_on_without_a_member_that_failed_for_good(
-    local_ray: None, tmp_path: Path, dies_at: int
+    spent_ray: None, tmp_path: Path, dies_at: int
 ) -> None:
     # The one in the middle is neither the best nor the worst.
     space = {"objective": 1.0, "x": 1.0, "dies_at": tune.grid_search([None, dies_at, None])}
@@ -77,7 +84,7 @@ def test_the_others_go_on_without_a_member_that_failed_for_good(
     assert sorted(trial.status for trial in trials) == ["failed", "finished", "finished"]
 
 
-def test_values_that_are_taken_over_stay_in_their_lists(local_ray: None, tmp_path: Path) -> None:
+def test_values_that_are_taken_over_stay_in_their_lists(spent_ray: None, tmp_path: Path) -> None:
     space = {
         "objective": tune.grid_search([1.0, 2.0, 3.0, 4.0]),
         **{str(number): tune.choice(list(values)) for number, values in enumerate(LISTS)},
