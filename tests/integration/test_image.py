@@ -4,7 +4,9 @@ Pods are processes in the image's files, each on a host of its own (tests/networ
 environment, the parameters and the entrypoint of the rendered manifests.
 """
 
+import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -147,10 +149,14 @@ def _start(stack: ExitStack, stage: Stage, host: Host, group: Object, *words: st
     given = [f"--{key}={value}" for key, value in parameters.items()]
     command = ["ray", "start", *words, *given, f"--node-ip-address={host.address}", "--block"]
     process = subprocess.Popen(
-        stage.command(host, *command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        stage.command(host, *command),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     stack.callback(process.wait, 60)
-    stack.callback(process.kill)  # of a process namespace, and so of all in it
+    # Among them the first process of the pod's namespace, with which all others end.
+    stack.callback(os.killpg, process.pid, signal.SIGKILL)
 
 
 def _answers(client: Host, url: str) -> bool:
