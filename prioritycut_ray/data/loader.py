@@ -8,6 +8,7 @@ a damaged one, which is the same on every rank, for it would die there too.
 
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
@@ -42,6 +43,8 @@ CRASHES = (
     signal.SIGALRM,
 )
 IDLE = -1
+# A worker that broke a connection has ended by then, core dump included.
+DEATH_WAIT_S = 10
 
 T = TypeVar("T")
 
@@ -210,11 +213,21 @@ class _Team:
                 answer = next(self._iterator)
             except StopIteration:
                 return
-            except RuntimeError:
+            except (RuntimeError, OSError, EOFError):
+                # torch's word for a death, or a broken connection: a worker can also die while
+                # this process takes over the memory of a batch that it had finished.
+                self._wait_for_death()
                 if not self.deaths():
                     raise
                 return
             yield answer
+
+    def _wait_for_death(self) -> None:
+        """Wait until a worker has ended: its connections close before its exit code is there."""
+        by_sentinel = {process.sentinel: process for process in self._processes}
+        for ended in multiprocessing.connection.wait([*by_sentinel], timeout=DEATH_WAIT_S):
+            assert isinstance(ended, int)
+            by_sentinel[ended].join()
 
     def deaths(self) -> list[_Death]:
         """List the workers that died."""

@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from multiprocessing import resource_sharer
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ def test_clip_that_kills_again_is_avoided_and_no_other(tmp_path: Path, caplog: A
     read = read_all(tmp_path, {5: 99})
     assert read[5] == "5: its decoder dies (SIGSEGV)"
     assert read[:5] + read[6:] == [str(number) for number in range(12) if number != 5]
-    assert len(list(tmp_path.glob("5-*"))) == 2
+    # Twice in a row; one that comes before the batches ahead of it are delivered may be a third.
+    assert len(list(tmp_path.glob("5-*"))) >= 2
     assert "a loader worker died (SIGSEGV at clip film5)" in caplog.text
 
 
@@ -73,6 +76,30 @@ def test_no_clip_is_blamed_for_a_kill_from_outside(tmp_path: Path, caplog: Any) 
     read = read_all(tmp_path, {5: 1}, signal.SIGKILL, workers=1)
     assert read == [str(number) for number in range(12)]
     assert "SIGKILL" in caplog.text
+
+
+def test_batch_whose_worker_dies_before_it_is_taken_over_is_read_again(
+    tmp_path: Path, caplog: Any
+) -> None:
+    class DyingSlowly(Mortal):
+        """Closes its connections first, and is gone a second later, as with a core dump."""
+
+        def __call__(self, numbers: Sequence[int], *given: Any) -> Any:
+            if numbers == [2] and not (tmp_path / "closed").exists():
+                resource_sharer.stop(timeout=60)
+                (tmp_path / "closed").touch()
+                time.sleep(1)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return torch.tensor(int(super().__call__(numbers, *given)))
+
+    # The worker has put batch 1 into its pipe when it dies; the memory of that batch dies with it.
+    batches = load(DyingSlowly(tmp_path, {}, signal.SIGKILL), SHARES, 1, name_of)
+    first = next(batches)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "closed").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [int(number) for number in [first, *batches]] == list(range(12))
+    assert "a loader worker died (SIGKILL)" in caplog.text
 
 
 def test_endless_dying_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
