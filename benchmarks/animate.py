@@ -20,18 +20,18 @@ import typer
 from reference_way import reference_layers
 from torch import Tensor
 
-from prioritycut_ray.ahead import ahead
 from prioritycut_ray.commands import animate as animating
-from prioritycut_ray.commands.animate import Motion, set_scene
 from prioritycut_ray.config import ModelConfig, load_config
-from prioritycut_ray.data.footage import survey
-from prioritycut_ray.data.output import write_animation
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.video import write_video
-from prioritycut_ray.inference import animate, default_device, to_tensor
+from prioritycut_ray.inference.animate import animate, default_device, to_tensor
+from prioritycut_ray.inference.footage import survey
+from prioritycut_ray.inference.output import write_animation
+from prioritycut_ray.inference.pretrained import Animator
+from prioritycut_ray.inference.scene import Motion, set_scene
+from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import Precision
-from prioritycut_ray.pretrained import Animator
-from prioritycut_ray.state import build_animator
+from prioritycut_ray.prefetch import ahead
+from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.visualize import to_uint8
 
 DEVICE = default_device()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prioritycut_ray.inference import default_device
+from prioritycut_ray.inference.animate import default_device
 from prioritycut_ray.precision import float32_products
 
 DEVICE = default_device()

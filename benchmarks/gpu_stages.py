@@ -37,12 +37,12 @@ from torch.profiler import ProfilerActivity
 from torch.utils.flop_counter import FlopCounterMode
 from whole_step import REFERENCE, Run, make_run
 
-from prioritycut_ray.checkpoint import load_checkpoint, save_checkpoint
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.data.stream import FramePairs, batches
-from prioritycut_ray.launch import DETERMINISTIC_CUBLAS
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.launch.worker import DETERMINISTIC_CUBLAS
+from prioritycut_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from prioritycut_ray.training.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from whole_step import Run, make_run
 
 from prioritycut_ray.config import Config, load_config
-from prioritycut_ray.launch import KEEP_FREED_MEMORY
-from prioritycut_ray.models import blocks, dense_motion
+from prioritycut_ray.launch.worker import KEEP_FREED_MEMORY
+from prioritycut_ray.models import blocks
 from prioritycut_ray.models.animator import Animator, FramePair
 from prioritycut_ray.models.batch_norm import BatchNorm2d
+from prioritycut_ray.models.first_order import dense_motion
 from prioritycut_ray.models.sampling import DeterministicSample
-from prioritycut_ray.state import build_animator
+from prioritycut_ray.networks import build_animator
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NORMS = ((2, 64, 256, 256), (2, 128, 128, 128), (2, 256, 64, 64), (8, 64, 128, 128))

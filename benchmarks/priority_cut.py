@@ -21,20 +21,21 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from prioritycut_ray import priority_cut
-from prioritycut_ray.checkpoint import find_checkpoint, load_animator
 from prioritycut_ray.config import Config, PriorityCutConfig, parse_config
 from prioritycut_ray.data.puppets import disoccluded, foreground, render_clip
 from prioritycut_ray.models.animator import FramePair
-from prioritycut_ray.models.dense_motion import DenseMotion
-from prioritycut_ray.state import new_state
-from prioritycut_ray.steps import (
-    build_perceptual,
+from prioritycut_ray.models.first_order.dense_motion import DenseMotion
+from prioritycut_ray.networks import build_perceptual
+from prioritycut_ray.runs.locate import find_checkpoint
+from prioritycut_ray.training.checkpoint import load_animator
+from prioritycut_ray.training.state import new_state
+from prioritycut_ray.training.steps import (
     draw_mask,
     draw_randomness,
     micro_batches,
     training_step,
 )
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.training.worker import Worker
 
 CPU = torch.device("cpu")
 FIRST_SEED = 1000  # The quickstart trains on seeds far below.

@@ -4,7 +4,7 @@ import io
 
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.shards import Member, ShardWriter
-from prioritycut_ray.data.video import write_video
+from prioritycut_ray.video.encoding import write_video
 
 
 def pack_puppets(url: str, clips: int, frames: int, size: int) -> str:

@@ -28,15 +28,16 @@ import torch
 import typer
 
 from prioritycut_ray.config import Config, load_config
-from prioritycut_ray.data.packing import pack_videos
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.shards import read_index
-from prioritycut_ray.data.video import write_video
-from prioritycut_ray.launch import KEEP_FREED_MEMORY, launch
-from prioritycut_ray.ray_session import start_ray
-from prioritycut_ray.state import TrainState
-from prioritycut_ray.trainer import train
-from prioritycut_ray.worker import Pulse, Worker
+from prioritycut_ray.launch.driver import launch
+from prioritycut_ray.launch.worker import KEEP_FREED_MEMORY
+from prioritycut_ray.packing.pipeline import pack_videos
+from prioritycut_ray.ray_cluster.session import start_ray
+from prioritycut_ray.training.state import TrainState
+from prioritycut_ray.training.trainer import train
+from prioritycut_ray.training.worker import Pulse, Worker
+from prioritycut_ray.video.encoding import write_video
 
 LOG_EVERY = 10
 _NICENESS_OF_WORKERS = 15
@@ -172,7 +173,7 @@ class _Recorder:
 
 def _import_seconds() -> float:
     before = time.perf_counter()
-    command = "import prioritycut_ray.cli, prioritycut_ray.commands.train"
+    command = "import prioritycut_ray.cli, prioritycut_ray.launch.train"
     subprocess.run([sys.executable, "-c", command], check=True)
     return time.perf_counter() - before
 

@@ -19,14 +19,16 @@ from torch.optim import Adam
 from prioritycut_ray import losses, priority_cut
 from prioritycut_ray.config import Config
 from prioritycut_ray.equivariance import random_spline, transform_frame
-from prioritycut_ray.models import blocks, dense_motion, discriminators, generator
+from prioritycut_ray.models import blocks, discriminators
 from prioritycut_ray.models.animator import Animation
 from prioritycut_ray.models.batch_norm import BatchNorm2d
 from prioritycut_ray.models.blocks import AntiAliasDownsample, coordinate_grid
-from prioritycut_ray.models.keypoints import HEATMAP_VARIANCE
+from prioritycut_ray.models.first_order import dense_motion, generator
+from prioritycut_ray.models.first_order.keypoints import HEATMAP_VARIANCE
 from prioritycut_ray.models.perceptual import PerceptualPyramid
-from prioritycut_ray.state import TrainState, new_state
-from prioritycut_ray.steps import MicroBatch, build_perceptual, draw_mask
+from prioritycut_ray.networks import build_perceptual
+from prioritycut_ray.training.state import TrainState, new_state
+from prioritycut_ray.training.steps import MicroBatch, draw_mask
 
 
 def reference_state(config: Config, device: torch.device) -> TrainState:

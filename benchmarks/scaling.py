@@ -21,15 +21,11 @@ import typer
 
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.models.animator import FramePair
-from prioritycut_ray.state import TrainState, new_state
-from prioritycut_ray.steps import (
-    build_perceptual,
-    draw_randomness,
-    micro_batches,
-    training_step,
-)
-from prioritycut_ray.trainer import distribute
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.networks import build_perceptual
+from prioritycut_ray.training.state import TrainState, new_state
+from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
+from prioritycut_ray.training.trainer import distribute
+from prioritycut_ray.training.worker import Worker
 
 CPU = torch.device("cpu")
 WAYS = {"alone": 1, "apart": 2, "together": 2}

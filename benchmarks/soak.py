@@ -25,9 +25,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from prioritycut_ray.checkpoint import find_checkpoint
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.video import write_video
+from prioritycut_ray.runs.locate import find_checkpoint
+from prioritycut_ray.video.encoding import write_video
 from tests.hosts import environment, prioritycut
 from tests.runs import Training, assert_same_weights, await_truth
 

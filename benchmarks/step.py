@@ -35,14 +35,10 @@ from whole_step import REFERENCE, Run, make_run
 
 from prioritycut_ray.config import Config, load_config, parse_config
 from prioritycut_ray.models.animator import FramePair
-from prioritycut_ray.state import new_state
-from prioritycut_ray.steps import (
-    build_perceptual,
-    draw_randomness,
-    micro_batches,
-    training_step,
-)
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.networks import build_perceptual
+from prioritycut_ray.training.state import new_state
+from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
+from prioritycut_ray.training.worker import Worker
 
 WAYS = (REFERENCE, "float32", "bfloat16")
 PHASES = (

@@ -8,21 +8,17 @@ from device_rates import DEVICE
 from reference_way import reference_perceptual, reference_state, reference_step
 from torch import Tensor, nn
 
-from prioritycut_ray.compilation import compile_networks
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.stream import Batch
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.perceptual import PerceptualPyramid
+from prioritycut_ray.networks import build_perceptual
 from prioritycut_ray.precision import float32_products
-from prioritycut_ray.state import TrainState, new_state
-from prioritycut_ray.steps import (
-    build_perceptual,
-    draw_randomness,
-    micro_batches,
-    training_step,
-)
-from prioritycut_ray.trainer import choose_algorithms, distribute, prepare
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.training.compilation import compile_networks
+from prioritycut_ray.training.state import TrainState, new_state
+from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
+from prioritycut_ray.training.trainer import choose_algorithms, distribute, prepare
+from prioritycut_ray.training.worker import Worker
 
 REFERENCE = "reference's way"
 

@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prioritycut_ray.pretrained import Animator
+    from prioritycut_ray.inference.pretrained import Animator
 
 __all__ = ["Animator"]
 
@@ -23,7 +23,7 @@ if "ray" not in sys.modules:
 def __getattr__(name: str) -> Any:
     """Import torch when a model is asked for, not before: `--help` answers at once."""
     if name == "Animator":
-        from prioritycut_ray.pretrained import Animator
+        from prioritycut_ray.inference.pretrained import Animator
 
         return Animator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ from typer.models import OptionInfo
 
 from prioritycut_ray.config import dump_config, load_config
 from prioritycut_ray.errors import DiskFull, UserError
-from prioritycut_ray.paths import expanded
+from prioritycut_ray.storage.paths import expanded
 
 app = typer.Typer(
     name="prioritycut",
@@ -70,7 +70,7 @@ def quickstart(
     debug: Debug = False,
 ) -> None:
     """Run the whole job on synthetic puppets: shard, train, evaluate, animate."""
-    from prioritycut_ray.quickstart import run_quickstart
+    from prioritycut_ray.commands.quickstart import run_quickstart
 
     with _writing_to(out):
         run_quickstart(out, overrides or [], console)
@@ -188,7 +188,7 @@ def train_verb(
     if dry_run:
         sys.stdout.write(dump_config(resolved))
         return
-    from prioritycut_ray.commands.train import train
+    from prioritycut_ray.launch.train import train
 
     with _writing_to(resolved.run):
         run = train(resolved)
@@ -304,7 +304,7 @@ def evaluate_verb(
 ) -> None:
     """Rebuild held-out clips from their first frame, score them, and write a report."""
     from prioritycut_ray.commands.evaluate import evaluate
-    from prioritycut_ray.evaluation import Measures
+    from prioritycut_ray.evaluation.records import Measures
 
     with _writing_to(out or run):
         evaluate(
@@ -368,7 +368,8 @@ def animate_verb(
     debug: Debug = False,
 ) -> None:
     """Move a source image like a driving video."""
-    from prioritycut_ray.commands.animate import Motion, animate
+    from prioritycut_ray.commands.animate import animate
+    from prioritycut_ray.inference.scene import Motion
 
     with _writing_to(out):
         animate(
@@ -585,7 +586,7 @@ def jobs_status(
 ) -> None:
     """Show a job, or all jobs of a cluster."""
     from prioritycut_ray.commands.submit import show_status
-    from prioritycut_ray.jobs import Cluster
+    from prioritycut_ray.ray_cluster.jobs import Cluster
 
     show_status(Cluster(_dashboard(address)), job, console)
 
@@ -608,7 +609,7 @@ def jobs_logs(
         raise typer.Exit(rayjob.logs(job, namespace, context, is_followed=follow, console=console))
     _refuse_without_kubernetes(namespace=namespace, context=context)
     from prioritycut_ray.commands import submit
-    from prioritycut_ray.jobs import Cluster
+    from prioritycut_ray.ray_cluster.jobs import Cluster
 
     cluster = Cluster(_dashboard(address))
     if follow:
@@ -620,7 +621,7 @@ def jobs_logs(
 def jobs_stop(job: JobId, address: Address = None, debug: Debug = False) -> None:
     """End a job: it saves, and the same submission resumes it."""
     from prioritycut_ray.commands.submit import stop
-    from prioritycut_ray.jobs import Cluster
+    from prioritycut_ray.ray_cluster.jobs import Cluster
 
     stop(Cluster(_dashboard(address)), job, console)
 
@@ -633,7 +634,7 @@ def jobs_interrupt(
 ) -> None:
     """On a head that is about to go: let its jobs save and fail, so that they are retried."""
     from prioritycut_ray.commands.submit import interrupt
-    from prioritycut_ray.jobs import Cluster
+    from prioritycut_ray.ray_cluster.jobs import Cluster
 
     interrupt(Cluster(_dashboard(address)), seconds, console)
 
@@ -644,7 +645,7 @@ def jobs_drain(
     debug: Debug = False,
 ) -> None:
     """Drain the Ray node of this machine: runs save and move; wait until no work is left."""
-    from prioritycut_ray.drain import drain_here
+    from prioritycut_ray.launch.drain import drain_here
 
     at_rest = drain_here(seconds)
     console.print("the node is at rest" if at_rest else f"still at work after {seconds:g} s")
@@ -723,8 +724,8 @@ def import_fomm(
     debug: Debug = False,
 ) -> None:
     """Turn published First Order Motion weights into a run that animates, evaluates and trains."""
-    from prioritycut_ray.reference import import_checkpoint
-    from prioritycut_ray.storage import fetched
+    from prioritycut_ray.importers.first_order import import_checkpoint
+    from prioritycut_ray.storage.reading import fetched
 
     with _writing_to(out), fetched(file) as weights:
         report = import_checkpoint(weights, out)

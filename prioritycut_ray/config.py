@@ -28,7 +28,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.paths import expanded
+from prioritycut_ray.storage.paths import expanded, resolved
 from prioritycut_ray.yaml_text import Loader, Number, TextLoader, parse_yaml
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -508,7 +508,8 @@ def read_mapping(source: str) -> dict[str, Any]:
 
 
 def _read_url(url: str) -> bytes:
-    from prioritycut_ray.storage import filesystem, read_bytes  # not at every start of a command
+    from prioritycut_ray.storage.filesystem import filesystem
+    from prioritycut_ray.storage.reading import read_bytes
 
     fs, path = filesystem(url)
     return read_bytes(fs, path, url)
@@ -667,3 +668,25 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = (flatten(dict(tree), "") for tree in (old, new))
     keys = before | after
     return [key for key in keys if before.get(key) != after.get(key)]
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Workers run in folders of their own: relative paths are taken from where the user stands."""
+    perceptual = config.loss.perceptual
+    weights = perceptual.weights
+    if weights not in NAMED_WEIGHTS:
+        weights = resolved(weights)
+    return config.model_copy(
+        update={
+            "storage": resolved(config.storage),
+            "data": config.data.model_copy(
+                update={
+                    "url": resolved(config.data.url),
+                    "cache_dir": config.data.cache_dir and resolved(config.data.cache_dir),
+                }
+            ),
+            "loss": config.loss.model_copy(
+                update={"perceptual": perceptual.model_copy(update={"weights": weights})}
+            ),
+        }
+    )

@@ -15,7 +15,7 @@ from prioritycut_ray import equivariance
 from prioritycut_ray.equivariance import ThinPlateSpline
 from prioritycut_ray.models.blocks import inverse_2x2
 from prioritycut_ray.models.discriminators import DiscriminatorOutput
-from prioritycut_ray.models.keypoints import Keypoints
+from prioritycut_ray.models.first_order.keypoints import Keypoints
 from prioritycut_ray.priority_cut import mix
 
 Scalar = Float[Tensor, ""]

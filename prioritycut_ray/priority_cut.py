@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from prioritycut_ray.models.dense_motion import DenseMotion
+from prioritycut_ray.models.first_order.dense_motion import DenseMotion
 
 
 def priority_mask(

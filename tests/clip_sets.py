@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from prioritycut_ray.data.shards import Clip, Member, ShardWriter
-from prioritycut_ray.data.video import write_video
+from prioritycut_ray.video.encoding import write_video
 
 CLIPS, SIZE = 7, 32
 

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from prioritycut_ray.compilation import compile_networks
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.blocks import DownBlock
-from prioritycut_ray.state import new_state, set_learning_rates
-from prioritycut_ray.steps import build_perceptual, draw_randomness, micro_batches, training_step
-from prioritycut_ray.trainer import distribute
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.networks import build_perceptual
+from prioritycut_ray.training.compilation import compile_networks
+from prioritycut_ray.training.state import new_state, set_learning_rates
+from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
+from prioritycut_ray.training.trainer import distribute
+from prioritycut_ray.training.worker import Worker
 from tests.conftest import TINY
 
 SMALLEST = [

@@ -33,7 +33,7 @@ def tiny() -> Config:
 def puppet_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of six synthetic puppet clips, 32x32, 12 frames each."""
     from prioritycut_ray.data.puppets import render_clip
-    from prioritycut_ray.data.video import write_video
+    from prioritycut_ray.video.encoding import write_video
 
     folder = tmp_path_factory.mktemp("puppets")
     for seed in range(6):
@@ -74,7 +74,7 @@ def _start_ray() -> None:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory, puppet_videos: Path, local_ray: None) -> Path:
     """The puppet clips, packed: five to train, one to test."""
-    from prioritycut_ray.data.packing import pack_videos
+    from prioritycut_ray.packing.pipeline import pack_videos
 
     out = tmp_path_factory.mktemp("packed") / "data"
     pack_videos([str(puppet_videos)], str(out), size=32)

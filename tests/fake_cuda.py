@@ -34,13 +34,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import prioritycut_ray
-from prioritycut_ray import trainer
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.shards import ClipIndex
 from prioritycut_ray.data.stream import Batch
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.models.animator import FramePair
-from prioritycut_ray.worker import Pulse, Worker
+from prioritycut_ray.training import trainer
+from prioritycut_ray.training.worker import Pulse, Worker
 
 CUDA = torch.device("cuda", 0)
 LARGE = 4096
@@ -593,7 +593,7 @@ def train(gpu: FakeGpu, config: Config, steps: int, **options: Any) -> list[Seen
         gpu: the one to train on.
         config: of the run.
         steps: how many; data end before the run does, unless it ends sooner.
-        options: for :func:`prioritycut_ray.trainer.train`.
+        options: for :func:`prioritycut_ray.training.trainer.train`.
 
     Returns:
         What was seen in each step, after what was seen before the first.

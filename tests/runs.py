@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from prioritycut_ray.checkpoint import find_checkpoint
+from prioritycut_ray.runs.locate import find_checkpoint
 from tests.conftest import TINY
 from tests.hosts import ROOT, environment
 

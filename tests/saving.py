@@ -16,10 +16,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from prioritycut_ray import run_storage, run_writer
 from prioritycut_ray.errors import Superseded
-from prioritycut_ray.run_storage import Lease, Retention, RunStorage, claim
-from prioritycut_ray.run_writer import RunWriter
+from prioritycut_ray.runs import checkpoints as run_storage
+from prioritycut_ray.runs import writer as run_writer
+from prioritycut_ray.runs.attempts import Lease, claim
+from prioritycut_ray.runs.checkpoints import fetch, steps
+from prioritycut_ray.runs.retention import Retention
+from prioritycut_ray.runs.writer import RunWriter
+from prioritycut_ray.storage.folder import Folder
 
 FILES = 6
 
@@ -37,9 +41,9 @@ def authors(directory: Path) -> set[bytes]:
 
 def attempt_of(url: str, launch: str) -> tuple[Lease, int]:
     """Take a run over; the lease and the step to start from."""
-    storage = RunStorage(url)
+    storage = Folder(url)
     lease = claim(storage, launch, first=True)
-    return lease, max(storage.steps(), default=0)
+    return lease, max(steps(storage), default=0)
 
 
 def save_steps(url: str, steps: int | None = None) -> None:
@@ -85,10 +89,10 @@ def killed_at_every_line(folder: Path, stride: int) -> int:
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(first, run)
         status = _save_and_die(run, line)
-        storage = RunStorage(run)
-        assert storage.steps() in ([1, 2], [1, 2, 3], [2, 3]), f"line {line}: {storage.steps()}"
-        for step in storage.steps():
-            storage.fetch(step, folder)  # raises if it is damaged
+        storage = Folder(run)
+        assert steps(storage) in ([1, 2], [1, 2, 3], [2, 3]), f"line {line}: {steps(storage)}"
+        for step in steps(storage):
+            fetch(storage, step, folder)  # raises if it is damaged
         if status == 0:
             return line
         assert status == -signal.SIGKILL

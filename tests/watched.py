@@ -17,7 +17,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from prioritycut_ray import cli, launch
+from prioritycut_ray import cli
+from prioritycut_ray.launch import driver as launch
 
 
 def watch(monitor: Any, path: Path, ended: threading.Event) -> None:
@@ -48,7 +49,8 @@ def train_and_note(arguments: dict[str, Any]) -> None:
 
     import ray.train
 
-    from prioritycut_ray import launch, trainer
+    from prioritycut_ray.launch.worker import train_on_worker
+    from prioritycut_ray.training import trainer
 
     rank = ray.train.get_context().get_world_rank()
     prepare, steps = trainer.prepare, []
@@ -69,7 +71,7 @@ def train_and_note(arguments: dict[str, Any]) -> None:
 
     trainer.prepare = note
     threading.Thread(target=grow, daemon=True).start()
-    launch._train_on_worker(arguments)
+    train_on_worker(arguments)
 
 
 def main() -> None:
@@ -84,7 +86,7 @@ def main() -> None:
 
     launch.start_monitor = start_watched
     if "GROW_BYTES" in os.environ or "SEEDS_FOLDER" in os.environ:
-        launch._train_on_worker = train_and_note
+        launch.train_on_worker = train_and_note
     try:
         cli.main()
     finally:

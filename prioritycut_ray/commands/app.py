@@ -14,15 +14,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from prioritycut_ray.commands.animate import Motion, Scene, render_scene, set_scene, sound_of
-from prioritycut_ray.data.footage import Limits, box_of, parse_crop, survey
-from prioritycut_ray.data.manifest import Box
-from prioritycut_ray.data.video import Frame, Sound, frames_upright, read_picture, write_video
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation import names_of
-from prioritycut_ray.pretrained import Animator
-from prioritycut_ray.showcase import with_mixing
-from prioritycut_ray.steps import display_mask
+from prioritycut_ray.evaluation.scoring import names_of
+from prioritycut_ray.evaluation.showcase import with_mixing
+from prioritycut_ray.inference.footage import Limits, survey
+from prioritycut_ray.inference.pretrained import Animator
+from prioritycut_ray.inference.scene import Motion, Scene, render_scene, set_scene, sound_of
+from prioritycut_ray.training.steps import display_mask
+from prioritycut_ray.video.boxes import Box, box_of, parse_crop
+from prioritycut_ray.video.decoding import frames_upright, read_picture
+from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.sound import Sound
+from prioritycut_ray.video.source import Frame
 from prioritycut_ray.visualize import motion_panel, tiles
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -71,7 +74,7 @@ def serve(
     no other file can be read through it.
 
     Args:
-        runs: one or two models, see :meth:`prioritycut_ray.pretrained.Animator.from_pretrained`.
+        runs: one or two models, see :meth:`prioritycut_ray.Animator.from_pretrained`.
         host: address to listen on.
         port: the first free one from 7860 on unless given.
         max_megabytes: of one upload.
@@ -230,7 +233,7 @@ def animate_upload(
     Args:
         animators: by name.
         files: source and driving video.
-        crops: of the two, see :func:`prioritycut_ray.data.footage.parse_crop`.
+        crops: of the two, see :func:`prioritycut_ray.video.boxes.parse_crop`.
         motion: how the source is moved.
         results: folder; what was in it is removed.
         limits: of what people bring.

@@ -5,9 +5,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from prioritycut_ray.data.inspection import facts, preview, verify
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.packing.inspection import facts, preview, verify
 from prioritycut_ray.progress import ProgressBar
 
 

@@ -4,9 +4,9 @@ import json
 
 from rich.console import Console
 
-from prioritycut_ray.doctor import Check, examine_cluster
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.paths import resolved
+from prioritycut_ray.launch.doctor import Check, examine_cluster
+from prioritycut_ray.storage.paths import resolved
 
 
 def doctor(

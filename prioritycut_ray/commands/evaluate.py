@@ -11,11 +11,12 @@ from rich.table import Table
 
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation import Evaluation, Mapper, Measures, evaluate_runs
-from prioritycut_ray.paths import resolved
+from prioritycut_ray.evaluation.records import Evaluation, Measures
+from prioritycut_ray.evaluation.report import pick_clips, runs_of, tables, write_report
+from prioritycut_ray.evaluation.scoring import Mapper, evaluate_runs
+from prioritycut_ray.evaluation.showcase import Showcase, ShowcaseTask, show_clip
 from prioritycut_ray.progress import ProgressBar
-from prioritycut_ray.report import pick_clips, runs_of, tables, write_report
-from prioritycut_ray.showcase import Showcase, ShowcaseTask, show_clip
+from prioritycut_ray.storage.paths import resolved
 
 
 def evaluate(
@@ -29,7 +30,7 @@ def evaluate(
     out: Path | None = None,
     console: Console,
 ) -> Evaluation:
-    """Score runs on held-out clips and write the report; see :mod:`prioritycut_ray.report`.
+    """Score runs on held-out clips and write the report.
 
     Args:
         run: folder or fsspec URL of a run, or of one of its checkpoints.
@@ -80,7 +81,7 @@ def _mapper(workers: int | None) -> Mapper:
 def _on_ray(
     function: Callable[[Any], Any], items: Sequence[Any], workers: int | None = None
 ) -> Iterator[Any]:
-    from prioritycut_ray.ray_tasks import map_tasks
+    from prioritycut_ray.ray_cluster.tasks import map_tasks
 
     return map_tasks(function, items, workers=workers)
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 from pydantic import ValidationError
 from rich.console import Console
 
-from prioritycut_ray.checkpoint import find_checkpoint, read_progress
-from prioritycut_ray.data.output import check_new_folder, new_folder
-from prioritycut_ray.evaluation import Evaluation, ModelScores, Protocol
-from prioritycut_ray.pretrained import Animator
-from prioritycut_ray.report import difference_text, estimate_text, render
-from prioritycut_ray.torch_export import export_graph
+from prioritycut_ray.evaluation.records import Evaluation, ModelScores, Protocol
+from prioritycut_ray.evaluation.report import difference_text, estimate_text, render
+from prioritycut_ray.inference.export import export_graph
+from prioritycut_ray.inference.output import check_new_folder, new_folder
+from prioritycut_ray.inference.pretrained import Animator
+from prioritycut_ray.runs.locate import find_checkpoint, read_progress
 
 GRAPH_NAME = "animator.pt2"
 CARD_NAME = "README.md"

@@ -4,12 +4,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prioritycut_ray.checkpoint import has_checkpoint
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.paths import resolved
 from prioritycut_ray.retraining.gate import Verdict
 from prioritycut_ray.retraining.job import DONE, JOB, VERDICT
-from prioritycut_ray.retraining.lease import leased
 from prioritycut_ray.retraining.registry import (
     RUN,
     adopt,
@@ -18,14 +15,17 @@ from prioritycut_ray.retraining.registry import (
     read_current,
     rollback,
 )
-from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.runs.locate import has_checkpoint
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.lease import leased
+from prioritycut_ray.storage.paths import resolved
 
 LEASE_SECONDS = 60.0
 
 
 def list_models(url: str, console: Console) -> None:
     """Print every model and candidate, and which one is current."""
-    models = RunStorage(resolved(url))
+    models = Folder(resolved(url))
     current = read_current(models)
     promoted = {entry.model: entry for entry in current.history} if current else {}
     table = Table("model", "state", "promoted", "why", title=models.url)
@@ -44,7 +44,7 @@ def list_models(url: str, console: Console) -> None:
     console.print(table)
 
 
-def _state(models: RunStorage, name: str, was_current: bool) -> str:
+def _state(models: Folder, name: str, was_current: bool) -> str:
     if was_current:
         return "former"
     if not models.exists(f"{name}/{JOB}"):
@@ -52,7 +52,7 @@ def _state(models: RunStorage, name: str, was_current: bool) -> str:
     return "refused" if models.exists(f"{name}/{DONE}") else "unfinished"
 
 
-def _refusal(models: RunStorage, name: str) -> str:
+def _refusal(models: Folder, name: str) -> str:
     path = f"{name}/{VERDICT}"
     if not models.exists(path):
         return ""
@@ -71,7 +71,7 @@ def promote_model(url: str, model: str, name: str | None, console: Console) -> N
     Raises:
         UserError: there is no such model or run.
     """
-    models = RunStorage(resolved(url))
+    models = Folder(resolved(url))
     with leased(models, LEASE_SECONDS) as lease:
         if model not in names_of(models):
             run = resolved(model)
@@ -91,7 +91,7 @@ def roll_back(url: str, console: Console) -> None:
     Raises:
         UserError: there is none.
     """
-    models = RunStorage(resolved(url))
+    models = Folder(resolved(url))
     with leased(models, LEASE_SECONDS) as lease:
         former, current = rollback(models, lease)
     console.print(f"{models.url}: {current} is current, as before {former}", markup=False)

@@ -12,10 +12,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from prioritycut_ray.commands.submit import detaching, report_end
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.jobs import Cluster, Job, NoSuchJob, exit_code
 from prioritycut_ray.kubernetes.kubectl import Kubectl, KubectlError
 from prioritycut_ray.kubernetes.options import ManifestOptions
 from prioritycut_ray.kubernetes.pods import PORTS, Object
+from prioritycut_ray.ray_cluster.jobs import Cluster, Job, NoSuchJob, exit_code
 
 _POLL_S = 2
 _PATIENCE_S = 300

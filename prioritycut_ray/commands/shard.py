@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from prioritycut_ray.data.packing import (
+from prioritycut_ray.packing.pipeline import (
     MAX_FRAMES,
     PackProgress,
     PackReport,

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from prioritycut_ray.config import NAMED_WEIGHTS, Config, load_config, shipped_configs
 from prioritycut_ray.errors import Detached, UserError
-from prioritycut_ray.jobs import Cluster, Job, NoSuchJob, exit_code
-from prioritycut_ray.working_directory import Package, pack
+from prioritycut_ray.ray_cluster.jobs import Cluster, Job, NoSuchJob, exit_code
+from prioritycut_ray.ray_cluster.working_directory import Package, pack
 
 _SAVE_SECONDS = "120"
 """That a stopped job has to write its checkpoint; Ray's own value is 3."""

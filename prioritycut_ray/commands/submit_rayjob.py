@@ -33,7 +33,7 @@ from prioritycut_ray.kubernetes.submission import (
     training,
     volume_words,
 )
-from prioritycut_ray.working_directory import Package, pack
+from prioritycut_ray.ray_cluster.working_directory import Package, pack
 
 
 class Flags(NamedTuple):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prioritycut_ray.commands.train import with_absolute_paths
+from prioritycut_ray.config import with_absolute_paths
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.report import csv_text, render
-from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.evaluation.report import csv_text, render
 from prioritycut_ray.search.driver import run_search
 from prioritycut_ray.search.plots import draw_all
 from prioritycut_ray.search.results import best_config, best_trial, table
 from prioritycut_ray.search.space import describe, load_base, load_search
+from prioritycut_ray.storage.folder import Folder
 
 
 def tune(
@@ -36,7 +36,7 @@ def tune(
     """
     search = load_search(file, smoke=smoke)
     base = with_absolute_paths(load_base(search, overrides))
-    storage = RunStorage(base.model_copy(update={"name": search.name}).run)
+    storage = Folder(base.model_copy(update={"name": search.name}).run)
     folder = storage.url
     trials, metric = run_search(search, base, storage, resume=resume)
     header, rows = table(trials)

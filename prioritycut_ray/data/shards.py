@@ -26,7 +26,8 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.storage import ABSENT, filesystem, read_bytes
+from prioritycut_ray.storage.filesystem import ABSENT, filesystem
+from prioritycut_ray.storage.reading import read_bytes
 
 INDEX_NAME = "index.json"
 TEMPORARY_NAME = ".writing.tmp"

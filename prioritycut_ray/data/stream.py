@@ -29,8 +29,9 @@ from prioritycut_ray.data.shards import (
     is_whole,
     read_clip,
 )
-from prioritycut_ray.data.video import DEFAULT_DECODER, VideoError, check_decoder, read_frames
 from prioritycut_ray.errors import DataError, UserError
+from prioritycut_ray.video.decoding import DEFAULT_DECODER, check_decoder, read_frames
+from prioritycut_ray.video.source import VideoError
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.models.perceptual import perceptual_features
-from prioritycut_ray.tensor_files import read_weights
+from prioritycut_ray.storage.tensors import read_weights
 
 PROXY = "proxy"
 HUB = "hub"

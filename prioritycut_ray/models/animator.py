@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prioritycut_ray.models.blocks import warp
-from prioritycut_ray.models.dense_motion import DenseMotion, DenseMotionNetwork
-from prioritycut_ray.models.generator import Generator
-from prioritycut_ray.models.keypoints import KeypointDetector, Keypoints
+from prioritycut_ray.models.first_order.dense_motion import DenseMotion, DenseMotionNetwork
+from prioritycut_ray.models.first_order.generator import Generator
+from prioritycut_ray.models.first_order.keypoints import KeypointDetector, Keypoints
 
 
 class FramePair(NamedTuple):

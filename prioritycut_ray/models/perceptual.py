@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.blocks import AntiAliasDownsample
-from prioritycut_ray.tensor_files import read_weights
+from prioritycut_ray.storage.tensors import read_weights
 
 VGG19_LEVELS = {"1": "relu1_1", "6": "relu2_1", "11": "relu3_1", "20": "relu4_1", "29": "relu5_1"}
 """Modules of timm's VGG-19 features after which the method compares (method §2)."""

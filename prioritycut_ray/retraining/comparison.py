@@ -6,14 +6,9 @@ from pydantic import BaseModel
 
 from prioritycut_ray.data.shards import Clip, ClipIndex, clips_of
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation import (
-    FrameTable,
-    Mapper,
-    Measures,
-    evaluate_runs,
-    names_of,
-    summarise,
-)
+from prioritycut_ray.evaluation.records import FrameTable, Measures
+from prioritycut_ray.evaluation.scoring import Mapper, evaluate_runs, names_of
+from prioritycut_ray.evaluation.summary import summarise
 from prioritycut_ray.metrics.aggregate import Estimate, Metric, difference_over_clips
 from prioritycut_ray.progress import ProgressBar
 from prioritycut_ray.retraining.gate import ALL

@@ -12,13 +12,6 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from prioritycut_ray.checkpoint import (
-    find_checkpoint,
-    fork_checkpoint,
-    has_checkpoint,
-    read_config,
-    read_progress,
-)
 from prioritycut_ray.config import (
     NETWORK_KEYS,
     Config,
@@ -29,9 +22,8 @@ from prioritycut_ray.config import (
 )
 from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation import Measures, metrics_of
+from prioritycut_ray.evaluation.records import Measures, metrics_of
 from prioritycut_ray.retraining.gate import check_rules
-from prioritycut_ray.retraining.lease import Lease
 from prioritycut_ray.retraining.registry import (
     RUN,
     current_model,
@@ -41,7 +33,15 @@ from prioritycut_ray.retraining.registry import (
     run_folder,
 )
 from prioritycut_ray.retraining.settings import RetrainSettings
-from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.runs.locate import (
+    find_checkpoint,
+    has_checkpoint,
+    read_config,
+    read_progress,
+)
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.lease import Lease
+from prioritycut_ray.training.checkpoint import fork_checkpoint
 
 JOB = "job.json"
 EVALUATION = "evaluation.json"
@@ -79,7 +79,7 @@ class NothingNew(BaseModel):
     reason: str
 
 
-def find_job(models: RunStorage, settings: RetrainSettings, lease: Lease) -> Job | NothingNew:
+def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Job | NothingNew:
     """Step 2: is there a job that was interrupted, or new data?
 
     Raises:
@@ -124,7 +124,7 @@ def find_job(models: RunStorage, settings: RetrainSettings, lease: Lease) -> Job
     return job
 
 
-def unfinished_job(models: RunStorage) -> Job | None:
+def unfinished_job(models: Folder) -> Job | None:
     """The job that was interrupted, if there is one."""
     for name in names_of(models):
         if models.exists(f"{name}/{JOB}") and not models.exists(f"{name}/{DONE}"):
@@ -132,7 +132,7 @@ def unfinished_job(models: RunStorage) -> Job | None:
     return None
 
 
-def read_job(models: RunStorage, candidate: str) -> Job:
+def read_job(models: Folder, candidate: str) -> Job:
     """What a candidate was made from."""
     return Job.model_validate_json(models.read(f"{candidate}/{JOB}"))
 
@@ -152,7 +152,7 @@ def _candidate_name(current: str, index: ClipIndex, settings: RetrainSettings) -
     return f"candidate-{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
 
 
-def candidate_config(models: RunStorage, job: Job) -> Config:
+def candidate_config(models: Folder, job: Job) -> Config:
     """The configuration that the candidate is trained with: the current model's, and what is new.
 
     Raises:
@@ -181,9 +181,7 @@ def candidate_config(models: RunStorage, job: Job) -> Config:
     return config
 
 
-def train_candidate(
-    models: RunStorage, job: Job, lease: Lease, train: Callable[[Config], str]
-) -> None:
+def train_candidate(models: Folder, job: Job, lease: Lease, train: Callable[[Config], str]) -> None:
     """Step 3: warm start from the current model, train for the budget; resumes.
 
     Args:
@@ -201,13 +199,13 @@ def train_candidate(
         train(config)
 
 
-def superseded(models: RunStorage, job: Job) -> bool:
+def superseded(models: Folder, job: Job) -> bool:
     """Whether someone has changed the current model since the job began, by hand for instance."""
     current = read_current(models)
     return current is None or current.model not in (job.current, job.candidate)
 
 
-def finish(models: RunStorage, job: Job, lease: Lease) -> list[str]:
+def finish(models: Folder, job: Job, lease: Lease) -> list[str]:
     """The end of step 6: mark the job as done, and remove weights that nobody needs any more.
 
     Returns:

@@ -19,16 +19,13 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prioritycut_ray.checkpoint import (
-    check_weights,
-    find_checkpoint,
-    fork_checkpoint,
-    read_config,
-)
 from prioritycut_ray.data.shards import INDEX_NAME, read_index
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.retraining.lease import Lease
-from prioritycut_ray.run_storage import MANIFEST, RunStorage
+from prioritycut_ray.runs.locate import find_checkpoint, read_config
+from prioritycut_ray.runs.manifest import MANIFEST
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.lease import Lease
+from prioritycut_ray.training.checkpoint import check_weights, fork_checkpoint
 
 CURRENT = "current.json"
 RUN = "run"
@@ -75,7 +72,7 @@ class Current(BaseModel):
         return self.history[-1].model
 
 
-def read_current(models: RunStorage) -> Current | None:
+def read_current(models: Folder) -> Current | None:
     """The pointer; None if no model was promoted yet.
 
     Raises:
@@ -97,7 +94,7 @@ def read_current(models: RunStorage) -> Current | None:
     return current
 
 
-def current_model(models: RunStorage) -> tuple[str, str]:
+def current_model(models: Folder) -> tuple[str, str]:
     """Name of the current model, and path or URL of its checkpoint.
 
     Raises:
@@ -118,7 +115,7 @@ def current_model(models: RunStorage) -> tuple[str, str]:
     return entry.model, f"{models.url}/{entry.checkpoint}"
 
 
-def promote(models: RunStorage, lease: Lease, model: str, reason: str) -> None:
+def promote(models: Folder, lease: Lease, model: str, reason: str) -> None:
     """Make a model current; once is enough.
 
     Raises:
@@ -146,7 +143,7 @@ def promote(models: RunStorage, lease: Lease, model: str, reason: str) -> None:
     models.write(CURRENT, pointer.model_dump_json(indent=1).encode())
 
 
-def rollback(models: RunStorage, lease: Lease) -> tuple[str, str]:
+def rollback(models: Folder, lease: Lease) -> tuple[str, str]:
     """Make the model current again that was before this one.
 
     Returns:
@@ -177,7 +174,7 @@ def former_models(current: Current) -> list[str]:
     return list(dict.fromkeys(reversed(stack[:-1])))
 
 
-def adopt(models: RunStorage, lease: Lease, run: str, model: str) -> None:
+def adopt(models: Folder, lease: Lease, run: str, model: str) -> None:
     """Take the newest checkpoint of a training run in as a model, with the index of its data.
 
     Raises:
@@ -196,17 +193,17 @@ def adopt(models: RunStorage, lease: Lease, run: str, model: str) -> None:
     models.write(f"{model}/{INDEX_NAME}", index.model_dump_json(indent=1).encode())
 
 
-def run_folder(models: RunStorage, model: str) -> str:
+def run_folder(models: Folder, model: str) -> str:
     """Where a model was trained."""
     return f"{models.url}/{model}/{RUN}"
 
 
-def names_of(models: RunStorage) -> list[str]:
+def names_of(models: Folder) -> list[str]:
     """Models and candidates, in the order of their names."""
     return [name for name in models.names() if models.exists(f"{name}/{INDEX_NAME}")]
 
 
-def _manifest_sum(models: RunStorage, checkpoint: str) -> str:
+def _manifest_sum(models: Folder, checkpoint: str) -> str:
     try:
         content = models.read(f"{checkpoint}/{MANIFEST}")
     except FileNotFoundError:

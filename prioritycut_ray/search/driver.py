@@ -19,11 +19,12 @@ from rich.console import Console
 from prioritycut_ray.config import Config, changed_keys
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import Preempted, UserError
-from prioritycut_ray.evaluation import Measures, metrics_of
-from prioritycut_ray.launch import MAY_CHANGE, ray_storage, uses_gpu
+from prioritycut_ray.evaluation.records import Measures, metrics_of
 from prioritycut_ray.metrics.aggregate import Metric
-from prioritycut_ray.ray_session import grows, start_ray
-from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.ray_cluster.filesystem import ray_storage
+from prioritycut_ray.ray_cluster.resources import grows, uses_gpu
+from prioritycut_ray.ray_cluster.session import start_ray
+from prioritycut_ray.runs.compatibility import MAY_CHANGE
 from prioritycut_ray.search.population import PopulationScheduler
 from prioritycut_ray.search.results import Trial, collect, reason
 from prioritycut_ray.search.space import (
@@ -39,6 +40,7 @@ from prioritycut_ray.search.space import (
     spread,
 )
 from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES, Plan, run_trial
+from prioritycut_ray.storage.folder import Folder
 
 _TUNE = "tune"
 """Folder of Ray Tune's own files below a search's."""
@@ -51,7 +53,7 @@ _TRIALS_WHERE_NODES_ARE_ADDED = 8
 
 
 def run_search(
-    search: SearchConfig, base: Config, storage: RunStorage, *, resume: bool
+    search: SearchConfig, base: Config, storage: Folder, *, resume: bool
 ) -> tuple[list[Trial], Metric]:
     """Run a search to its end, or go on with one.
 
@@ -78,7 +80,7 @@ def run_search(
     _say(f"{storage.url}: up to {concurrent} trials at the same time")
     with _sigterm_as_interrupt():
         tuner.fit()
-    trials = collect(RunStorage(f"{storage.url}/{_TUNE}"), base.train.samples)
+    trials = collect(Folder(f"{storage.url}/{_TUNE}"), base.train.samples)
     unfinished = [trial for trial in trials if trial.status == "unfinished"]
     if unfinished:
         raise Preempted(
@@ -88,7 +90,7 @@ def run_search(
     return trials, metric
 
 
-def _begin(search: SearchConfig, base: Config, storage: RunStorage, *, resume: bool) -> bool:
+def _begin(search: SearchConfig, base: Config, storage: Folder, *, resume: bool) -> bool:
     """Make sure that all trials of a search, before and after a resumption, can be compared.
 
     Returns:
@@ -183,7 +185,7 @@ def concurrency(search: SearchConfig, configs: list[Config]) -> int:
 def _tuner(
     search: SearchConfig,
     base: Config,
-    storage: RunStorage,
+    storage: Folder,
     metric: Metric,
     concurrent: int,
     *,

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 from ray import tune
 
 from prioritycut_ray.config import Config, dump_config
-from prioritycut_ray.launch import ray_storage
 from prioritycut_ray.metrics.aggregate import Metric
-from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.ray_cluster.filesystem import ray_storage
 from prioritycut_ray.search.space import SearchConfig, trial_config
 from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES
+from prioritycut_ray.storage.folder import Folder
 
 
 class Point(NamedTuple):
@@ -56,7 +56,7 @@ class Trial(NamedTuple):
         return self.points[-1] if self.points else None
 
 
-def collect(storage: RunStorage, samples: int) -> list[Trial]:
+def collect(storage: Folder, samples: int) -> list[Trial]:
     """Read what Ray Tune has stored: the trials in the order in which they began.
 
     Args:

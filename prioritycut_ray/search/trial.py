@@ -17,23 +17,24 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from ray import tune
 
-from prioritycut_ray.checkpoint import (
+from prioritycut_ray.config import Config
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.evaluation.records import Measures
+from prioritycut_ray.evaluation.scoring import evaluate_runs
+from prioritycut_ray.launch.driver import launch
+from prioritycut_ray.launch.failures import RunFailed
+from prioritycut_ray.metrics.aggregate import Estimate
+from prioritycut_ray.ray_cluster.tasks import map_tasks
+from prioritycut_ray.runs.locate import (
     find_checkpoint,
-    fork_checkpoint,
     has_checkpoint,
     local_copy,
     locate_checkpoint,
     read_progress,
 )
-from prioritycut_ray.config import Config
-from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation import Measures, evaluate_runs
-from prioritycut_ray.failures import RunFailed
-from prioritycut_ray.launch import launch
-from prioritycut_ray.metrics.aggregate import Estimate
-from prioritycut_ray.ray_tasks import map_tasks
-from prioritycut_ray.run_storage import RunStorage
 from prioritycut_ray.search.space import Objective, SearchConfig, boundaries, trial_config
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.training.checkpoint import fork_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def _samples(run: str) -> int:
 
 def _evaluated(config: Config, objective: Objective) -> Report:
     """Train up to a report and evaluate; what was done before is not done again."""
-    storage, name = RunStorage(config.run), f"reports/{config.train.samples:09d}.json"
+    storage, name = Folder(config.run), f"reports/{config.train.samples:09d}.json"
     if storage.exists(name):
         return _checked(Report.model_validate_json(storage.read(name)), config, objective)
     if _samples(config.run) < config.train.samples:

@@ -8,11 +8,12 @@ from torch import Tensor
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.perceptual import PerceptualPyramid
+from prioritycut_ray.networks import build_perceptual
 from prioritycut_ray.precision import float32_products
-from prioritycut_ray.state import TrainState, new_state
-from prioritycut_ray.steps import build_perceptual, draw_randomness, micro_batches, training_step
-from prioritycut_ray.tracking import training_pictures
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.training.state import TrainState, new_state
+from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
+from prioritycut_ray.training.tracking import training_pictures
+from prioritycut_ray.training.worker import Worker
 from tests.conftest import TINY
 
 # A bare machine has no ImageNet weights.

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prioritycut_ray.checkpoint import load_checkpoint, save_checkpoint
 from prioritycut_ray.models.sampling import DeterministicSample
-from prioritycut_ray.trainer import choose_algorithms
+from prioritycut_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from prioritycut_ray.training.trainer import choose_algorithms
 from tests.gpu.runs import KINDS, set_up, tensors
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from prioritycut_ray.failures import Kind, diagnose
+from prioritycut_ray.launch.failures import Kind, diagnose
 
 ASSERT = """
 import torch

@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from prioritycut_ray import evaluation
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import load_config
 from prioritycut_ray.equivariance import jacobian, random_spline, transform_points
-from prioritycut_ray.evaluation import Measures, score_frames
-from prioritycut_ray.inference import animate
+from prioritycut_ray.evaluation import scoring as evaluation
+from prioritycut_ray.evaluation.records import Measures
+from prioritycut_ray.evaluation.scoring import score_frames
+from prioritycut_ray.inference.animate import animate
 from prioritycut_ray.metrics.aggregate import value_of
-from prioritycut_ray.models.dense_motion import sparse_motions
-from prioritycut_ray.models.keypoints import Keypoints, relative_keypoints
+from prioritycut_ray.models.first_order.dense_motion import sparse_motions
+from prioritycut_ray.models.first_order.keypoints import Keypoints, relative_keypoints
+from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import float32_products
-from prioritycut_ray.state import build_animator, new_state
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import new_state
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from prioritycut_ray.ahead import ahead_on_gpu
 from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.prefetch import ahead_on_gpu
 
 LONG = 20_000_000
 """Clock cycles for which the consumer's stream is kept busy: some 10 ms."""
@@ -47,7 +47,7 @@ def test_they_are_made_on_another_stream(gpu: torch.device) -> None:
 
 ON_THE_SECOND = """
 import torch
-from prioritycut_ray.ahead import ahead_on_gpu
+from prioritycut_ray.prefetch import ahead_on_gpu
 from prioritycut_ray.data.loader import load
 
 device = torch.device("cuda", 1)

@@ -9,8 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from prioritycut_ray import trainer
-from prioritycut_ray.checkpoint import load_checkpoint, save_checkpoint
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.shards import ClipIndex
 from prioritycut_ray.data.stream import Batch
@@ -18,9 +16,11 @@ from prioritycut_ray.errors import NotFiniteError
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.batch_norm import BatchNorm2d
 from prioritycut_ray.precision import has_bfloat16
-from prioritycut_ray.state import TrainState
-from prioritycut_ray.steps import draw_randomness, micro_batches, training_step
-from prioritycut_ray.worker import Pulse, Worker
+from prioritycut_ray.training import trainer
+from prioritycut_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from prioritycut_ray.training.state import TrainState
+from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
+from prioritycut_ray.training.worker import Pulse, Worker
 from tests.conftest import TINY
 from tests.gpu.runs import KINDS, WORDS, set_up, tensors
 

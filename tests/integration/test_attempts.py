@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.runs.checkpoints import steps
+from prioritycut_ray.storage.folder import Folder
 from tests.conftest import TINY
 from tests.runs import ENVIRON, PATIENCE_S, WORDS, Training, assert_same_weights
 
@@ -20,7 +21,7 @@ def await_step(step: int, run: str, training: Training, *, begun: bool = False) 
     pattern = re.compile(r"\.?step_(\d+).*" if begun else r"step_(\d+)")
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        matches = filter(None, map(pattern.fullmatch, RunStorage(run).names()))
+        matches = filter(None, map(pattern.fullmatch, Folder(run).names()))
         if any(int(match[1]) >= step for match in matches):
             return
         assert training.process.poll() is None, training.output()
@@ -44,7 +45,7 @@ def test_killed_while_saving_and_started_again(
     with Training(tmp_path / "again", words, ENVIRON | environ) as training:
         assert training.end() == 0, training.output()
     assert_same_weights(quiet, run)
-    assert [name for name in RunStorage(run).names() if name.startswith(".step")] == []
+    assert [name for name in Folder(run).names() if name.startswith(".step")] == []
 
 
 def test_of_two_drivers_the_older_one_ends(shards: Path, tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_of_two_drivers_the_older_one_ends(shards: Path, tmp_path: Path) -> None
         with Training(tmp_path / "newer", words, ENVIRON) as newer:
             assert older.end() == 77, older.output()
             assert "superseded by attempt 3 (host " in older.output().splitlines()[-1]
-            await_step(RunStorage(run).steps()[-1] + 2, run, newer)
+            await_step(steps(Folder(run))[-1] + 2, run, newer)
             newer.process.terminate()
             assert newer.end() == 75, newer.output()
-    assert RunStorage(run).names("attempts")[-1] == "000004.json"
+    assert Folder(run).names("attempts")[-1] == "000004.json"

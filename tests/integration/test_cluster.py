@@ -29,9 +29,9 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.video import write_video
 from prioritycut_ray.kubernetes.options import ManifestOptions
 from prioritycut_ray.kubernetes.render import render
+from prioritycut_ray.video.encoding import write_video
 from tests import network
 from tests.hosts import BIN, ROOT, TOKEN, Node, environment
 from tests.network import Host, Network

@@ -17,22 +17,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from prioritycut_ray.checkpoint import load_checkpoint, save_checkpoint
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.batch_norm import BatchNorm2d, synchronise
 from prioritycut_ray.models.perceptual import PerceptualPyramid
-from prioritycut_ray.state import TrainState, new_state
-from prioritycut_ray.steps import (
+from prioritycut_ray.networks import build_perceptual
+from prioritycut_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from prioritycut_ray.training.gradients import apply_gradients
+from prioritycut_ray.training.state import TrainState, new_state
+from prioritycut_ray.training.steps import (
     MicroBatch,
-    build_perceptual,
     draw_randomness,
     micro_batches,
     training_step,
 )
-from prioritycut_ray.trainer import distribute
-from prioritycut_ray.update import apply_gradients
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.training.trainer import distribute
+from prioritycut_ray.training.worker import Worker
 
 Result = dict[str, Any]
 

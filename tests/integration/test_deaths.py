@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from prioritycut_ray.checkpoint import find_checkpoint
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.data.stream import FramePairs
+from prioritycut_ray.runs.locate import find_checkpoint
 from tests.conftest import TINY
 from tests.runs import BATCH, Start, assert_same_weights
 

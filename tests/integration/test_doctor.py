@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prioritycut_ray.doctor import Check
+from prioritycut_ray.launch.doctor import Check
 from tests.conftest import Prioritycut, Result
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.commands.evaluate import evaluate
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation import Evaluation
-from prioritycut_ray.state import new_state
+from prioritycut_ray.evaluation.records import Evaluation
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import new_state
 from tests.browser import chromium
 from tests.conftest import TINY
 

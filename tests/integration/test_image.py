@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.video import write_video
 from prioritycut_ray.kubernetes.options import ManifestOptions
 from prioritycut_ray.kubernetes.render import render
+from prioritycut_ray.video.encoding import write_video
 from tests import container, network
 from tests.container import Builder, Container, package_index
 from tests.hosts import ROOT, TOKEN

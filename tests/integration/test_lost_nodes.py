@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from prioritycut_ray.checkpoint import find_checkpoint
-from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.runs.checkpoints import steps
+from prioritycut_ray.runs.locate import find_checkpoint
+from prioritycut_ray.storage.folder import Folder
 from tests.hosts import BIN, Cluster, prioritycut
 from tests.runs import ENVIRON, Start, assert_same_weights, await_truth
 
@@ -94,7 +95,7 @@ def test_a_place_that_one_node_does_not_see_is_refused(
     told = await_truth(refusal, "the node joins").strip().splitlines()[-1]
     assert f"node 127.0.0.3: {place if hidden == 'data' else f'storage={place}'}" in told
     assert ("all nodes share" if hidden == "storage" else "there is no index") in told
-    assert RunStorage(str(start.run)).steps() == []
+    assert steps(Folder(str(start.run))) == []
 
 
 def examined(cluster: Cluster, cwd: Path, *words: str) -> dict[str, set[str]]:

@@ -18,21 +18,18 @@ import av
 import numpy as np
 import pytest
 
-from prioritycut_ray.data import packing
-from prioritycut_ray.data.entries import Entry, Rejected
-from prioritycut_ray.data.inputs import find_videos
-from prioritycut_ray.data.inspection import verify
-from prioritycut_ray.data.packing import PackProgress, append_videos, assign_splits, pack_videos
 from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
 from prioritycut_ray.data.stream import FramePairs
-from prioritycut_ray.data.video import (
-    center_square,
-    frames_upright,
-    read_all,
-    resize,
-    write_video,
-)
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.packing import pipeline as packing
+from prioritycut_ray.packing.entries import Entry, Rejected
+from prioritycut_ray.packing.inputs import find_videos
+from prioritycut_ray.packing.inspection import verify
+from prioritycut_ray.packing.pipeline import PackProgress, append_videos, pack_videos
+from prioritycut_ray.packing.splits import assign_splits
+from prioritycut_ray.video.decoding import frames_upright, read_all
+from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.images import center_square, resize
 
 BAD = Path(__file__).parents[3] / "shared/data/bad"
 
@@ -197,7 +194,7 @@ def test_crashed_decoder_costs_one_clip(tmp_path: Path, monkeypatch: Any) -> Non
             with tries.open("a") as file:
                 file.write(f"{entry.name}\n")
             os.kill(os.getpid(), signal.SIGSEGV)
-        from prioritycut_ray.data.packing import _pack_one  # The worker's own.
+        from prioritycut_ray.packing.pipeline import _pack_one
 
         return _pack_one(entry, *others)
 
@@ -233,9 +230,9 @@ def pack_and_die(moment: str, call: str) -> None:
 
     script = f"""
 import os, signal
-from prioritycut_ray.data import packing
+from prioritycut_ray.packing import pipeline
 from prioritycut_ray.data.shards import ShardWriter
-from prioritycut_ray.data.workspace import Workspace
+from prioritycut_ray.packing.workspace import Workspace
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -249,7 +246,7 @@ if {moment!r} == "before the index":
     ShardWriter.finish = die
 if {moment!r} == "after the index":
     Workspace.clear = die
-packing.{call}
+pipeline.{call}
 """
     environment = os.environ | {
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,

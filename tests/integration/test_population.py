@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from ray import tune
 
-from prioritycut_ray.run_storage import RunStorage
 from prioritycut_ray.search.population import PopulationScheduler
 from prioritycut_ray.search.results import Trial, collect
 from prioritycut_ray.search.space import Domain, Population
 from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES
+from prioritycut_ray.storage.folder import Folder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 ROUNDS = 3
@@ -57,7 +57,7 @@ def run(folder: Path, space: dict[str, Any], domains: dict[str, Domain]) -> list
         run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
     )
     tuner.fit()
-    return collect(RunStorage(str(folder / "tune")), ROUNDS)
+    return collect(Folder(str(folder / "tune")), ROUNDS)
 
 
 # Ray does not free all that a failed member of a population has held (seen with 2.60.0): a later

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from prioritycut_ray.jobs import Cluster, NoSuchJob
+from prioritycut_ray.ray_cluster.jobs import Cluster, NoSuchJob
 from tests.conftest import TINY
 from tests.fake_kubectl import ApiServer
 from tests.hosts import BIN, TOKEN, environment, head, prioritycut

@@ -20,15 +20,16 @@ import torch
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import load_config
-from prioritycut_ray.data.packing import append_videos, pack_videos
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.video import write_video
-from prioritycut_ray.retraining.lease import leased
+from prioritycut_ray.packing.pipeline import append_videos, pack_videos
 from prioritycut_ray.retraining.registry import read_current
-from prioritycut_ray.run_storage import RunStorage
-from prioritycut_ray.state import new_state
+from prioritycut_ray.runs.checkpoints import steps
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.lease import leased
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import new_state
+from prioritycut_ray.video.encoding import write_video
 from tests.conftest import TINY, Result, assert_one_line
 from tests.s3_server import S3
 
@@ -128,7 +129,7 @@ def test_nothing_new_asks_nothing_of_ray(
     def refuse() -> None:
         raise AssertionError("Ray was asked for something")
 
-    for module in ("launch", "ray_tasks"):
+    for module in ("launch.driver", "ray_cluster.tasks"):
         monkeypatch.setattr(f"prioritycut_ray.{module}.start_ray", refuse)
     before = sorted(project.models.rglob("*"))
     for _ in range(2):
@@ -144,7 +145,7 @@ def test_nothing_new_asks_nothing_of_ray(
 def test_the_second_of_two_at_once_leaves_with_a_code_of_its_own(
     project: Project, prioritycut: Prioritycut
 ) -> None:
-    with leased(RunStorage(str(project.models)), 60):
+    with leased(Folder(str(project.models)), 60):
         done = prioritycut("retrain", project.settings())
     assert done.returncode == 78
     assert len(done.stderr.strip().splitlines()) == 1
@@ -230,11 +231,11 @@ def test_models_may_live_in_a_bucket(
             assert driver.wait(600) == 0, (tmp_path / "said.txt").read_text()
         finally:
             end(driver)
-    current = read_current(RunStorage(models))
+    current = read_current(Folder(models))
     assert current is not None
     assert [entry.model for entry in current.history] == ["first", current.model]
     # Step 0 is where it began; it is always kept.
-    assert RunStorage(f"{models}/{current.model}/run").steps() == [0, 4]
+    assert steps(Folder(f"{models}/{current.model}/run")) == [0, 4]
 
 
 @pytest.mark.slow

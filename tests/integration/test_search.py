@@ -176,7 +176,7 @@ def held_out(
     puppet_videos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> Path:
     """The puppet clips with two of them held out for validation."""
-    from prioritycut_ray.data.packing import pack_videos
+    from prioritycut_ray.packing.pipeline import pack_videos
 
     folder = tmp_path_factory.mktemp("held_out")
     videos = sorted(puppet_videos.glob("*.mp4"))

@@ -14,13 +14,14 @@ import fsspec
 import pytest
 import torch
 
-from prioritycut_ray import storage
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import Member, clips_of, read_clip, read_index
-from prioritycut_ray.data.video import DECODERS, Frame
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.trainer import prepare, training_batches
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.storage import reading
+from prioritycut_ray.training.trainer import prepare, training_batches
+from prioritycut_ray.training.worker import Worker
+from prioritycut_ray.video.decoding import DECODERS
+from prioritycut_ray.video.source import Frame
 from tests.clip_sets import clip_member, damage, write_members, write_set
 from tests.s3_server import S3
 
@@ -144,7 +145,7 @@ def test_damage_and_crashes_are_passed_over_alike_on_all_ranks(
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(reading, "FIRST_WAIT", 0.01)
 
 
 def test_object_store_gives_the_same_order_through_a_cache(

@@ -19,14 +19,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from prioritycut_ray import launch as launch_module
-from prioritycut_ray.checkpoint import find_checkpoint, read_config
+from prioritycut_ray.commands.quickstart import run_quickstart
 from prioritycut_ray.config import Config, load_config
-from prioritycut_ray.data.video import frames_upright
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.launch import check_resumable, launch
-from prioritycut_ray.quickstart import run_quickstart
-from prioritycut_ray.run_storage import verify
+from prioritycut_ray.launch import driver as launch_module
+from prioritycut_ray.launch.driver import launch
+from prioritycut_ray.runs.compatibility import check_resumable
+from prioritycut_ray.runs.locate import find_checkpoint, read_config
+from prioritycut_ray.runs.manifest import verify
+from prioritycut_ray.video.decoding import frames_upright
 from tests.conftest import TINY
 from tests.s3_server import S3
 
@@ -177,7 +178,7 @@ from rich.console import Console
 from prioritycut_ray.commands.animate import animate
 from prioritycut_ray.commands.evaluate import evaluate
 from prioritycut_ray.config import load_config
-from prioritycut_ray.launch import launch
+from prioritycut_ray.launch.driver import launch
 
 words = ["data.url={shards}", "storage={bucket}/runs"]
 for samples in (16, 32):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from prioritycut_ray.ahead import ahead, ahead_on_gpu
+from prioritycut_ray.prefetch import ahead, ahead_on_gpu
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])

@@ -15,24 +15,20 @@ import pytest
 import torch
 from PIL import Image
 
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import load_config
-from prioritycut_ray.data.footage import Limits, box_of, parse_crop, survey
-from prioritycut_ray.data.manifest import Box
-from prioritycut_ray.data.output import gif_schedule
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.video import (
-    Timing,
-    VideoError,
-    frames_timed,
-    frames_upright,
-    read_image,
-    write_video,
-)
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.inference import animate, find_best_frame, to_tensor
-from prioritycut_ray.models.keypoints import pose_distance
-from prioritycut_ray.state import build_animator, new_state
+from prioritycut_ray.inference.animate import animate, find_best_frame, to_tensor
+from prioritycut_ray.inference.footage import Limits, survey
+from prioritycut_ray.inference.output import gif_schedule
+from prioritycut_ray.models.first_order.keypoints import pose_distance
+from prioritycut_ray.networks import build_animator
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import new_state
+from prioritycut_ray.video.boxes import Box, box_of, parse_crop
+from prioritycut_ray.video.decoding import frames_timed, frames_upright, read_image
+from prioritycut_ray.video.encoding import Timing, write_video
+from prioritycut_ray.video.source import VideoError
 from tests.conftest import TINY, Prioritycut, Result, assert_one_line
 
 CPU = torch.device("cpu")

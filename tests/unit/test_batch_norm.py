@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prioritycut_ray.config import load_config
 from prioritycut_ray.models.animator import Animator, FramePair
 from prioritycut_ray.models.batch_norm import BatchNorm2d
-from prioritycut_ray.state import build_animator
+from prioritycut_ray.networks import build_animator
 
 SHAPES = [
     (2, 64, 32, 32),

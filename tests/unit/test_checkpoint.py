@@ -7,19 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prioritycut_ray.checkpoint import (
-    COPIES,
-    find_checkpoint,
-    load_animator,
-    load_checkpoint,
-    local_copy,
-    read_config,
-    save_checkpoint,
-)
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.run_storage import RunStorage, seal, verify
-from prioritycut_ray.state import TrainState, new_state
+from prioritycut_ray.runs.locate import COPIES, find_checkpoint, local_copy, read_config
+from prioritycut_ray.runs.manifest import seal, verify
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.training.checkpoint import (
+    load_animator,
+    load_checkpoint,
+    save_checkpoint,
+)
+from prioritycut_ray.training.state import TrainState, new_state
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -186,7 +184,7 @@ def test_a_copy_of_a_checkpoint_is_a_checkpoint(tiny: Config, tmp_path: Path) ->
 
 def test_few_copies_of_remote_checkpoints_are_kept(tmp_path: Path) -> None:
     run = f"memory://{tmp_path.name}/run"
-    storage, copies = RunStorage(run), []
+    storage, copies = Folder(run), []
     for step in range(COPIES + 2):
         (tmp_path / "made").mkdir(exist_ok=True)
         (tmp_path / "made" / "weights").write_text(str(step))

@@ -10,10 +10,10 @@ import torch
 import yaml
 
 from prioritycut_ray import cli
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.state import new_state
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import new_state
 from tests.conftest import Prioritycut, Result, assert_one_line
 
 VERBS = ["quickstart", "shard", "train", "submit", "evaluate", "animate", "doctor", "import-fomm"]
@@ -127,7 +127,7 @@ def test_a_broken_input_of_animate_is_named_and_nothing_is_left(
 def test_animate_writes_a_playable_mp4(
     prioritycut: Prioritycut, run: Path, puppet_videos: Path, tmp_path: Path
 ) -> None:
-    from prioritycut_ray.data.video import frames_upright
+    from prioritycut_ray.video.decoding import frames_upright
 
     source, driving = puppet_videos / "puppet_0.mp4", puppet_videos / "puppet_1.mp4"
     out = tmp_path / "deep" / "out.mp4"

@@ -9,11 +9,13 @@ import av
 import numpy as np
 import pytest
 
-from prioritycut_ray.data.clips import Outcome, Recipe, make_part, read_part, write_part
-from prioritycut_ray.data.entries import Entry, Span
-from prioritycut_ray.data.manifest import Box, FrameRange
-from prioritycut_ray.data.packing import _pack_one
-from prioritycut_ray.data.video import frames_upright, read_all, write_video
+from prioritycut_ray.packing.clips import Outcome, Recipe, make_part, read_part, write_part
+from prioritycut_ray.packing.entries import Entry, Span
+from prioritycut_ray.packing.manifest import FrameRange
+from prioritycut_ray.packing.pipeline import _pack_one
+from prioritycut_ray.video.boxes import Box
+from prioritycut_ray.video.decoding import frames_upright, read_all
+from prioritycut_ray.video.encoding import write_video
 
 ENCODE = Recipe(size=64, copy=False, max_frames=100)
 COPY = Recipe(size=64, copy=True, max_frames=100)

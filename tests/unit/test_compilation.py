@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from prioritycut_ray import compilation
-from prioritycut_ray.compilation import compile_networks
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.blocks import DownBlock
+from prioritycut_ray.training import compilation
+from prioritycut_ray.training.compilation import compile_networks
 
 
 def compiled(*words: str) -> dict[str, Any]:

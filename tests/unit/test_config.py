@@ -17,8 +17,8 @@ from prioritycut_ray.config import (
     shipped_configs,
 )
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.paths import resolved
 from prioritycut_ray.retraining.settings import RetrainSettings
+from prioritycut_ray.storage.paths import resolved
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prioritycut_ray.config import load_config
-from prioritycut_ray.launch import worker_environment
+from prioritycut_ray.launch.worker import worker_environment
 from tests.conftest import TINY
 from tests.fake_cuda import SAMPLES, Seen, fake_cuda, train
 

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from prioritycut_ray.drain import _busy_workers
+from prioritycut_ray.launch.drain import _busy_workers
 from tests.conftest import Prioritycut, assert_one_line
 from tests.hosts import free_port
 from tests.runs import await_truth

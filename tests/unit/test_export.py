@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from prioritycut_ray import Animator
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.commands.evaluate import evaluate
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.state import new_state
-from prioritycut_ray.torch_export import RelativeMotion, largest_difference
+from prioritycut_ray.inference.export import RelativeMotion, largest_difference
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import new_state
 from tests.conftest import TINY, Prioritycut, assert_one_line
 
 CPU = torch.device("cpu")

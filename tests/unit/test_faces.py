@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prioritycut_ray.data.video import frames_upright
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.metrics.aggregate import value_of
 from prioritycut_ray.metrics.identity import identity_scores
 from prioritycut_ray.metrics.landmarks import Face, FaceFinder, check_installed, landmark_scores
+from prioritycut_ray.video.decoding import frames_upright
 
 CLIPS = Path(__file__).parents[3] / "shared" / "data" / "dev"
 needs_extra = pytest.mark.skipif(

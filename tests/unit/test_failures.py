@@ -13,17 +13,18 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckTimeoutError,
 )
 
-from prioritycut_ray import failures
 from prioritycut_ray.errors import DataError, NotFiniteError, Preempted, UserError
-from prioritycut_ray.failures import (
+from prioritycut_ray.launch import failures
+from prioritycut_ray.launch.crash_evidence import Remains
+from prioritycut_ray.launch.failures import (
     Failure,
     Kind,
-    RetryPolicy,
     diagnose,
     diagnose_controller,
     explain,
 )
-from prioritycut_ray.monitor import Beat, Heard, Remains
+from prioritycut_ray.launch.heartbeat import Beat, Heard
+from prioritycut_ray.launch.retry import RetryPolicy
 
 TIMEOUT = 600.0
 GLOO_CLOSED = RuntimeError(

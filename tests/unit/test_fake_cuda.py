@@ -11,17 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prioritycut_ray import inference
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import NotFiniteError
-from prioritycut_ray.evaluation import Measures, _animator, _distance, score_frames
-from prioritycut_ray.inference import animate, find_best_frame, to_tensor
+from prioritycut_ray.evaluation.records import Measures
+from prioritycut_ray.evaluation.scoring import _animator, _distance, score_frames
+from prioritycut_ray.inference import animate as inference
+from prioritycut_ray.inference.animate import animate, find_best_frame, to_tensor
 from prioritycut_ray.losses import feature_distance
+from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import Precision
-from prioritycut_ray.run_storage import Retention, RunStorage, claim, verify
-from prioritycut_ray.run_writer import RunWriter
-from prioritycut_ray.state import TrainState, build_animator, new_state
+from prioritycut_ray.runs.attempts import claim
+from prioritycut_ray.runs.manifest import verify
+from prioritycut_ray.runs.retention import Retention
+from prioritycut_ray.runs.writer import RunWriter
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import TrainState, new_state
 from prioritycut_ray.visualize import to_uint8
 from tests.conftest import TINY
 from tests.fake_cuda import CUDA, SAMPLES, Activation, FakeGpu, MixedDevicesError, fake_cuda, train
@@ -137,7 +142,7 @@ def test_a_step_that_logs_shows_and_saves_and_one_from_what_was_saved(
     gpu: FakeGpu, tmp_path: Path
 ) -> None:
     """The host reads losses, each picture and the state, all of them in one place."""
-    folder, storage = tmp_path / "saved", RunStorage(str(tmp_path / "run"))
+    folder, storage = tmp_path / "saved", Folder(str(tmp_path / "run"))
     config = configured("train.image_every=1", "train.checkpoint_every=1")
 
     def save(scalars: Mapping[str, float], state: TrainState | None) -> None:

@@ -8,9 +8,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from prioritycut_ray.doctor import clock_check, compare_versions, skew, unanswered
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.ray_session import start_ray
+from prioritycut_ray.launch.doctor import clock_check, compare_versions, skew, unanswered
+from prioritycut_ray.ray_cluster.session import start_ray
 from tests.hosts import free_port
 
 

@@ -8,24 +8,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prioritycut_ray.checkpoint import (
+from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.errors import NotFiniteError, UserError
+from prioritycut_ray.importers.first_order import import_checkpoint
+from prioritycut_ray.inference.export import export_graph
+from prioritycut_ray.inference.pretrained import Animator
+from prioritycut_ray.metrics.perceptual import perceptual_metric
+from prioritycut_ray.models.perceptual import perceptual_features
+from prioritycut_ray.retraining.registry import promote, read_current
+from prioritycut_ray.runs.manifest import MANIFEST, seal
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.lease import leased
+from prioritycut_ray.training.checkpoint import (
     NETWORKS,
     fork_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from prioritycut_ray.config import Config, load_config
-from prioritycut_ray.errors import NotFiniteError, UserError
-from prioritycut_ray.metrics.perceptual import perceptual_metric
-from prioritycut_ray.models.perceptual import perceptual_features
-from prioritycut_ray.pretrained import Animator
-from prioritycut_ray.reference import import_checkpoint
-from prioritycut_ray.retraining.lease import leased
-from prioritycut_ray.retraining.registry import promote, read_current
-from prioritycut_ray.run_storage import MANIFEST, RunStorage, seal
-from prioritycut_ray.state import new_state
-from prioritycut_ray.torch_export import export_graph
-from prioritycut_ray.trainer import check_finite_end
+from prioritycut_ray.training.state import new_state
+from prioritycut_ray.training.trainer import check_finite_end
 from tests.conftest import TINY, Prioritycut, assert_one_line
 from tests.unit.test_reference_import import GOLDEN
 
@@ -111,7 +112,7 @@ def test_they_are_neither_promoted_nor_taken_over(
     with pytest.raises(UserError, match=REFUSED):
         fork_checkpoint(directory, tiny, str(tmp_path / "fork"))
     assert not list(tmp_path.glob("fork/step_*"))
-    models = RunStorage(str(tmp_path / "models"))
+    models = Folder(str(tmp_path / "models"))
     (tmp_path / "models" / "a").mkdir(parents=True)
     run.rename(tmp_path / "models" / "a" / "run")
     with leased(models, 60) as lease, pytest.raises(UserError, match=REFUSED):

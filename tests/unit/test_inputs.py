@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from prioritycut_ray.data.entries import Entry, opened, printable
-from prioritycut_ray.data.inputs import find_videos
-from prioritycut_ray.data.manifest import Box, FrameRange
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.packing.entries import Entry, opened, printable
+from prioritycut_ray.packing.inputs import find_videos
+from prioritycut_ray.packing.manifest import FrameRange
+from prioritycut_ray.video.boxes import Box
 
 BAD = Path(__file__).parents[3] / "shared/data/bad"
 DEV = Path(__file__).parents[3] / "shared/data/dev"

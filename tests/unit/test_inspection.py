@@ -16,12 +16,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from prioritycut_ray.cli import app
-from prioritycut_ray.data import inspection
-from prioritycut_ray.data.inspection import facts, preview, verify
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.shards import Member, ShardWriter, fingerprint, read_clip, read_index
-from prioritycut_ray.data.video import Frame, frames_upright, write_video
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.packing import inspection
+from prioritycut_ray.packing.inspection import facts, preview, verify
+from prioritycut_ray.video.decoding import frames_upright
+from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.source import Frame
 
 
 def write_set(url: str, folder: Path, clips: int = 3) -> None:

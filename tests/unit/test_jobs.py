@@ -7,8 +7,8 @@ import pytest
 
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.jobs import Cluster, Job, exit_code
 from prioritycut_ray.kubernetes.check import check_text, errors_of
+from prioritycut_ray.ray_cluster.jobs import Cluster, Job, exit_code
 from tests.conftest import Prioritycut, assert_one_line
 from tests.hosts import ROOT
 

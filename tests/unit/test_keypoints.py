@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.models.keypoints import (
+from prioritycut_ray.models.first_order.keypoints import (
     KeypointDetector,
     Keypoints,
     keypoint_heatmaps,

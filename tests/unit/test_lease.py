@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 
 from prioritycut_ray.errors import LeaseHeld, Superseded
-from prioritycut_ray.retraining import lease as lease_module
-from prioritycut_ray.retraining.lease import Holder, leased
-from prioritycut_ray.run_storage import RunStorage
+from prioritycut_ray.storage import lease as lease_module
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.lease import Holder, leased
 
 SHORT = 0.4
 
 
 @pytest.fixture(params=["local", "memory"])
-def models(request: pytest.FixtureRequest, tmp_path: Path) -> RunStorage:
+def models(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     """An empty folder, on disk and on an object store of this process."""
     url = str(tmp_path / "models") if request.param == "local" else f"memory:/{tmp_path}"
-    return RunStorage(url)
+    return Folder(url)
 
 
-def left_behind(models: RunStorage, *, hours: float, seconds: float = SHORT) -> None:
+def left_behind(models: Folder, *, hours: float, seconds: float = SHORT) -> None:
     """A lease whose owner is dead; its clock was so many hours ahead of ours."""
     holder = Holder(
         owner="somewhere, process 1",
@@ -34,7 +34,7 @@ def left_behind(models: RunStorage, *, hours: float, seconds: float = SHORT) -> 
     models.write("lease/000001.json", holder.model_dump_json().encode())
 
 
-def test_the_second_is_told_who_is_at_work(models: RunStorage) -> None:
+def test_the_second_is_told_who_is_at_work(models: Folder) -> None:
     with leased(models, 60) as lease:
         lease.check()
         with pytest.raises(LeaseHeld, match="another run is at work") as caught, leased(models, 60):
@@ -43,7 +43,7 @@ def test_the_second_is_told_who_is_at_work(models: RunStorage) -> None:
     assert "process" in str(caught.value)
 
 
-def test_a_lease_that_was_given_back_is_free_at_once(models: RunStorage) -> None:
+def test_a_lease_that_was_given_back_is_free_at_once(models: Folder) -> None:
     tokens = []
     for _ in range(3):
         with leased(models, 3600) as lease:
@@ -51,23 +51,21 @@ def test_a_lease_that_was_given_back_is_free_at_once(models: RunStorage) -> None
     assert tokens == [1, 2, 3]
 
 
-def test_it_is_given_back_when_the_body_fails(models: RunStorage) -> None:
+def test_it_is_given_back_when_the_body_fails(models: Folder) -> None:
     with pytest.raises(RuntimeError), leased(models, 3600):
         raise RuntimeError
     with leased(models, 3600) as lease:
         assert lease.token == 2
 
 
-def test_a_dead_owners_lease_is_held_until_it_runs_out(models: RunStorage) -> None:
+def test_a_dead_owners_lease_is_held_until_it_runs_out(models: Folder) -> None:
     left_behind(models, hours=0, seconds=3600)
     with pytest.raises(LeaseHeld, match="somewhere, process 1"), leased(models, 60):
         pass
 
 
 @pytest.mark.parametrize("hours", [-5, 5])
-def test_a_dead_owners_lease_expires_whatever_its_clock_said(
-    models: RunStorage, hours: float
-) -> None:
+def test_a_dead_owners_lease_expires_whatever_its_clock_said(models: Folder, hours: float) -> None:
     left_behind(models, hours=hours)
     began = time.monotonic()
     with leased(models, SHORT) as lease:
@@ -77,7 +75,7 @@ def test_a_dead_owners_lease_expires_whatever_its_clock_said(
 
 @pytest.mark.parametrize("hours", [-5, 5])
 def test_a_living_owner_with_a_wrong_clock_keeps_its_lease(
-    models: RunStorage, hours: float, monkeypatch: pytest.MonkeyPatch
+    models: Folder, hours: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Skewed(datetime):
         """The clock of the owner's thread is wrong, that of the main thread is right."""
@@ -98,7 +96,7 @@ def test_a_living_owner_with_a_wrong_clock_keeps_its_lease(
         lease.check()
 
 
-def test_who_lost_the_lease_may_not_write(models: RunStorage) -> None:
+def test_who_lost_the_lease_may_not_write(models: Folder) -> None:
     with leased(models, 3600) as frozen:
         models.write(
             "lease/000002.json",
@@ -111,7 +109,7 @@ def test_who_lost_the_lease_may_not_write(models: RunStorage) -> None:
 
 def _contend(url: str, results: "multiprocessing.Queue[str]") -> None:
     try:
-        with leased(RunStorage(url), 60):
+        with leased(Folder(url), 60):
             results.put("held")
             time.sleep(2)
     except LeaseHeld:

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.retraining.lease import leased
 from prioritycut_ray.retraining.registry import (
     current_model,
     former_models,
@@ -18,39 +16,41 @@ from prioritycut_ray.retraining.registry import (
     read_current,
     rollback,
 )
-from prioritycut_ray.run_storage import RunStorage
-from prioritycut_ray.state import new_state
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.lease import leased
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import new_state
 from tests.conftest import Result, assert_one_line
 
 
 @pytest.fixture
-def models(tiny: Config, tmp_path: Path) -> RunStorage:
+def models(tiny: Config, tmp_path: Path) -> Folder:
     """Three models of random weights."""
     for name in "abc":
         folder = tmp_path / "models" / name
         save_checkpoint(new_state(tiny, torch.device("cpu")), tiny, folder / "run" / "step_0000001")
         (folder / "index.json").write_text("{}")
-    return RunStorage(str(tmp_path / "models"))
+    return Folder(str(tmp_path / "models"))
 
 
-def move(models: RunStorage, *names: str) -> None:
+def move(models: Folder, *names: str) -> None:
     with leased(models, 60) as lease:
         for name in names:
             promote(models, lease, name, f"because {name}")
 
 
-def history(models: RunStorage) -> list[str]:
+def history(models: Folder) -> list[str]:
     current = read_current(models)
     assert current is not None
     return [entry.model for entry in current.history]
 
 
-def back(models: RunStorage) -> str:
+def back(models: Folder) -> str:
     with leased(models, 60) as lease:
         return rollback(models, lease)[1]
 
 
-def test_the_pointer_keeps_its_history(models: RunStorage) -> None:
+def test_the_pointer_keeps_its_history(models: Folder) -> None:
     assert read_current(models) is None
     move(models, "a", "b", "b", "c")
     assert history(models) == ["a", "b", "c"]
@@ -63,7 +63,7 @@ def test_the_pointer_keeps_its_history(models: RunStorage) -> None:
     assert len({entry.token for entry in current.history}) == 1
 
 
-def test_rolling_back_goes_further_back_each_time(models: RunStorage) -> None:
+def test_rolling_back_goes_further_back_each_time(models: Folder) -> None:
     move(models, "a", "b", "c")
     assert back(models) == "b"
     assert back(models) == "a"
@@ -77,7 +77,7 @@ def test_rolling_back_goes_further_back_each_time(models: RunStorage) -> None:
     assert history(models) == ["a", "b", "c", "b", "a", "c", "a"]
 
 
-def test_a_model_without_weights_does_not_become_current(models: RunStorage) -> None:
+def test_a_model_without_weights_does_not_become_current(models: Folder) -> None:
     move(models, "a", "b")
     models.remove("a/run")
     with pytest.raises(UserError, match="no such run folder"):
@@ -86,21 +86,21 @@ def test_a_model_without_weights_does_not_become_current(models: RunStorage) -> 
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"half a f"])
-def test_a_damaged_pointer_is_named(models: RunStorage, damage: bytes) -> None:
+def test_a_damaged_pointer_is_named(models: Folder, damage: bytes) -> None:
     move(models, "a")
     models.write("current.json", damage)
     with pytest.raises(UserError, match=r"current\.json: is damaged"):
         read_current(models)
 
 
-def test_a_pointer_that_was_edited_is_named(models: RunStorage) -> None:
+def test_a_pointer_that_was_edited_is_named(models: Folder) -> None:
     move(models, "a", "b")
     models.write("current.json", models.read("current.json").replace(b"because b", b"because c"))
     with pytest.raises(UserError, match="checksum differs"):
         read_current(models)
 
 
-def test_other_weights_than_those_that_were_promoted_are_refused(models: RunStorage) -> None:
+def test_other_weights_than_those_that_were_promoted_are_refused(models: Folder) -> None:
     move(models, "a")
     manifest = Path(models.url, "a", "run", "step_0000001", "manifest.json")
     manifest.write_text(manifest.read_text() + "\n")
@@ -108,7 +108,7 @@ def test_other_weights_than_those_that_were_promoted_are_refused(models: RunStor
         current_model(models)
 
 
-def test_a_reader_sees_the_old_one_or_the_new_one(models: RunStorage) -> None:
+def test_a_reader_sees_the_old_one_or_the_new_one(models: Folder) -> None:
     move(models, "a")
     ended, seen, problems = threading.Event(), set(), []
 
@@ -132,7 +132,7 @@ def test_a_reader_sees_the_old_one_or_the_new_one(models: RunStorage) -> None:
 
 
 def test_the_command_line_lists_promotes_and_rolls_back(
-    models: RunStorage, prioritycut: Callable[..., Result]
+    models: Folder, prioritycut: Callable[..., Result]
 ) -> None:
     where = ("--models", models.url)
     assert_one_line(prioritycut("models", "rollback", *where), "no model before")

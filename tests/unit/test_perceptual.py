@@ -13,7 +13,7 @@ from prioritycut_ray.models.perceptual import (
     PerceptualPyramid,
     perceptual_features,
 )
-from prioritycut_ray.tensor_files import read_tensors
+from prioritycut_ray.storage.tensors import read_tensors
 
 
 @pytest.fixture(scope="module")

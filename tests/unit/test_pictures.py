@@ -14,18 +14,18 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from prioritycut_ray.data import pictures
-from prioritycut_ray.data.footage import cut_picture, survey
-from prioritycut_ray.data.manifest import Box
-from prioritycut_ray.data.video import (
-    VideoError,
+from prioritycut_ray.inference.footage import cut_picture, survey
+from prioritycut_ray.video import images as pictures
+from prioritycut_ray.video.boxes import Box
+from prioritycut_ray.video.decoding import (
     frames_timed,
     frames_upright,
     probe,
     read_image,
     read_picture,
-    survey_sound,
 )
+from prioritycut_ray.video.sound import survey_sound
+from prioritycut_ray.video.source import VideoError
 
 RAMP = np.linspace(0, 65535, 64 * 48).reshape(48, 64)
 """Black at the top left, white at the bottom right, in 16 bits."""

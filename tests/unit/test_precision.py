@@ -9,16 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from prioritycut_ray import evaluation, trainer
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import ClipIndex
-from prioritycut_ray.evaluation import Measures, score_frames
-from prioritycut_ray.inference import animate, find_best_frame
+from prioritycut_ray.evaluation import scoring as evaluation
+from prioritycut_ray.evaluation.records import Measures
+from prioritycut_ray.evaluation.scoring import score_frames
+from prioritycut_ray.inference.animate import animate, find_best_frame
 from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import float32_products
-from prioritycut_ray.state import TrainState, build_animator, new_state
-from prioritycut_ray.worker import Pulse, Worker
+from prioritycut_ray.training import trainer
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import TrainState, new_state
+from prioritycut_ray.training.worker import Pulse, Worker
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prioritycut_ray.models.dense_motion import DenseMotion
+from prioritycut_ray.models.first_order.dense_motion import DenseMotion
 from prioritycut_ray.priority_cut import (
     cutmix_mask,
     mix,

@@ -13,12 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prioritycut_ray.checkpoint import find_checkpoint, load_animator, load_checkpoint
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.models.animator import FramePair
-from prioritycut_ray.models.blocks import gaussian_kernel
-from prioritycut_ray.models.discriminators import PatchDiscriminator
-from prioritycut_ray.reference import (
+from prioritycut_ray.importers.first_order import (
     NETWORKS,
     ReferenceModel,
     import_checkpoint,
@@ -26,7 +22,13 @@ from prioritycut_ray.reference import (
     read_reference,
     run_config,
 )
-from prioritycut_ray.state import build_animator, build_discriminator, new_state
+from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.models.blocks import gaussian_kernel
+from prioritycut_ray.models.discriminators import PatchDiscriminator
+from prioritycut_ray.networks import build_animator, build_discriminator
+from prioritycut_ray.runs.locate import find_checkpoint
+from prioritycut_ray.training.checkpoint import load_animator, load_checkpoint
+from prioritycut_ray.training.state import new_state
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "dev_a.safetensors"

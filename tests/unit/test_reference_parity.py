@@ -18,17 +18,17 @@ from torch import Tensor
 from prioritycut_ray import losses
 from prioritycut_ray.config import Config
 from prioritycut_ray.equivariance import ThinPlateSpline, transform_frame, transform_points
-from prioritycut_ray.models.animator import Animation, Animator, FramePair, warped_source
-from prioritycut_ray.models.blocks import AntiAliasDownsample
-from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOutput
-from prioritycut_ray.models.keypoints import Keypoints, relative_keypoints
-from prioritycut_ray.reference import (
+from prioritycut_ray.importers.first_order import (
     animator_config,
     discriminator_config,
     load_weights,
     read_reference,
 )
-from prioritycut_ray.state import build_animator, build_discriminator
+from prioritycut_ray.models.animator import Animation, Animator, FramePair, warped_source
+from prioritycut_ray.models.blocks import AntiAliasDownsample
+from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOutput
+from prioritycut_ray.models.first_order.keypoints import Keypoints, relative_keypoints
+from prioritycut_ray.networks import build_animator, build_discriminator
 
 TOLERANCE = {"eval": 1e-5, "train": 1e-4}
 """Of ‖ours − reference‖ / ‖reference‖ in float32; other groups are held to the one of eval."""

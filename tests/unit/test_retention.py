@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from prioritycut_ray.checkpoint import save_checkpoint
 from prioritycut_ray.config import Config
 from prioritycut_ray.retraining.job import Job, finish
-from prioritycut_ray.retraining.lease import leased
 from prioritycut_ray.retraining.registry import promote
 from prioritycut_ray.retraining.settings import RetrainSettings
-from prioritycut_ray.run_storage import RunStorage
-from prioritycut_ray.state import new_state
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.lease import leased
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import new_state
 
 NIGHTS = 7
 
 
 @pytest.fixture
-def models(tiny: Config, tmp_path: Path) -> RunStorage:
+def models(tiny: Config, tmp_path: Path) -> Folder:
     """A candidate a night, of random weights."""
-    storage = RunStorage(str(tmp_path / "models"))
+    storage = Folder(str(tmp_path / "models"))
     state = new_state(tiny, torch.device("cpu"))
     for night in range(NIGHTS):
         save_checkpoint(state, tiny, tmp_path / "models" / f"n{night}" / "run" / "step_0000001")
@@ -40,7 +40,7 @@ def models(tiny: Config, tmp_path: Path) -> RunStorage:
     ],
 )
 def test_only_weights_that_nobody_needs_are_removed(
-    models: RunStorage, promoted: set[int], keep: int, removed: list[int]
+    models: Folder, promoted: set[int], keep: int, removed: list[int]
 ) -> None:
     settings = RetrainSettings(data="data", budget=1, keep=keep)
     begun = datetime(2026, 1, 1, tzinfo=UTC)

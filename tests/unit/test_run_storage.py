@@ -17,15 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prioritycut_ray.errors import Superseded, UserError
-from prioritycut_ray.run_storage import (
-    Lease,
-    Retention,
-    RunStorage,
-    claim,
-    clean,
-    expendable,
-    write_checkpoint,
-)
+from prioritycut_ray.runs.attempts import Lease, claim
+from prioritycut_ray.runs.checkpoints import clean, fetch, newest_good, steps, write_checkpoint
+from prioritycut_ray.runs.retention import Retention, expendable
+from prioritycut_ray.storage.folder import Folder
 from tests import saving
 
 
@@ -43,25 +38,25 @@ def write(lease: Lease, step: int) -> None:
 
 
 def newest(url: str, scratch: Path) -> int:
-    found = RunStorage(url).newest_good(scratch)
+    found = newest_good(Folder(url), scratch)
     assert found is not None
     return found[0]
 
 
 def test_a_checkpoint_is_seen_when_it_is_whole(url: str, tmp_path: Path) -> None:
-    lease = claim(RunStorage(url), "a", first=True)
-    assert RunStorage(url).newest_good(tmp_path) is None
+    lease = claim(Folder(url), "a", first=True)
+    assert newest_good(Folder(url), tmp_path) is None
 
     def fill(directory: Path) -> None:
         saving.fill(directory, 1)
-        assert RunStorage(url).steps() == []
+        assert steps(Folder(url)) == []
 
     write_checkpoint(lease, 7, fill)
-    assert RunStorage(url).steps() == [7]
-    assert saving.authors(RunStorage(url).fetch(7, tmp_path)) == {b"\0\0\0\1"}
+    assert steps(Folder(url)) == [7]
+    assert saving.authors(fetch(Folder(url), 7, tmp_path)) == {b"\0\0\0\1"}
     with pytest.raises(RuntimeError, match="in the middle"):
         write_checkpoint(lease, 8, lambda directory: _fail())
-    assert RunStorage(url).steps() == [7]
+    assert steps(Folder(url)) == [7]
 
 
 def _fail() -> None:
@@ -72,7 +67,7 @@ def _fail() -> None:
 def test_damage_is_passed_over_and_told(
     url: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = RunStorage(url)
+    storage = Folder(url)
     lease = claim(storage, "a", first=True)
     for step in (1, 2, 3):
         write(lease, step)
@@ -97,11 +92,11 @@ def test_damage_is_passed_over_and_told(
 
 
 def test_if_all_are_damaged_the_run_is_not_begun_afresh(url: str, tmp_path: Path) -> None:
-    storage = RunStorage(url)
+    storage = Folder(url)
     write(claim(storage, "a", first=True), 1)
     storage.write("step_0000001/3.bin", b"?")
     with pytest.raises(UserError, match=r"no usable checkpoint among the 1.*3\.bin"):
-        storage.newest_good(tmp_path)
+        newest_good(storage, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -111,7 +106,7 @@ def test_if_all_are_damaged_the_run_is_not_begun_afresh(url: str, tmp_path: Path
 
 def test_of_all_who_take_a_run_over_at_once_the_last_holds_it(url: str) -> None:
     def take(number: int) -> Lease:
-        return claim(RunStorage(url), str(number), first=True)
+        return claim(Folder(url), str(number), first=True)
 
     with ThreadPoolExecutor(8) as pool:
         leases = sorted(pool.map(take, range(8)), key=lambda lease: lease.attempt.number)
@@ -123,7 +118,7 @@ def test_of_all_who_take_a_run_over_at_once_the_last_holds_it(url: str) -> None:
 
 
 def test_a_group_of_an_older_launch_does_not_take_over(url: str) -> None:
-    storage = RunStorage(url)
+    storage = Folder(url)
     claim(storage, "old", first=True)
     group = claim(storage, "old", first=False)
     claim(storage, "new", first=True)
@@ -135,11 +130,11 @@ def test_a_group_of_an_older_launch_does_not_take_over(url: str) -> None:
 
 
 def test_what_an_older_attempt_is_writing_is_never_seen(url: str, tmp_path: Path) -> None:
-    old = claim(RunStorage(url), "old", first=True)
+    old = claim(Folder(url), "old", first=True)
 
     def overtaken(directory: Path) -> None:
         saving.fill(directory, old.attempt.number)
-        new = claim(RunStorage(url), "new", first=True)
+        new = claim(Folder(url), "new", first=True)
         clean(new)
         write(new, 5)
 
@@ -147,9 +142,9 @@ def test_what_an_older_attempt_is_writing_is_never_seen(url: str, tmp_path: Path
         write_checkpoint(old, 5, overtaken)
     with pytest.raises(Superseded):
         write(old, 6)
-    storage = RunStorage(url)
-    assert storage.steps() == [5]
-    assert saving.authors(storage.fetch(5, tmp_path)) == {b"\0\0\0\2"}
+    storage = Folder(url)
+    assert steps(storage) == [5]
+    assert saving.authors(fetch(storage, 5, tmp_path)) == {b"\0\0\0\2"}
     assert [name for name in storage.names() if name.startswith(".")] == []
 
 
@@ -194,9 +189,9 @@ def test_of_two_processes_the_older_one_ends(url: str, tmp_path: Path) -> None:
             assert "superseded by attempt 2" in errors
             last = await_step(new)
     assert newest(url, tmp_path) >= last
-    storage = RunStorage(url)
-    for step in storage.steps():
-        assert len(saving.authors(storage.fetch(step, tmp_path))) == 1, "never two hands in one"
+    storage = Folder(url)
+    for step in steps(storage):
+        assert len(saving.authors(fetch(storage, step, tmp_path))) == 1, "never two hands in one"
 
 
 @pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 5])
@@ -221,13 +216,13 @@ def test_killed_while_uploading(bucket: str, tmp_path: Path) -> None:
             for _ in range(kill + 1):
                 last = await_step(process)
             os.killpg(process.pid, signal.SIGKILL)
-        storage = RunStorage(url)
+        storage = Folder(url)
         assert newest(url, tmp_path) in (last, last + 1)
-        for step in storage.steps():
-            storage.fetch(step, tmp_path)  # raises if it is damaged
+        for step in steps(storage):
+            fetch(storage, step, tmp_path)  # raises if it is damaged
     clean(claim(storage, "next", first=True))
     seen = {name for name in storage.names() if name.startswith("step_")}
-    assert seen == {f"step_{step:07d}" for step in storage.steps()}
+    assert seen == {f"step_{step:07d}" for step in steps(storage)}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -261,4 +256,4 @@ def test_imported_weights_are_not_removed() -> None:
 
 def test_an_unknown_scheme_is_told() -> None:
     with pytest.raises(UserError, match="cannot be reached"):
-        RunStorage("nosuch://bucket/mine")
+        Folder("nosuch://bucket/mine")

@@ -13,9 +13,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prioritycut_ray.errors import DiskFull, Superseded
-from prioritycut_ray.run_storage import Retention, RunStorage, claim
-from prioritycut_ray.run_writer import RunWriter
-from prioritycut_ray.tracking import Tracker
+from prioritycut_ray.runs.attempts import claim
+from prioritycut_ray.runs.checkpoints import newest_good, steps
+from prioritycut_ray.runs.retention import Retention
+from prioritycut_ray.runs.writer import RunWriter
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.training.tracking import Tracker
 from tests import saving
 
 
@@ -31,7 +34,7 @@ def new_bucket(request: pytest.FixtureRequest) -> str:
 
 def writer_of(url: str, *, start: int = 0, best: int = 0, every: int = 0) -> RunWriter:
     """Of a new attempt."""
-    lease = claim(RunStorage(url), "test", first=True)
+    lease = claim(Folder(url), "test", first=True)
     return RunWriter(lease, start=start, retention=Retention(2, best, every), metric="loss")
 
 
@@ -39,7 +42,7 @@ fill = partial(saving.fill, attempt=1)
 
 
 def rows(url: str) -> list[int]:
-    storage = RunStorage(url)
+    storage = Folder(url)
     names = [f"metrics/{name}" for name in storage.names("metrics")]
     return [json.loads(line)["step"] for name in names for line in storage.read(name).splitlines()]
 
@@ -71,11 +74,11 @@ def test_a_row_that_a_kill_has_cut_off_is_dropped(tmp_path: Path) -> None:
 
 def test_the_best_of_all_attempts_are_kept(url: str) -> None:
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: float("nan"), 6: 1.5, 7: 4.0}
-    for steps in ((1, 2, 3), (4, 5, 6, 7)):
-        with writer_of(url, start=steps[0] - 1, best=1, every=4) as writer:
-            for step in steps:
+    for numbers in ((1, 2, 3), (4, 5, 6, 7)):
+        with writer_of(url, start=numbers[0] - 1, best=1, every=4) as writer:
+            for step in numbers:
                 writer.save(step, {"loss": losses[step]}, fill)
-    assert RunStorage(url).steps() == [2, 4, 6, 7]
+    assert steps(Folder(url)) == [2, 4, 6, 7]
 
 
 def test_one_checkpoint_is_written_at_a_time(tmp_path: Path) -> None:
@@ -96,7 +99,7 @@ def test_one_checkpoint_is_written_at_a_time(tmp_path: Path) -> None:
         writer.save(2, {}, fill)
         order.append("saved again")
     assert order == ["training goes on", "let go", "saved again"]
-    assert RunStorage(tmp_path).steps() == [1, 2]
+    assert steps(Folder(tmp_path)) == [1, 2]
 
 
 def test_an_error_of_the_background_is_raised_by_the_next_call(tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_an_error_of_the_background_is_raised_by_the_next_call(tmp_path: Path) -
         writer.save(2, {}, fill)
     with pytest.raises(RuntimeError, match="broken"), writer:
         pass
-    assert RunStorage(tmp_path).steps() == []
+    assert steps(Folder(tmp_path)) == []
 
 
 def test_an_attempt_that_has_lost_the_run_writes_nothing(url: str) -> None:
@@ -127,7 +130,7 @@ def test_an_attempt_that_has_lost_the_run_writes_nothing(url: str) -> None:
         lost.result()
     with pytest.raises(Superseded), old:
         old.log({"step": 2})
-    assert RunStorage(url).steps() == [1]
+    assert steps(Folder(url)) == [1]
     assert rows(url) == []
 
 
@@ -156,24 +159,24 @@ def test_a_full_disk_is_named_and_spares_what_is_there(small_disk: Path, tmp_pat
     with pytest.raises(DiskFull, match=f"{run}: no space left") as caught, writer:
         pass
     assert caught.value.exit_code == 73
-    found = RunStorage(run).newest_good(tmp_path)
+    found = newest_good(Folder(run), tmp_path)
     assert found is not None
     assert found[0] == 1
     with writer_of(str(run), start=1) as writer:
         writer.save(2, {}, fill)
-    assert RunStorage(run).steps() == [1, 2], "with less to write the run goes on"
+    assert steps(Folder(run)) == [1, 2], "with less to write the run goes on"
 
 
 def test_tensorboard_goes_on_in_place(url: str) -> None:
     """Killed before the first checkpoint, then once more after one at step 4."""
-    for start, steps in ((0, (2, 4, 6)), (0, (2, 4, 6)), (4, (6, 8))):
+    for start, numbers in ((0, (2, 4, 6)), (0, (2, 4, 6)), (4, (6, 8))):
         with writer_of(url, start=start) as writer:
             tracker = Tracker(writer, start=start)
-            for step in steps:
+            for step in numbers:
                 tracker.scalars({"loss": float(step)}, step)
                 tracker.pictures({"columns": torch.zeros(3, 4, 4, dtype=torch.uint8)}, step)
             writer.flush()
-            if steps[-1] == 8:
+            if numbers[-1] == 8:
                 tracker.close()
     events = EventAccumulator(f"{url}/tensorboard")
     events.Reload()

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prioritycut_ray.data.scenes import count_and_cuts, even_length, numbered_segments
-from prioritycut_ray.data.video import center_square, frames_upright, resize
+from prioritycut_ray.packing.scenes import count_and_cuts, even_length, numbered_segments
+from prioritycut_ray.video.decoding import frames_upright
+from prioritycut_ray.video.images import center_square, resize
 
 DEV = Path(__file__).parents[3] / "shared/data/dev"
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from prioritycut_ray.config import load_config
+from prioritycut_ray.evaluation.report import csv_text
 from prioritycut_ray.metrics.aggregate import Metric
-from prioritycut_ray.report import csv_text
 from prioritycut_ray.search.plots import draw_all
 from prioritycut_ray.search.results import (
     Point,

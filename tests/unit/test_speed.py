@@ -6,22 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prioritycut_ray.config import Config, load_config
-from prioritycut_ray.inference import prepare_source, render
+from prioritycut_ray.inference.animate import prepare_source, render
 from prioritycut_ray.losses import feature_distance
 from prioritycut_ray.models import blocks
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.blocks import conv_of_enlarged, coordinate_grid, pooled_conv
-from prioritycut_ray.models.keypoints import HEATMAP_VARIANCE, keypoint_heatmaps
+from prioritycut_ray.models.first_order.keypoints import HEATMAP_VARIANCE, keypoint_heatmaps
+from prioritycut_ray.networks import build_animator, build_discriminator, build_perceptual
 from prioritycut_ray.precision import autocast, has_bfloat16, resolve_precision
-from prioritycut_ray.state import TrainState, build_animator, build_discriminator, new_state
-from prioritycut_ray.steps import (
-    build_perceptual,
-    draw_randomness,
-    micro_batches,
-    training_step,
-)
-from prioritycut_ray.trainer import agree_on_precision
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.training.state import TrainState, new_state
+from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
+from prioritycut_ray.training.trainer import agree_on_precision
+from prioritycut_ray.training.worker import Worker
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")

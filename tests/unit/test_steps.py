@@ -8,18 +8,18 @@ from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.perceptual import PerceptualPyramid
-from prioritycut_ray.state import TrainState, new_state, set_learning_rates
-from prioritycut_ray.steps import (
+from prioritycut_ray.networks import build_perceptual
+from prioritycut_ray.training.gradients import apply_gradients
+from prioritycut_ray.training.state import TrainState, new_state, set_learning_rates
+from prioritycut_ray.training.steps import (
     MicroBatch,
-    build_perceptual,
     discriminator_gradients,
     draw_randomness,
     generator_gradients,
     micro_batches,
     training_step,
 )
-from prioritycut_ray.update import apply_gradients
-from prioritycut_ray.worker import Worker
+from prioritycut_ray.training.worker import Worker
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")

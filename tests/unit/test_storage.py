@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from prioritycut_ray import storage
 from prioritycut_ray.data.shards import Member, ShardError, ShardWriter, read_clip, read_index
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.storage import fetched
+from prioritycut_ray.storage import reading
+from prioritycut_ray.storage.reading import fetched
 
 
 class Stumbling(http.server.BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ class Server(http.server.ThreadingHTTPServer):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A data set of one clip behind a server on loopback; little waiting between attempts."""
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(reading, "FIRST_WAIT", 0.01)
     with ShardWriter(str(tmp_path)) as writer:
         writer.add(Member("clip", b"x" * 5000, 5, 25.0, 64, 64, "ann", "clip.mp4", False))
         writer.finish({"clip": "train"})
@@ -138,7 +138,7 @@ def test_absent_file_is_not_tried_again(server: Server) -> None:
 
 
 def test_unreachable_server_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(reading, "ATTEMPTS", 2)
     server.server_close()
     with pytest.raises(UserError, match="tried 2 times"):
         read_index("http://127.0.0.1:9/data")

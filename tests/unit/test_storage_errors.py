@@ -8,11 +8,12 @@ import fsspec
 import pytest
 import s3fs
 
-from prioritycut_ray.checkpoint import find_checkpoint
 from prioritycut_ray.data.shards import Member, ShardWriter, read_index
-from prioritycut_ray.data.workspace import Workspace
-from prioritycut_ray.run_storage import RunStorage, claim
-from prioritycut_ray.storage import StorageError, filesystem
+from prioritycut_ray.packing.workspace import Workspace
+from prioritycut_ray.runs.attempts import claim
+from prioritycut_ray.runs.locate import find_checkpoint
+from prioritycut_ray.storage.filesystem import StorageError, filesystem
+from prioritycut_ray.storage.folder import Folder
 from tests.conftest import Prioritycut, assert_one_line
 from tests.s3_server import S3
 
@@ -66,11 +67,11 @@ def claim_workspace(url: str) -> None:
 
 
 USES: dict[str, Callable[[str], object]] = {
-    "names": lambda url: RunStorage(url).names(),
-    "read": lambda url: RunStorage(url).read("a"),
-    "write": lambda url: RunStorage(url).write("a", b""),
-    "create": lambda url: RunStorage(url).create("a", b""),
-    "claim": lambda url: claim(RunStorage(url), "launch", first=True),
+    "names": lambda url: Folder(url).names(),
+    "read": lambda url: Folder(url).read("a"),
+    "write": lambda url: Folder(url).write("a", b""),
+    "create": lambda url: Folder(url).create("a", b""),
+    "claim": lambda url: claim(Folder(url), "launch", first=True),
     "find_checkpoint": find_checkpoint,
     "write_shards": write_shards,
     "workspace": claim_workspace,

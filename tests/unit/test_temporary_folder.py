@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prioritycut_ray import ray_session
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.ray_session import shorten_temporary_folder
+from prioritycut_ray.ray_cluster import session as ray_session
+from prioritycut_ray.ray_cluster.session import shorten_temporary_folder
 
 
 @pytest.fixture

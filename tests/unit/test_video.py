@@ -18,21 +18,20 @@ from av.video.reformatter import Colorspace
 from PIL import Image
 
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.video import (
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.video.decoding import (
     DECODERS,
-    VideoError,
-    center_square,
-    copy_stream,
     frames_timed,
     frames_upright,
     probe,
     read_all,
     read_frames,
     read_image,
-    resize,
-    write_video,
 )
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.images import center_square, resize
+from prioritycut_ray.video.remux import copy_stream
+from prioritycut_ray.video.source import VideoError
 
 BAD = Path(__file__).parents[3] / "shared/data/bad"
 EXPECTED = BAD / "EXPECTED.csv"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prioritycut_ray import working_directory
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.working_directory import pack
+from prioritycut_ray.ray_cluster import working_directory
+from prioritycut_ray.ray_cluster.working_directory import pack
 
 
 @pytest.fixture

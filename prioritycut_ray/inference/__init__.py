@@ -1,0 +1,1 @@
+"""A trained animator at work: people's pictures and videos in, animations out."""

@@ -1,0 +1,212 @@
+"""A trained animator at work: rebuild a clip, animate another identity."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.models.animator import Animation, Animator, FramePair
+from prioritycut_ray.models.blocks import in_float32
+from prioritycut_ray.models.first_order.keypoints import (
+    Keypoints,
+    moved_keypoints,
+    movement_scale,
+    pose_distance,
+)
+from prioritycut_ray.precision import Precision, autocast, float32_products
+from prioritycut_ray.transfer import send
+
+BATCH = 16
+"""Frames that go through the network together."""
+
+
+class Source(NamedTuple):
+    """A source image and all that does not depend on the motion, computed once.
+
+    Attributes:
+        image: in [0, 1], batch 1.
+        keypoints: of the image.
+        features: of the generator's encoder.
+    """
+
+    image: Float[Tensor, "1 3 H W"]
+    keypoints: Keypoints
+    features: Float[Tensor, "1 C h w"]
+
+
+class Rendered(NamedTuple):
+    """Some driving frames, and what a source became under them.
+
+    Attributes:
+        pair: the source, once for each driving frame; and those.
+        animation: the source moved.
+    """
+
+    pair: FramePair
+    animation: Animation
+
+
+def default_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_tensor(frames: NDArray[np.uint8], device: torch.device) -> Float[Tensor, "T 3 H W"]:
+    """uint8 frames `[T, H, W, 3]` as floats in [0, 1] on a device."""
+    return send(torch.tensor(frames), device).permute(0, 3, 1, 2).float() / 255
+
+
+@torch.inference_mode()
+def prepare_source(animator: Animator, image: Float[Tensor, "1 3 H W"]) -> Source:
+    """Detect and encode a source image in [0, 1]."""
+    return Source(image, animator.detector(image), animator.generator.encode(image))
+
+
+@torch.inference_mode()
+def render(animator: Animator, source: Source, driving: Keypoints) -> Animation:
+    """Render a source with the keypoints of some driving frames."""
+    count = len(driving.value)
+    value, jacobian = source.keypoints
+    keypoints = Keypoints(value.expand(count, -1, -1), jacobian.expand(count, -1, -1, -1))
+    motion = animator.dense_motion(source.image.expand(count, -1, -1, -1), keypoints, driving)
+    prediction = animator.generator.decode(source.features.expand(count, -1, -1, -1), motion)
+    return Animation(prediction, keypoints, driving, motion)
+
+
+@torch.inference_mode()
+def reconstruct(animator: Animator, frames: NDArray[np.uint8]) -> Iterator[Rendered]:
+    """Rebuild every frame of a clip from its first one (method §5), in batches.
+
+    Args:
+        animator: in evaluation mode.
+        frames: the clip, `[T, H, W, 3]`.
+    """
+    device = _device_of(animator)
+    source = prepare_source(animator, to_tensor(frames[:1], device))
+    for start in range(0, len(frames), BATCH):
+        driving = to_tensor(frames[start : start + BATCH], device)
+        animation = render(animator, source, animator.detector(driving))
+        pair = FramePair(source.image.expand(len(driving), -1, -1, -1), driving)
+        yield Rendered(pair, animation)
+
+
+@torch.inference_mode()
+def animate(
+    animator: Animator,
+    source: Float[Tensor, "1 3 H W"],
+    driving: Iterable[NDArray[np.uint8]],
+    *,
+    relative: bool,
+    adapt_scale: bool,
+    initial: NDArray[np.uint8] | None = None,
+    precision: Precision = "float32",
+) -> Iterator[Rendered]:
+    """Move a source image like a driving video (method §6), batch by batch.
+
+    A rendered frame depends on the source, its own driving frame and the initial one, and on no
+    other: to start from the best frame and animate outward in both directions gives the same
+    frames as to take them in their order.
+
+    Args:
+        animator: in evaluation mode.
+        source: image in [0, 1].
+        driving: square uint8 frames `[H, W, 3]` of the model's size.
+        relative: move by the driving keypoints' change since the initial driving frame, which
+            keeps the source's own shape; else take the driving keypoints as they are.
+        adapt_scale: scale that change by the ratio of the two keypoint hulls (relative only).
+        initial: the driving frame whose pose is that of the source, `[H, W, 3]`; the first one
+            unless given.
+        precision: of the networks.
+
+    Raises:
+        UserError: the network gives NaN or infinite values.
+    """
+    driving = iter(driving)
+    if initial is None:
+        initial = next(driving, None)
+        if initial is None:
+            return
+        driving = chain([initial], driving)
+    with _number_formats(precision, source.device):
+        prepared = prepare_source(animator, source)
+        start = animator.detector(to_tensor(initial[None], source.device))
+    # Once: the hulls are computed on the CPU, which would wait for the GPU at every batch.
+    scale = movement_scale(prepared.keypoints, start) if relative and adapt_scale else 1.0
+    for frames in _batches(driving, source.device):
+        with _number_formats(precision, source.device):
+            keypoints = animator.detector(frames)
+            if relative:
+                with in_float32(source):
+                    keypoints = moved_keypoints(prepared.keypoints, keypoints, start, scale)
+            animation = render(animator, prepared, keypoints)
+        require_finite(animation.prediction)
+        yield Rendered(FramePair(source.expand(len(frames), -1, -1, -1), frames), animation)
+
+
+@contextmanager
+def _number_formats(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Those of the training."""
+    with float32_products(convolutions="tf32"), autocast(precision, device):
+        yield
+
+
+def require_finite(pictures: Tensor) -> None:
+    """Refuse what would be shown as black.
+
+    Raises:
+        UserError: there are NaN or infinite values among the pictures.
+    """
+    if not pictures.isfinite().all():
+        raise UserError(
+            "the model gives pictures with NaN or infinite values: its training diverged; use an "
+            "earlier checkpoint (RUN/step_...), or train again with a lower optim.lr"
+        )
+
+
+@float32_products(convolutions="tf32")
+@torch.inference_mode()
+def find_best_frame(
+    animator: Animator,
+    source: Float[Tensor, "1 3 H W"],
+    driving: Iterable[NDArray[np.uint8]],
+) -> int:
+    """The number of the driving frame whose pose is nearest to the source's (method §6).
+
+    Args:
+        animator: in evaluation mode.
+        source: image in [0, 1].
+        driving: square uint8 frames `[H, W, 3]` of the model's size, at least one.
+
+    Raises:
+        UserError: the keypoints of the source, or of every driving frame, span no area.
+    """
+    own = animator.detector(source).value.cpu()
+    distances = torch.cat(
+        [pose_distance(own, animator.detector(b).value) for b in _batches(driving, source.device)]
+    )
+    best = int(distances.argmin())
+    if not torch.isfinite(distances[best]):
+        raise UserError(
+            "no best frame: the keypoints of every driving frame lie on one line or in one place; "
+            "animate without --best-frame"
+        )
+    return best
+
+
+def _batches(
+    frames: Iterable[NDArray[np.uint8]], device: torch.device
+) -> Iterator[Float[Tensor, "B 3 H W"]]:
+    frames = iter(frames)
+    while batch := list(islice(frames, BATCH)):
+        yield to_tensor(np.stack(batch), device)
+
+
+def _device_of(animator: Animator) -> torch.device:
+    return next(animator.parameters()).device

@@ -1,0 +1,1 @@
+"""Ray Train around the trainer: the same run on a laptop and on a cluster."""

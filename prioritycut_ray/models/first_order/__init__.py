@@ -1,0 +1,1 @@
+"""The first-order motion model (method §1)."""

@@ -1,0 +1,74 @@
+"""Configuration → networks."""
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from prioritycut_ray.config import Config, ModelConfig
+from prioritycut_ray.models.animator import Animator
+from prioritycut_ray.models.discriminators import (
+    Discriminator,
+    PatchDiscriminator,
+    UNetDiscriminator,
+)
+from prioritycut_ray.models.first_order.dense_motion import DenseMotionNetwork
+from prioritycut_ray.models.first_order.generator import Generator
+from prioritycut_ray.models.first_order.keypoints import KeypointDetector
+from prioritycut_ray.models.perceptual import PerceptualPyramid, perceptual_features
+from prioritycut_ray.precision import resolve_precision
+
+
+def build_animator(config: ModelConfig) -> Animator:
+    """The generator side, with fresh weights, channels last."""
+    animator = Animator(
+        KeypointDetector(num_keypoints=config.num_keypoints, **config.detector.model_dump()),
+        DenseMotionNetwork(num_keypoints=config.num_keypoints, **config.dense_motion.model_dump()),
+        Generator(**config.generator.model_dump()),
+    )
+    return _channels_last(animator)
+
+
+def build_discriminator(config: Config) -> Discriminator:
+    """The discriminator that the configuration names, with fresh weights, channels last."""
+    options = config.discriminator
+    num_keypoints = config.model.num_keypoints if options.use_keypoints else 0
+    if options.kind == "patch":
+        patch = PatchDiscriminator(
+            num_keypoints=num_keypoints,
+            block_expansion=options.patch_block_expansion,
+            max_features=options.max_features,
+            num_blocks=options.patch_num_blocks,
+            spectral=options.patch_spectral_norm,
+        )
+        return _channels_last(patch)
+    unet = UNetDiscriminator(
+        size=config.data.size,
+        num_keypoints=num_keypoints,
+        base_channels=options.unet_base_channels,
+        max_features=options.max_features,
+    )
+    return _channels_last(unet)
+
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def _channels_last(network: _Network) -> _Network:
+    """In the layout that convolutions are fastest in, and all of a network must keep to."""
+    return network.to(memory_format=torch.channels_last)
+
+
+def build_perceptual(config: Config, device: torch.device | None = None) -> PerceptualPyramid:
+    """The frozen network of the perceptual loss, on a device (the CPU)."""
+    options, device = config.loss.perceptual, device or torch.device("cpu")
+    features = perceptual_features(options.weights, seed=options.seed)
+    if resolve_precision(config.train.precision, device) == "bfloat16":
+        # They never learn, so they need not be rounded anew at every use.
+        for layer in features.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(torch.bfloat16)
+    pyramid = PerceptualPyramid(
+        features, options.scales, recompute=config.train.activation_checkpointing
+    ).to(device)
+    return pyramid.to(memory_format=torch.channels_last)

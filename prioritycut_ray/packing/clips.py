@@ -1,0 +1,286 @@
+"""Training clips out of one video: decoded whole and once, cut, scaled, encoded.
+
+What becomes of a video is an :class:`Outcome`; with the clips behind it, it is a *part*: a line of
+JSON and the mp4s, one after the other. A packing run keeps the parts until it is finished.
+"""
+
+import hashlib
+import io
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, NamedTuple
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+from tenacity import (
+    retry,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
+
+from prioritycut_ray.packing.entries import Entry, opened, printable
+from prioritycut_ray.packing.manifest import FrameRange
+from prioritycut_ray.packing.scenes import (
+    Frame,
+    count_and_cuts,
+    even_length,
+    numbered_segments,
+)
+from prioritycut_ray.storage.paths import is_url
+from prioritycut_ray.video.boxes import Box
+from prioritycut_ray.video.decoding import VideoInfo, frames_upright, probe, read_frames
+from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.images import center_square, resize
+from prioritycut_ray.video.remux import copy_stream
+from prioritycut_ray.video.source import Source, VideoError
+
+TOO_SHORT = "1 frame: no source/driving pair can be drawn; usable as a source image"
+# Beyond this, reading one frame of a copied stream means decoding many.
+LONG_GOP = 60
+_CHUNK = 1 << 20
+
+
+class Recipe(NamedTuple):
+    """How clips are made.
+
+    Attributes:
+        size: side of the frames in pixels, a multiple of 32.
+        copy: keep streams as they are, where they are fit for training.
+        max_frames: longer videos are cut into segments; 2 or more.
+    """
+
+    size: int
+    copy: bool
+    max_frames: int
+
+
+class Segment(BaseModel):
+    """A clip made of a video, or of a part of it.
+
+    Attributes:
+        size: bytes of the mp4.
+        sha256: of the mp4.
+        frames: number of frames.
+        first_frame: where in the video it begins, from 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    sha256: str
+    frames: int
+    first_frame: int
+
+
+class Outcome(BaseModel):
+    """What became of a video.
+
+    Attributes:
+        rejected: why it cannot be used; empty if it can.
+        lasting: whether trying again would give the same.
+        fps: frames per second.
+        variable_rate: whether that is only an average.
+        warnings: things to know.
+        segments: the clips, in order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rejected: str = ""
+    lasting: bool = True
+    fps: float = 0.0
+    variable_rate: bool = False
+    warnings: tuple[str, ...] = ()
+    segments: tuple[Segment, ...] = ()
+
+
+def write_part(outcome: Outcome, clips: Sequence[bytes] = ()) -> bytes:
+    """Put an outcome and its clips into one piece."""
+    return b"".join([outcome.model_dump_json().encode(), b"\n", *clips])
+
+
+def read_part(part: bytes) -> tuple[Outcome, list[bytes]]:
+    """Take a part apart and check it.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    head, _, payload = part.partition(b"\n")
+    try:
+        outcome = Outcome.model_validate_json(head)
+    except pydantic.ValidationError:
+        raise ValueError("its head is damaged") from None
+    ends = [*itertools.accumulate((segment.size for segment in outcome.segments), initial=0)]
+    clips = [payload[begin:end] for begin, end in itertools.pairwise(ends)]
+    sums = [hashlib.sha256(clip).hexdigest() for clip in clips]
+    if len(payload) != ends[-1] or sums != [segment.sha256 for segment in outcome.segments]:
+        raise ValueError("its clips are damaged")
+    return outcome, clips
+
+
+def make_part(entry: Entry, recipe: Recipe) -> bytes:
+    """Make training clips of one video.
+
+    Raises:
+        VideoError: if it cannot be used; trying again would not help.
+    """
+    with _at_hand(entry) as source:
+        info = probe(source)
+        if not recipe.copy:
+            return _encoded(source, info, entry, recipe)
+        if entry.box is not None or entry.frames is not None:
+            part = "box" if entry.box else "range of frames"
+            raise VideoError(entry.shown, f"cannot be copied: the manifest gives a {part}")
+        return _copied(source, info, recipe)
+
+
+# ---------------------------------------------------------------------------------------------
+# Bytes
+# ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _at_hand(entry: Entry) -> Iterator[Source]:
+    """Have a video as a file of its own; bytes from afar or out of a tar are copied first."""
+    try:
+        if is_url(entry.source) or entry.span is not None:
+            with tempfile.TemporaryFile() as copy:
+                _fetch(entry, copy)
+                yield copy
+        elif printable(entry.source) == entry.source:
+            yield entry.source
+        else:  # The decoder takes no name that is not Unicode.
+            with open(entry.source, "rb") as file:
+                yield file
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise VideoError(entry.shown, error.strerror or "No such file or directory") from None
+
+
+@retry(
+    retry=retry_if_exception_type(OSError)
+    & retry_if_not_exception_type((FileNotFoundError, PermissionError, VideoError)),
+    stop=stop_after_attempt(4),
+    wait=wait_exponential(multiplier=0.5, max=8),
+    reraise=True,
+)
+def _fetch(entry: Entry, target: IO[bytes]) -> None:
+    target.seek(0)
+    target.truncate()
+    with opened(entry) as source:
+        if entry.span is None:
+            shutil.copyfileobj(source, target, _CHUNK)
+        else:
+            _copy_bytes(source, target, entry)
+    target.seek(0)
+
+
+def _copy_bytes(source: IO[bytes], target: IO[bytes], entry: Entry) -> None:
+    missing = entry.size
+    while missing and (chunk := source.read(min(missing, _CHUNK))):
+        missing -= target.write(chunk)
+    if missing:
+        raise VideoError(entry.shown, f"is cut off after {entry.size - missing} bytes")
+
+
+# ---------------------------------------------------------------------------------------------
+# Frames
+# ---------------------------------------------------------------------------------------------
+
+
+def _encoded(source: Source, info: VideoInfo, entry: Entry, recipe: Recipe) -> bytes:
+    start, end = entry.frames or (0, None)
+    longest = even_length((end or max(info.packets, start)) - start, recipe.max_frames)
+    segments: list[Segment] = []
+    clips: list[bytes] = []
+    frames = left_out = 0
+    squares = _squares(source, entry.box, entry.frames, recipe.size)
+    for _, group in itertools.groupby(numbered_segments(squares, longest), lambda item: item[0]):
+        # Frames are encoded as they come: a whole video would not fit into memory.
+        encoded = io.BytesIO()
+        length = write_video(encoded, (frame for _, frame in group), info.fps)
+        if length >= 2:
+            clips.append(encoded.getvalue())
+            segments.append(_segment(clips[-1], length, start + frames))
+        left_out += length < 2
+        frames += length
+    if not segments:
+        scattered = f"{frames} frames, no two together between hard cuts"
+        raise VideoError(entry.shown, TOO_SHORT if frames == 1 else scattered)
+    notes = _rate_notes(info, frames)
+    if left_out:
+        notes.append(
+            f"{left_out} of its {frames} frames stand alone between cuts, and are left out"
+        )
+    return write_part(_outcome(info, segments, notes), clips)
+
+
+def _squares(
+    source: Source, box: Box | None, wanted: FrameRange | None, size: int
+) -> Iterator[Frame]:
+    start, end = wanted or (0, None)
+    number = 0
+    for number, frame in enumerate(frames_upright(source), start=1):
+        if number > start:
+            yield resize(center_square(frame if box is None else _boxed(frame, box)), size)
+        if number == end:
+            return
+    if number <= start or end is not None:
+        part = f"start {start} and end {'(empty)' if end is None else end}"
+        raise VideoError("video", f"{part} are outside its {number} frames")
+
+
+def _boxed(frame: Frame, box: Box) -> Frame:
+    height, width = frame.shape[:2]
+    if box.right > width or box.bottom > height:
+        place = ",".join(map(str, box))
+        raise VideoError("video", f"its box {place} is not inside its frames of {width}x{height}")
+    return frame[box.top : box.bottom, box.left : box.right]
+
+
+def _copied(source: Source, info: VideoInfo, recipe: Recipe) -> bytes:
+    shown, cuts = count_and_cuts(_squares(source, None, None, recipe.size))
+    if shown < 2:
+        raise VideoError("video", TOO_SHORT)
+    copied = copy_stream(source, recipe.size)
+    if shown != copied.frames:
+        hidden = f"{copied.frames - shown} of its {copied.frames} frames are hidden"
+        raise VideoError("video", f"cannot be copied: {hidden} by an edit list")
+    read_frames(copied.data, [0, shown - 1], recipe.size)  # By the reader that training uses.
+    notes = _rate_notes(info, shown)
+    if cuts:
+        notes.append(f"has a hard cut at frame {cuts[0]}; with --copy it is not split there")
+    if copied.key_distance > LONG_GOP:
+        notes.append(
+            f"has up to {copied.key_distance} frames from one key frame to the next, "
+            "which makes single frames slow to read; without --copy it is encoded anew"
+        )
+    segment = _segment(copied.data, shown, 0)
+    return write_part(_outcome(info, [segment], notes), [copied.data])
+
+
+def _segment(data: bytes, frames: int, first_frame: int) -> Segment:
+    digest = hashlib.sha256(data).hexdigest()
+    return Segment(size=len(data), sha256=digest, frames=frames, first_frame=first_frame)
+
+
+def _outcome(info: VideoInfo, segments: Sequence[Segment], notes: Sequence[str]) -> Outcome:
+    return Outcome(
+        fps=info.fps,
+        variable_rate=info.variable_rate,
+        warnings=tuple(notes),
+        segments=tuple(segments),
+    )
+
+
+def _rate_notes(info: VideoInfo, frames: int) -> list[str]:
+    if not info.variable_rate:
+        return []
+    return [
+        f"comes at a variable frame rate; all {frames} frames are kept, "
+        f"and {info.fps:.2f} fps is only their average"
+    ]

@@ -1,0 +1,68 @@
+"""Ray tasks in the order of their inputs, at most so many at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayTaskError, WorkerCrashedError
+
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.ray_cluster.resources import grows, room
+from prioritycut_ray.ray_cluster.session import start_ray
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_tasks(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None
+) -> Iterator[Result]:
+    """Apply a function to every item in Ray tasks; results come in the order of the items.
+
+    A task takes one CPU, and one GPU where the cluster has any. A task whose process or node dies
+    is run again, three times at most (Ray's default).
+
+    Args:
+        function: pure and picklable.
+        items: picklable.
+        workers: how many tasks run at once; as many as the cluster has room for unless given.
+
+    Raises:
+        UserError: the cluster has less room than asked for, a task raised it, or an item took its
+            process down each time.
+    """
+    start_ray()
+    gpus = int(room("GPU"))
+    resource = "GPU" if gpus else "CPU"
+    if workers is not None and workers > room(resource) and not grows():
+        raise UserError(
+            f"--workers {workers}: the cluster has room for {int(room(resource))} at once "
+            f"({resource}s); ask for fewer, or join a larger one with RAY_ADDRESS"
+        )
+    # By name, or a task of a search's trial would be confined to what the trial itself reserves.
+    task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), scheduling_strategy="DEFAULT")(function)
+    running: dict[Any, int] = {}
+    finished: dict[int, Result] = {}
+    started = given = 0
+    while given < len(items):
+        at_once = workers or max(1, int(room(resource)))  # the cluster may have grown
+        while started < len(items) and len(running) < at_once:
+            running[task.remote(items[started])] = started
+            started += 1
+        (reference,), _ = ray.wait(list(running))
+        index = running.pop(reference)
+        finished[index] = _result(items[index], reference)
+        while given in finished:
+            yield finished.pop(given)
+            given += 1
+
+
+def _result(item: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
+    except WorkerCrashedError as error:
+        raise UserError(f"{item}: took its worker process down each time it was tried") from error

@@ -1,0 +1,1 @@
+"""Files and folders at any place that fsspec knows."""

@@ -1,0 +1,112 @@
+"""A folder, local or at any URL that fsspec knows, whose files are written whole or not at all."""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from fsspec.implementations.local import LocalFileSystem
+
+from prioritycut_ray.storage.atomic import flush
+from prioritycut_ray.storage.filesystem import filesystem
+
+
+class Folder:
+    """A folder of small files that several processes share.
+
+    Args:
+        url: a path, or any URL that fsspec knows, such as ``s3://bucket/runs/mine``.
+
+    Raises:
+        UserError: the URL's scheme is unknown, or its driver is not installed.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = os.fspath(url).rstrip("/")
+        self.fs, self.root = filesystem(self.url)
+        self.local = Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
+        """The folder itself where it is on a file system of this machine."""
+
+    def names(self, folder: str = "") -> list[str]:
+        """What lies in a folder below this one; empty if there is no such folder."""
+        self.fs.invalidate_cache()  # other machines write here too
+        try:
+            paths = self.fs.ls(self.path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+
+    def path(self, name: str) -> str:
+        """A name below the folder, as the file system spells it."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file, seen from storage and not from a cache."""
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(self.path(name)))
+
+    def read(self, name: str) -> bytes:
+        """A whole file."""
+        return bytes(self.fs.cat_file(self.path(name)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a whole file, in one piece for every reader."""
+        if self.local is None:
+            self.fs.pipe_file(self.path(name), content)
+            return
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        partial.write_bytes(content)
+        flush(partial)
+        os.replace(partial, path)
+        flush(path.parent)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file that must not be there yet.
+
+        Returns:
+            Whether it was written: of several who try at once, at most one succeeds.
+        """
+        if self.local is None:
+            try:
+                self.fs.pipe_file(self.path(name), content, mode="create")
+            except OSError:  # drivers do not agree on which
+                if not self.exists(name):
+                    raise
+                return False
+            return True
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        partial.write_bytes(content)
+        flush(partial)
+        try:
+            os.link(partial, path)  # whole at once, where open() would show an empty file first
+        except (FileExistsError, FileNotFoundError):  # another one's, or cleaned away by another
+            return False
+        finally:
+            partial.unlink(missing_ok=True)
+        flush(path.parent)
+        return True
+
+    def append(self, name: str, line: str) -> None:
+        """Add a line to a local file."""
+        assert self.local is not None
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(line)
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with all that is in it, if it is there."""
+        if self.local is None:
+            self.fs.invalidate_cache()
+            if self.fs.exists(self.path(name)):
+                self.fs.rm(self.path(name), recursive=True)
+            return
+        path = self.local / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

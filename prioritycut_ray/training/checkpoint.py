@@ -1,0 +1,219 @@
+"""A training state as a directory and back; knows no Ray.
+
+A checkpoint directory holds ``animator.safetensors``, ``animator_ema.safetensors`` (its moving
+average, which animates) and ``discriminator.safetensors``, readable without this project;
+``optimizers.pt``, ``config.yaml`` (resolved), ``progress.json`` (step, samples, seed, fingerprint
+of the data), and, written last, ``manifest.json`` with the SHA-256 of every other file. Without a
+manifest that fits, a directory is no checkpoint.
+
+No random generator has a state to keep: whatever is random is a function of seed, step and sample.
+Batch statistics to fall back to after a bad update are, between steps, those of the networks.
+"""
+
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from prioritycut_ray.config import Config, dump_config
+from prioritycut_ray.errors import NotFiniteError, UserError
+from prioritycut_ray.models.animator import Animator
+from prioritycut_ray.networks import build_animator
+from prioritycut_ray.runs.attempts import claim
+from prioritycut_ray.runs.checkpoints import steps, write_checkpoint
+from prioritycut_ray.runs.locate import Progress, local_copy, read_config, read_progress
+from prioritycut_ray.runs.manifest import MANIFEST, seal, verify
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.tensors import not_finite, read_tensors, read_weights
+from prioritycut_ray.training.state import TrainState
+
+NETWORKS = ("animator", "animator_ema", "discriminator")
+"""Files of weights of a checkpoint."""
+
+
+class Snapshot(NamedTuple):
+    """A copy of a training state in the memory of the CPU, to be written while training goes on."""
+
+    weights: dict[str, dict[str, Tensor]]
+    optimizers: dict[str, Any]
+    config: Config
+    progress: Progress
+
+
+def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
+    """Copy everything that a checkpoint holds.
+
+    Args:
+        state: of the run.
+        config: resolved.
+        data: fingerprint of the data set, empty if there is none.
+    """
+    modules = (state.animator, state.ema.module, state.discriminator)
+    weights = {name: module.state_dict() for name, module in zip(NETWORKS, modules, strict=True)}
+    optimizers = {
+        "animator": state.animator_optimizer.state_dict(),
+        "discriminator": state.discriminator_optimizer.state_dict(),
+    }
+    progress = Progress(
+        step=state.step,
+        samples=state.samples,
+        skipped=state.skipped,
+        skipped_in_a_row=dict(state.skipped_in_a_row),
+        averaged=state.ema.updates,
+        seed=config.train.seed,
+        data=data,
+    )
+    return Snapshot(_copied(weights), _copied(optimizers), config, progress)
+
+
+def write_snapshot(snapshot: Snapshot, directory: Path) -> None:
+    """Write the files of a checkpoint into a directory, all but the manifest.
+
+    Raises:
+        NotFiniteError: a weight is NaN or infinite; nothing is written.
+        OSError: the file system refused, for instance when it is full.
+    """
+    for name, tensors in snapshot.weights.items():
+        if wrong := not_finite(tensors):
+            raise NotFiniteError(
+                f"at step {snapshot.progress.step} these weights of the {name} are NaN or "
+                f"infinite: {wrong}; no checkpoint is made of them; lower optim.lr or set "
+                "optim.max_grad_norm, and train again under another name=..."
+            )
+    for name, tensors in snapshot.weights.items():
+        plain = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(plain, directory / f"{name}.safetensors")
+    torch.save(snapshot.optimizers, directory / "optimizers.pt")
+    (directory / "config.yaml").write_text(dump_config(snapshot.config))
+    (directory / "progress.json").write_text(snapshot.progress.model_dump_json(indent=1))
+
+
+def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
+    """Write a checkpoint into an empty directory, the manifest last.
+
+    Raises:
+        OSError: the file system refused, for instance when it is full.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_snapshot(take_snapshot(state, config, data=""), directory)
+    seal(directory)
+
+
+def fork_checkpoint(source: Path, config: Config, run: str) -> None:
+    """Let a run of another configuration begin where a checkpoint of the same networks stands.
+
+    Networks, averages, optimisers and counters are taken over; the data may be other. A run that
+    has a checkpoint of that step is left as it is.
+
+    Args:
+        source: directory of the checkpoint.
+        config: of the run that begins.
+        run: its folder, a path or any fsspec URL.
+
+    Raises:
+        UserError: the checkpoint is damaged, or holds weights that are NaN or infinite.
+    """
+    check_weights(source)
+    storage, progress = Folder(run), read_progress(source)
+    if progress.step in steps(storage):
+        return
+
+    def write(directory: Path) -> None:
+        shutil.copytree(
+            source, directory, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True
+        )
+        (directory / "config.yaml").write_text(dump_config(config))
+        begun = progress.model_copy(update={"data": ""})
+        (directory / "progress.json").write_text(begun.model_dump_json(indent=1))
+
+    write_checkpoint(claim(storage, uuid.uuid4().hex, first=True), progress.step, write)
+
+
+def check_weights(directory: Path) -> None:
+    """Make sure that a checkpoint is whole and its weights are numbers.
+
+    Raises:
+        UserError: it is damaged, or holds weights that are NaN or infinite.
+    """
+    verify(directory)
+    for network in NETWORKS:
+        read_weights(directory / f"{network}.safetensors")
+
+
+def load_checkpoint(state: TrainState, directory: Path) -> None:
+    """Restore networks, optimisers and progress in place.
+
+    Raises:
+        UserError: the checkpoint is damaged, or is of another model.
+    """
+    verify(directory)
+    load_module(state.animator, directory / "animator.safetensors")
+    load_module(state.ema.module, directory / "animator_ema.safetensors")
+    load_module(state.discriminator, directory / "discriminator.safetensors")
+    optimizers = read_tensors(directory / "optimizers.pt")
+    _load_optimizer(state.animator_optimizer, optimizers["animator"])
+    _load_optimizer(state.discriminator_optimizer, optimizers["discriminator"])
+    progress = read_progress(directory)
+    state.step, state.samples = progress.step, progress.samples
+    state.skipped, state.skipped_in_a_row = progress.skipped, dict(progress.skipped_in_a_row)
+    state.ema.updates = progress.averaged
+    state.remember_buffers(state.animator)
+    state.remember_buffers(state.discriminator)
+
+
+def load_animator(checkpoint: str | Path, device: torch.device) -> tuple[Animator, Config]:
+    """The averaged animator of a checkpoint in evaluation mode, and its configuration.
+
+    Args:
+        checkpoint: a directory, or the URL of one.
+        device: where the animator is put.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    directory = local_copy(checkpoint)
+    verify(directory)
+    config = read_config(directory)
+    animator = build_animator(config.model)
+    load_module(animator, directory / "animator_ema.safetensors")
+    return animator.to(device).eval(), config
+
+
+def _copied(tree: Any) -> Any:
+    """Dictionaries, lists and tuples with every tensor copied to the CPU."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_copied(value) for value in tree)
+    return tree
+
+
+def _load_optimizer(optimizer: Adam, stored: dict[str, Any]) -> None:
+    """With moments in the memory layout of their parameters: the fused kernels rely on it."""
+    optimizer.load_state_dict(stored)
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = torch.empty_like(parameter).copy_(moments[name])
+
+
+def load_module(module: nn.Module, path: Path) -> None:
+    """Read a module's weights from a file of tensors.
+
+    Raises:
+        UserError: the file is damaged, is of another model, or a weight is NaN or infinite.
+    """
+    try:
+        module.load_state_dict(read_weights(path))
+    except RuntimeError as error:
+        reason = str(error).splitlines()
+        raise UserError(
+            f"{path}: the weights are of another model than the config describes: "
+            f"{' '.join(line.strip() for line in reason[:3])}"
+        ) from error

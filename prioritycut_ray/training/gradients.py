@@ -1,0 +1,120 @@
+"""Applying gradients: clipped, and never when they are not finite."""
+
+import logging
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prioritycut_ray.config import OptimConfig
+from prioritycut_ray.errors import NotFiniteError
+from prioritycut_ray.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+Network = Literal["animator", "discriminator"]
+
+
+def apply_gradients(
+    state: TrainState, losses: Mapping[Network, Mapping[str, Tensor]], options: OptimConfig
+) -> None:
+    """Take one optimiser step of each network, or skip it on all ranks together.
+
+    A network's step is skipped where any rank has a loss or a gradient of it that is not finite.
+    The names of those tensors are logged, and batch statistics that the step has spoilt are put
+    back. The networks are updated together because the host must wait for the device to know what
+    to do: here, once a step, and nowhere else.
+
+    Args:
+        state: of the run; counts skipped updates.
+        losses: of this rank, by name, for each network that has gradients.
+        options: clipping, and how many skipped steps in a row end the run.
+
+    Raises:
+        NotFiniteError: too many steps in a row were skipped.
+    """
+    finite = torch.stack(
+        [
+            torch.isfinite(_clip(getattr(state, network), options) + _total(terms))
+            for network, terms in losses.items()
+        ]
+    )
+    finite_everywhere, go_on = _agree(finite, not state.stop_wanted)
+    state.stopping = state.stopping or not go_on
+    for network, is_finite in zip(losses, finite_everywhere, strict=True):
+        if is_finite:
+            _update(state, network)
+        else:
+            _skip(state, network, losses[network], options)
+
+
+def _clip(module: nn.Module, options: OptimConfig) -> Tensor:
+    """Clip a network's gradients where that is wanted; the norm that they had."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if options.max_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(module.parameters(), options.max_grad_norm, norm)
+    return norm
+
+
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def _agree(finite: Tensor, go_on: bool) -> tuple[list[bool], bool]:
+    """Which conditions hold on every rank; one collective and one wait for all of them."""
+    # The device itself writes the flag: a copy from the host would be one more wait.
+    flags = torch.cat([finite.float(), finite.new_full((1,), go_on, dtype=torch.float32)])
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(flags, op=dist.ReduceOp.MIN)
+    *all_finite, all_go_on = (flag > 0 for flag in flags.tolist())
+    return all_finite, all_go_on
+
+
+def _update(state: TrainState, network: Network) -> None:
+    optimizer: Optimizer = getattr(state, f"{network}_optimizer")
+    optimizer.step()
+    state.remember_buffers(getattr(state, network))
+    state.skipped_in_a_row[network] = 0
+
+
+def _skip(
+    state: TrainState, network: Network, losses: Mapping[str, Tensor], options: OptimConfig
+) -> None:
+    module: nn.Module = getattr(state, network)
+    state.skipped += 1
+    state.skipped_in_a_row[network] += 1
+    in_a_row = state.skipped_in_a_row[network]
+    state.restore_buffers(module)
+    culprits = _not_finite(module, losses)
+    if in_a_row & (in_a_row - 1) == 0:  # at 1, 2, 4, 8, ...
+        logger.warning(
+            "step %d: the update of the %s is skipped, %d in a row; not finite: %s",
+            state.step,
+            network,
+            in_a_row,
+            culprits or "a loss of another rank",
+        )
+    if in_a_row >= options.max_skipped_in_a_row:
+        raise NotFiniteError(
+            f"training stopped at step {state.step}: {in_a_row} updates in a row of the {network} "
+            f"had losses or gradients that are not finite ({culprits or 'on another rank'}); lower "
+            "optim.lr or the weight of that loss, or set optim.max_grad_norm; train again under "
+            "another name=..."
+        )
+
+
+def _not_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> str:
+    """Names of losses and of some gradients that are not finite on this rank, if any."""
+    bad_losses = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+    bad_gradients = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+    shown = [*bad_losses, *(f"gradient of {name}" for name in bad_gradients[:3])]
+    more = len(bad_gradients) - 3
+    return ", ".join(shown) + (f" and {more} more gradients" if more > 0 else "")

@@ -1,0 +1,112 @@
+"""What the first worker logs of a run: TensorBoard, and rows of scalars."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from prioritycut_ray.config import Config
+from prioritycut_ray.models.animator import Animation, FramePair
+from prioritycut_ray.runs.writer import RunWriter
+from prioritycut_ray.training.steps import Judged, display_mask
+from prioritycut_ray.visualize import draw_keypoints, grid, method_columns
+
+ROWS = slice(4)
+"""Samples of a batch that a picture shows."""
+_EVENT_FILE_BYTES = 4_000_000
+
+
+class Tracker:
+    """Writes scalars and pictures of a run: event files of TensorBoard, and rows of the log.
+
+    Everything is on storage when a later checkpoint is. Event files that cannot lie in the run's
+    folder itself are written on this machine and copied; a new one is begun before they get large.
+
+    Args:
+        run: the hand in the run's folder.
+        start: step that this attempt starts from, 0 if afresh; TensorBoard drops what an earlier
+            attempt wrote of later steps.
+    """
+
+    def __init__(self, run: RunWriter, *, start: int) -> None:
+        self._run = run
+        self._remove_scratch: Callable[[], object] | None = None
+        folder = run.storage.local
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="prioritycut-"))
+            # Also where an attempt fails and never closes its tracker.
+            self._remove_scratch = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._folder = folder / "tensorboard"
+        self._writer = SummaryWriter(str(self._folder), purge_step=start + 1)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of a step under their names."""
+        self._run.submit(partial(self._write_scalars, dict(values), step))
+        self._run.log({"step": step} | dict(values))
+
+    def pictures(self, pictures: Mapping[str, Tensor], step: int) -> None:
+        """uint8 pictures `[3, H, W]` of a step under their names."""
+        self._run.submit(partial(self._write_pictures, dict(pictures), step))
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        self._run.submit(self._close)
+
+    def _write_scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+        self._copy()
+
+    def _write_pictures(self, pictures: Mapping[str, Tensor], step: int) -> None:
+        for name, picture in pictures.items():
+            self._writer.add_image(name, picture, step)
+
+    def _close(self) -> None:
+        self._writer.close()
+        self._copy()
+        if self._remove_scratch is not None:
+            self._remove_scratch()
+
+    def _copy(self) -> None:
+        """Copy event files to where the run is; a large one for the last time."""
+        if self._remove_scratch is None:
+            return
+        for path in self._folder.iterdir():
+            full = path.stat().st_size > _EVENT_FILE_BYTES
+            if full:
+                self._writer.close()  # the next event begins another file
+            self._run.storage.write(f"tensorboard/{path.name}", path.read_bytes())
+            if full:
+                path.unlink()
+
+
+@torch.no_grad()
+def training_pictures(
+    pair: FramePair, animation: Animation, judged: Judged, config: Config
+) -> dict[str, Tensor]:
+    """The pictures of a step: the method's columns, keypoints, and the pixel judgements."""
+    pictures = {
+        "columns": method_columns(pair, animation, display_mask(animation, config), rows=ROWS),
+        "keypoints": grid(
+            [
+                draw_keypoints(pair.source, animation.source_keypoints.value)[ROWS],
+                draw_keypoints(pair.driving, animation.driving_keypoints.value)[ROWS],
+            ]
+        ),
+    }
+    pixel_logits = judged.output.pixel_logits
+    if pixel_logits is not None:
+        size = len(pair.driving)
+        images = [pair.driving, animation.prediction]
+        images += [] if judged.mixed is None else [judged.mixed]
+        judgements = torch.sigmoid(pixel_logits).split(size)
+        columns = [item[ROWS] for both in zip(images, judgements, strict=True) for item in both]
+        pictures["pixel_judgement"] = grid(columns)
+    return pictures

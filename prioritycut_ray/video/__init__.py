@@ -1,0 +1,1 @@
+"""Videos and pictures in and out of files; the only package that imports a video library."""

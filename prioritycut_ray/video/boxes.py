@@ -1,0 +1,85 @@
+"""Rectangles of a frame, and the square that a model sees."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prioritycut_ray.errors import UserError
+
+
+class Box(NamedTuple):
+    """A part of the upright frame, in pixels; right and bottom are outside of it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+Crop = Box | Literal["auto", "none"]
+
+
+def parse_crop(text: str) -> Crop:
+    """Read ``auto``, ``none`` or ``LEFT,TOP,RIGHT,BOTTOM`` in pixels.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else "none"
+    try:
+        left, top, right, bottom = map(int, text.split(","))
+    except ValueError:
+        left = top = right = bottom = 0
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise UserError(f"{text!r} is no crop: give auto, none, or LEFT,TOP,RIGHT,BOTTOM in pixels")
+    return Box(left, top, right, bottom)
+
+
+def box_of(
+    crop: Crop, width: int, height: int, motion: NDArray[np.float64] | None = None, name: str = ""
+) -> Box:
+    """The part of a picture that the model sees; a square but for ``none``.
+
+    Args:
+        crop: what is asked for.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        motion: of a video, see :class:`Footage`.
+        name: of the file, for errors.
+
+    Raises:
+        UserError: the box is not inside the picture.
+    """
+    if crop == "none":
+        return Box(0, 0, width, height)
+    if crop == "auto":
+        across = None if motion is None else motion.sum(axis=0 if width > height else 1)
+        side = min(width, height)
+        slid = _most(across, side / max(width, height), max(width, height) - side)
+        left, top = (slid, 0) if width > height else (0, slid)
+        return Box(left, top, left + side, top + side)
+    if crop.right > width or crop.bottom > height:
+        raise UserError(
+            f"{name}: the crop {','.join(map(str, crop))} is not inside its {width}x{height} pixels"
+        )
+    side = min(crop.right - crop.left, crop.bottom - crop.top)
+    left = crop.left + (crop.right - crop.left - side) // 2
+    top = crop.top + (crop.bottom - crop.top - side) // 2
+    return Box(left, top, left + side, top + side)
+
+
+def _most(profile: NDArray[np.float64] | None, share: float, room: int) -> int:
+    """Where a window over a share of a profile holds most of it, in pixels of its room to slide.
+
+    Of places that hold the same to a hundredth, the one nearest to the centre.
+    """
+    if profile is None or not profile.any():
+        return room // 2
+    length = max(1, round(share * len(profile)))
+    sums = np.convolve(profile, np.ones(length), mode="valid")
+    good = np.flatnonzero(sums >= 0.99 * sums.max())
+    last = len(sums) - 1
+    best = int(good[np.abs(good - last / 2).argmin()])
+    return round(room * best / last) if last else room // 2
