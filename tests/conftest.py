@@ -2,6 +2,8 @@
 
 import os
 
+from tests.places import TINY
+
 # Before torch is imported: on a busy machine its threads wait for each other more than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,8 +21,6 @@ from rich.console import Console
 from prioritycut_ray import cli
 from prioritycut_ray.config import Config, load_config
 from tests.s3_server import S3, s3_server
-
-TINY = Path(__file__).parent / "data" / "tiny.yaml"
 
 
 @pytest.fixture

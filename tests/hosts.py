@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.places import ROOT
+
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef0123456789abcdef"
 

@@ -236,7 +236,7 @@ def _without_appendix(text: str) -> str:
 
 
 # The texts below are those of torch 2.11 to 2.14, CUDA 13, cuBLAS, cuDNN 9 and 8, NCCL 2.30, gloo
-# and glibc; tests/unit/test_failures.py has examples of each.
+# and glibc; tests/unit/launch/test_failures.py has examples of each.
 
 _MEMORY = re.compile(
     r"out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc"

@@ -33,10 +33,10 @@ from prioritycut_ray.training.steps import (
 )
 from prioritycut_ray.training.trainer import distribute
 from prioritycut_ray.training.worker import Worker
+from tests.places import TINY
 
 Result = dict[str, Any]
 
-TINY = Path(__file__).parents[1] / "data" / "tiny.yaml"
 CPU = torch.device("cpu")
 ALONE = Worker(0, 1, CPU)
 STEPS = 50

@@ -30,8 +30,7 @@ from prioritycut_ray.packing.splits import assign_splits
 from prioritycut_ray.video.decoding import frames_upright, read_all
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import center_square, resize
-
-BAD = Path(__file__).parents[3] / "shared/data/bad"
+from tests.places import BAD
 
 pytestmark = [
     pytest.mark.integration,

@@ -27,11 +27,12 @@ from prioritycut_ray.commands.tune import tune
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
 from tests.conftest import TINY
+from tests.places import ROOT
 from tests.s3_server import S3
 
 pytestmark = pytest.mark.integration
 QUIET = Console(quiet=True)
-SHIPPED = sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "tune_configs").glob("*.yaml"))
 HALVING: dict[str, Any] = {
     "name": "halving",
     "base": str(TINY),

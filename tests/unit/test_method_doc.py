@@ -2,11 +2,11 @@
 
 import importlib
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 REFERENCE = re.compile(r"`(?:([\w/]+)\.py)?::([\w.]+)`")
 
 

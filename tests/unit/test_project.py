@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from prioritycut_ray.config import load_config
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 TRAIN_LINES = re.findall(r"^prioritycut train (.+)$", README, flags=re.M)
 

@@ -29,6 +29,7 @@ from prioritycut_ray.models.blocks import AntiAliasDownsample
 from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOutput
 from prioritycut_ray.models.first_order.keypoints import Keypoints, relative_keypoints
 from prioritycut_ray.networks import build_animator, build_discriminator
+from tests.places import DATA
 
 TOLERANCE = {"eval": 1e-5, "train": 1e-4}
 """Of ‖ours − reference‖ / ‖reference‖ in float32; other groups are held to the one of eval."""
@@ -73,7 +74,7 @@ class Golden(NamedTuple):
 
 
 def golden_files() -> list[Path]:
-    files = [Path(__file__).parents[1] / "data" / "dev_a.safetensors"]
+    files = [DATA / "dev_a.safetensors"]
     folder = os.environ.get("PRIORITYCUT_GOLDEN")
     if folder:
         more = sorted(Path(folder).glob("*.safetensors"))

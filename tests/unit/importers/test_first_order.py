@@ -29,8 +29,8 @@ from prioritycut_ray.networks import build_animator, build_discriminator
 from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.training.checkpoint import load_animator, load_checkpoint
 from prioritycut_ray.training.state import new_state
+from tests.places import DATA
 
-DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "dev_a.safetensors"
 CPU = torch.device("cpu")
 

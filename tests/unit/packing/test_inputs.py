@@ -17,9 +17,7 @@ from prioritycut_ray.packing.entries import Entry, opened, printable
 from prioritycut_ray.packing.inputs import find_videos
 from prioritycut_ray.packing.manifest import FrameRange
 from prioritycut_ray.video.boxes import Box
-
-BAD = Path(__file__).parents[3] / "shared/data/bad"
-DEV = Path(__file__).parents[3] / "shared/data/dev"
+from tests.places import BAD, DEV
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]], **changes: Any) -> Path:

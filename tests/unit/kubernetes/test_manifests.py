@@ -3,7 +3,6 @@
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +20,8 @@ from prioritycut_ray.kubernetes.options import (
 )
 from prioritycut_ray.kubernetes.render import entrypoint, render
 from prioritycut_ray.retraining.settings import RetrainSettings
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted(path.name for path in (ROOT / "cluster").glob("*.yaml"))
 RENDERED = render(ManifestOptions())
 Object = dict[str, Any]

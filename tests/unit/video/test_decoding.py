@@ -32,8 +32,8 @@ from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import center_square, resize
 from prioritycut_ray.video.remux import copy_stream
 from prioritycut_ray.video.source import VideoError
+from tests.places import BAD
 
-BAD = Path(__file__).parents[3] / "shared/data/bad"
 EXPECTED = BAD / "EXPECTED.csv"
 TABLE = EXPECTED.read_text(encoding="utf-8") if EXPECTED.exists() else ""
 ROWS = list(csv.DictReader(TABLE.splitlines()))

@@ -22,6 +22,7 @@ from prioritycut_ray.runs.checkpoints import clean, fetch, newest_good, steps, w
 from prioritycut_ray.runs.retention import Retention, expendable
 from prioritycut_ray.storage.folder import Folder
 from tests import saving
+from tests.places import ROOT
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -153,7 +154,7 @@ def saver(url: str) -> Iterator["subprocess.Popen[str]"]:
     """An attempt as a process of its own."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.saving", url],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -198,7 +199,7 @@ def test_of_two_processes_the_older_one_ends(url: str, tmp_path: Path) -> None:
 def test_killed_at_every_line_of_writing(stride: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.saving", str(tmp_path), str(stride)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=250,

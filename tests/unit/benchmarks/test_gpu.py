@@ -14,7 +14,8 @@ import pytest
 import torch
 import typer
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 HANGS = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

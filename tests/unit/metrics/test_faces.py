@@ -2,7 +2,6 @@
 
 import csv
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from prioritycut_ray.metrics.aggregate import value_of
 from prioritycut_ray.metrics.identity import identity_scores
 from prioritycut_ray.metrics.landmarks import Face, FaceFinder, check_installed, landmark_scores
 from prioritycut_ray.video.decoding import frames_upright
+from tests.places import DEV
 
-CLIPS = Path(__file__).parents[3] / "shared" / "data" / "dev"
+CLIPS = DEV
 needs_extra = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("dlib", "face_recognition_models")),
     reason="needs the extra: pip install 'prioritycut_ray[faces]'",

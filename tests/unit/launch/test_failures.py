@@ -25,6 +25,7 @@ from prioritycut_ray.launch.failures import (
 )
 from prioritycut_ray.launch.heartbeat import Beat, Heard
 from prioritycut_ray.launch.retry import RetryPolicy
+from tests.places import ROOT
 
 TIMEOUT = 600.0
 GLOO_CLOSED = RuntimeError(
@@ -460,9 +461,8 @@ def test_the_explanation_is_one_line_with_the_command_that_resumes(
 
 
 def test_every_kind_has_a_title_and_a_line_in_the_docs() -> None:
-    from pathlib import Path
 
-    page = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
+    page = (ROOT / "docs" / "failures.md").read_text()
     for kind in Kind:
         assert failures.TITLES[kind]
         assert f"| {kind:d} | {failures.TITLES[kind]} |" in page

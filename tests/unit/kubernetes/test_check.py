@@ -17,8 +17,8 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check import Problem, Severity, check_file, check_text, errors_of
 from prioritycut_ray.kubernetes.syntax import FORMATS, parse_quantity
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
 SHARED = ROOT.parent / "shared" / "kube"
 Object = dict[str, Any]

@@ -28,7 +28,7 @@ from prioritycut_ray.training.checkpoint import (
 from prioritycut_ray.training.state import new_state
 from prioritycut_ray.training.trainer import check_finite_end
 from tests.conftest import TINY, Prioritycut, assert_one_line
-from tests.unit.test_reference_import import GOLDEN
+from tests.unit.importers.test_first_order import GOLDEN
 
 CPU = torch.device("cpu")
 REFUSED = "NaN or infinite: "

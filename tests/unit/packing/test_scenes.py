@@ -1,7 +1,6 @@
 """Hard cuts are found, and nothing else is taken for one; segments are even."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +8,7 @@ import pytest
 from prioritycut_ray.packing.scenes import count_and_cuts, even_length, numbered_segments
 from prioritycut_ray.video.decoding import frames_upright
 from prioritycut_ray.video.images import center_square, resize
-
-DEV = Path(__file__).parents[3] / "shared/data/dev"
+from tests.places import DEV
 
 
 def scene(seed: int, count: int, step: int = 1) -> list[np.ndarray]:

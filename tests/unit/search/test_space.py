@@ -18,8 +18,9 @@ from prioritycut_ray.search.space import (
     trial_config,
 )
 from tests.conftest import TINY
+from tests.places import ROOT
 
-SHIPPED = sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "tune_configs").glob("*.yaml"))
 GRID = {"priority_cut.top_k": {"grid": [5, 40]}}
 
 

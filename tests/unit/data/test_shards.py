@@ -29,8 +29,7 @@ from prioritycut_ray.data.shards import (
     read_index,
 )
 from prioritycut_ray.errors import UserError
-
-BAD = Path(__file__).parents[3] / "shared/data/bad"
+from tests.places import BAD
 
 
 def member(number: int, size: int = 3000) -> Member:
