@@ -36,7 +36,7 @@ from prioritycut_ray.packing.pipeline import pack_videos
 from prioritycut_ray.ray_cluster.session import start_ray
 from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.training.trainer import train
-from prioritycut_ray.training.worker import Pulse, Worker
+from prioritycut_ray.training.worker import Worker, WorkerStatus
 from prioritycut_ray.video.encoding import write_video
 
 LOG_EVERY = 10
@@ -142,7 +142,7 @@ def _bare(config: Config, begin: Event) -> tuple[float, list[Window]]:
         writer=None,
         checkpoint=None,
         report=report,
-        pulse=Pulse(),
+        status=WorkerStatus(),
     )
     return before, recorder.windows
 

@@ -40,7 +40,7 @@ from prioritycut_ray.data.stream import Batch
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.training import trainer
-from prioritycut_ray.training.worker import Pulse, Worker
+from prioritycut_ray.training.worker import Worker, WorkerStatus
 
 CUDA = torch.device("cuda", 0)
 LARGE = 4096
@@ -559,7 +559,7 @@ def fake_cuda() -> Iterator[FakeGpu]:
         yield gpu
 
 
-class _Phases(Pulse):
+class _Phases(WorkerStatus):
     """Splits what is seen at the ends of steps and of their phases."""
 
     def __init__(self, gpu: FakeGpu) -> None:
@@ -604,7 +604,7 @@ def train(gpu: FakeGpu, config: Config, steps: int, **options: Any) -> list[Seen
         "writer": None,
         "checkpoint": None,
         "report": lambda scalars, state: None,
-        "pulse": phases,
+        "status": phases,
     }
 
     def pairs(*_: object, start: int) -> Iterator[FramePair]:

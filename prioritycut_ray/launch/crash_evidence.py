@@ -14,7 +14,7 @@ def record_crashes() -> None:
     faulthandler.enable(crash_file(os.getpid()).open("w"), all_threads=False)
 
 
-class Remains(NamedTuple):
+class CrashEvidence(NamedTuple):
     """What a process left behind on its node.
 
     Attributes:
@@ -28,7 +28,7 @@ class Remains(NamedTuple):
     oom_kills: int
 
 
-def examine_remains(pid: int) -> Remains:
+def inspect_process(pid: int) -> CrashEvidence:
     """Look for a process and for its crash note; to be run on its node."""
     try:
         os.kill(pid, 0)
@@ -37,7 +37,7 @@ def examine_remains(pid: int) -> Remains:
         alive = False
     path = crash_file(pid)
     crash = path.read_text() if path.exists() else ""
-    return Remains(alive, crash, oom_kills())
+    return CrashEvidence(alive, crash, oom_kills())
 
 
 def oom_kills() -> int:

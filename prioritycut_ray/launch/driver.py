@@ -31,7 +31,7 @@ from prioritycut_ray.launch.failures import (
     explain,
 )
 from prioritycut_ray.launch.heartbeat import (
-    Beat,
+    Heartbeat,
     all_beats,
     ask,
     furthest_step,
@@ -239,7 +239,7 @@ class _Waiting:
             )
 
 
-def _failure(error: RayError | ControllerError, beats: Iterable[Beat]) -> Failure:
+def _failure(error: RayError | ControllerError, beats: Iterable[Heartbeat]) -> Failure:
     """What Ray's controller ended with, or of, in our terms."""
     cause = getattr(error, "controller_failure", error)
     if isinstance(cause, RunEnded):
@@ -247,7 +247,7 @@ def _failure(error: RayError | ControllerError, beats: Iterable[Beat]) -> Failur
     return diagnose_controller(cause, furthest_step(beats))
 
 
-def _free_room(beats: Iterable[Beat]) -> None:
+def _free_room(beats: Iterable[Heartbeat]) -> None:
     """Give back what a dead controller held for these ranks.
 
     Ray leaves that to an actor which gives up where it meets a second Ray on its machine.

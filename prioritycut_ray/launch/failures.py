@@ -18,11 +18,11 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.launch.crash_evidence import Remains, examine_remains
-from prioritycut_ray.launch.heartbeat import SILENT_AFTER_S, Beat, Heard
+from prioritycut_ray.launch.crash_evidence import CrashEvidence, inspect_process
+from prioritycut_ray.launch.heartbeat import SILENT_AFTER_S, Heartbeat, ReceivedHeartbeat
 from prioritycut_ray.training.worker import PHASES
 
-_EXAMINATION_SECONDS = 30.0
+_INSPECTION_SECONDS = 30.0
 
 
 class Kind(IntEnum):
@@ -118,14 +118,14 @@ class RunFailed(UserError):
         return str(self.args[0])
 
 
-Examine = Callable[[Beat], Remains | None]
+Inspect = Callable[[Heartbeat], CrashEvidence | None]
 
 
 def diagnose(
     errors: Mapping[int, BaseException],
-    heard: Mapping[int, Heard],
+    heard: Mapping[int, ReceivedHeartbeat],
     timeout_s: float,
-    examine: Examine,
+    inspect_rank: Inspect,
 ) -> Failure:
     """Find the failure behind what the ranks raised.
 
@@ -133,16 +133,16 @@ def diagnose(
         errors: by rank; a rank whose process is gone has Ray's error on that.
         heard: the last beats, by rank.
         timeout_s: of collectives.
-        examine: looks for what is left of a rank's process; None if its node does not answer.
+        inspect_rank: looks for what is left of a rank's process; None if its node does not answer.
     """
     causes = {rank: _cause(error) for rank, error in errors.items()}
     rank = min(causes, key=lambda rank: (_CONSEQUENCES.get(causes[rank][0], 0), rank))
     kind, reason = causes[rank]
     beat = heard[rank].beat if rank in heard else None
     if kind is Kind.KILLED and beat is not None:
-        kind, reason = _death(beat, examine(beat), timeout_s)
+        kind, reason = _death(beat, inspect_rank(beat), timeout_s)
     if kind is None:
-        return _lost_connection(reason, errors, heard, examine)
+        return _lost_connection(reason, errors, heard, inspect_rank)
     if kind is Kind.HANG:
         return _hang(heard, timeout_s)
     step = beat.step if beat else max((h.beat.step for h in heard.values()), default=0)
@@ -168,14 +168,14 @@ _CONSEQUENCES: dict[Kind | None, int] = {Kind.PREEMPTED: 1, Kind.HANG: 2, None: 
 """What may only follow from another rank's failure; the higher, the less it says."""
 
 
-def examine(beat: Beat) -> Remains | None:
+def inspect_rank(beat: Heartbeat) -> CrashEvidence | None:
     """What is left of a rank's process, by a Ray task on its node; None if the node is silent."""
     there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0)(examine_remains)
+    task = ray.remote(num_cpus=0, max_retries=0)(inspect_process)
     try:
         reference = task.options(scheduling_strategy=there).remote(beat.pid)
-        remains: Remains = ray.get(reference, timeout=_EXAMINATION_SECONDS)
-        return remains
+        evidence: CrashEvidence = ray.get(reference, timeout=_INSPECTION_SECONDS)
+        return evidence
     except RayError:
         return None
 
@@ -298,19 +298,19 @@ _CRASHES = {
 """In the words of Python's faulthandler."""
 
 
-def _death(beat: Beat, remains: Remains | None, timeout_s: float) -> tuple[Kind, str]:
+def _death(beat: Heartbeat, evidence: CrashEvidence | None, timeout_s: float) -> tuple[Kind, str]:
     """Why a rank's process is gone, from what it left behind."""
-    if remains is None:
+    if evidence is None:
         return Kind.LOST_NODE, "the worker's node does not answer"
     still = beat.still_for >= 0.9 * timeout_s
     for words, number in _CRASHES.items():
-        if f"Fatal Python error: {words}" in remains.crash:
+        if f"Fatal Python error: {words}" in evidence.crash:
             if number == signal.SIGABRT and still:  # what NCCL's watchdog does
                 return Kind.HANG, ""
             return Kind.KILLED, f"process {beat.pid} crashed by signal {number:d} ({number.name})"
     if still:
         return Kind.HANG, ""
-    if remains.oom_kills > beat.oom_kills:
+    if evidence.oom_kills > beat.oom_kills:
         return Kind.OUT_OF_MEMORY, f"the kernel killed process {beat.pid}: its node had none left"
     return Kind.KILLED, f"process {beat.pid} got signal 9 (SIGKILL)"
 
@@ -318,15 +318,15 @@ def _death(beat: Beat, remains: Remains | None, timeout_s: float) -> tuple[Kind,
 def _lost_connection(
     reason: str,
     errors: Mapping[int, BaseException],
-    heard: Mapping[int, Heard],
-    examine: Examine,
+    heard: Mapping[int, ReceivedHeartbeat],
+    inspect_rank: Inspect,
 ) -> Failure:
     """The ranks that raised only say that another one is gone: look for it."""
     for rank in sorted(heard.keys() - errors.keys()):
         beat = heard[rank].beat
-        remains = examine(beat)
-        if remains is None or not remains.alive:
-            kind, words = _death(beat, remains, float("inf"))
+        evidence = inspect_rank(beat)
+        if evidence is None or not evidence.alive:
+            kind, words = _death(beat, evidence, float("inf"))
             return Failure(kind, words, rank, beat.address, beat.step)
     rank = min(errors)
     address = heard[rank].beat.address if rank in heard else ""
@@ -336,7 +336,7 @@ def _lost_connection(
     )
 
 
-def _hang(heard: Mapping[int, Heard], timeout_s: float) -> Failure:
+def _hang(heard: Mapping[int, ReceivedHeartbeat], timeout_s: float) -> Failure:
     """Name the rank that the others wait for: a silent one, or the one that is furthest behind."""
     silent = {rank: h for rank, h in heard.items() if h.ago > SILENT_AFTER_S}
     ranks = silent or heard

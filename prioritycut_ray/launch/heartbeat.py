@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prioritycut_ray.launch.crash_evidence import crash_file, oom_kills
-from prioritycut_ray.training.worker import Pulse
+from prioritycut_ray.training.worker import WorkerStatus
 
 BEAT_SECONDS = 0.5
 SILENT_AFTER_S = 10.0
@@ -28,7 +28,7 @@ HANG_EXIT_CODE = 74
 _ANSWER_SECONDS = 10.0
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """What a rank says of itself.
 
     Attributes:
@@ -41,7 +41,7 @@ class Beat(NamedTuple):
         step: optimiser steps taken.
         phase: one of :data:`~prioritycut_ray.training.worker.PHASES`.
         still_for: seconds since the phase began.
-        oom_kills: see :class:`Remains`.
+        oom_kills: see :class:`CrashEvidence`.
     """
 
     rank: int
@@ -56,10 +56,10 @@ class Beat(NamedTuple):
     oom_kills: int
 
 
-class Heard(NamedTuple):
+class ReceivedHeartbeat(NamedTuple):
     """A beat, and how many seconds ago it came."""
 
-    beat: Beat
+    beat: Heartbeat
     ago: float
 
 
@@ -68,7 +68,7 @@ class _Monitor:
 
     def __init__(self) -> None:
         self._messages: list[Any] = []
-        self._beats: dict[int, tuple[Beat, float]] = {}
+        self._beats: dict[int, tuple[Heartbeat, float]] = {}
         self._stop = False
         self._draining: dict[str, int] = {}
         self._looked_at = 0.0
@@ -82,7 +82,7 @@ class _Monitor:
         messages, self._messages = self._messages, []
         return messages
 
-    def beat(self, beat: Beat) -> bool:
+    def beat(self, beat: Heartbeat) -> bool:
         """Note what a rank does; whether it is to stop."""
         now = time.monotonic()
         self._beats[beat.rank] = (beat, now)
@@ -90,10 +90,10 @@ class _Monitor:
             self._draining, self._looked_at = _draining_nodes(), now
         return self._stop or beat.node in self._draining
 
-    def heard(self) -> dict[int, Heard]:
+    def heard(self) -> dict[int, ReceivedHeartbeat]:
         """The last beat of every rank since the workers started."""
         now = time.monotonic()
-        return {rank: Heard(beat, now - at) for rank, (beat, at) in self._beats.items()}
+        return {rank: ReceivedHeartbeat(beat, now - at) for rank, (beat, at) in self._beats.items()}
 
     def forget(self) -> None:
         """Other workers will start: their ranks may be fewer."""
@@ -128,26 +128,26 @@ def ask(reference: Any, default: Any) -> Any:
         return default
 
 
-class Heart:
+class HeartbeatThread:
     """Beats for a rank from a thread of its own, while the body runs.
 
     Args:
         monitor: the actor.
-        pulse: of the training thread; its ``stop`` is set when the monitor says so.
+        status: of the training thread; its ``stop`` is set when the monitor says so.
         rank: from 0.
         timeout_s: a training thread that is still for longer ends this process: it hangs.
     """
 
-    def __init__(self, monitor: Any, pulse: Pulse, rank: int, timeout_s: float) -> None:
+    def __init__(self, monitor: Any, status: WorkerStatus, rank: int, timeout_s: float) -> None:
         context = ray.get_runtime_context()
-        self._monitor, self._pulse, self._rank = monitor, pulse, rank
+        self._monitor, self._status, self._rank = monitor, status, rank
         self._node, self._address = context.get_node_id(), ray.util.get_node_ip_address()
         self._group = ray.util.get_current_placement_group().id.hex()
         self._timeout_s = timeout_s
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
-    def __enter__(self) -> "Heart":
+    def __enter__(self) -> "HeartbeatThread":
         self._thread.start()
         return self
 
@@ -159,23 +159,23 @@ class Heart:
         while not self._finished.wait(BEAT_SECONDS):
             beat = self._beat()
             if ask(self._monitor.beat.remote(beat), default=False) or terminated.is_set():
-                self._pulse.stop = True
+                self._status.stop = True
             if beat.still_for > self._timeout_s:
                 faulthandler.dump_traceback(crash_file(os.getpid()).open("a"))
                 os._exit(HANG_EXIT_CODE)
 
-    def _beat(self) -> Beat:
-        pulse = self._pulse
-        return Beat(
+    def _beat(self) -> Heartbeat:
+        status = self._status
+        return Heartbeat(
             self._rank,
             self._node,
             self._address,
             os.getpid(),
             self._group,
-            pulse.started_from,
-            pulse.step,
-            pulse.phase,
-            time.monotonic() - pulse.since,
+            status.started_from,
+            status.step,
+            status.phase,
+            time.monotonic() - status.since,
             oom_kills(),
         )
 
@@ -184,17 +184,17 @@ terminated = threading.Event()
 """Set in a worker process that got SIGTERM: its place is about to be taken away."""
 
 
-def all_beats(monitor: Any) -> list[Beat]:
+def all_beats(monitor: Any) -> list[Heartbeat]:
     """The last beat of every rank."""
-    heard: dict[int, Heard] = ask(monitor.heard.remote(), {})
+    heard: dict[int, ReceivedHeartbeat] = ask(monitor.heard.remote(), {})
     return [h.beat for h in heard.values()]
 
 
-def furthest_step(beats: Iterable[Beat]) -> int:
+def furthest_step(beats: Iterable[Heartbeat]) -> int:
     """The last step that any rank has reached."""
     return max((beat.step for beat in beats), default=0)
 
 
-def started_from(beats: Iterable[Beat]) -> int:
+def started_from(beats: Iterable[Heartbeat]) -> int:
     """The step that the ranks started from."""
     return max((beat.started_from for beat in beats), default=0)

@@ -11,10 +11,10 @@ from prioritycut_ray.config import Config
 from prioritycut_ray.launch.failures import (
     RunEnded,
     diagnose,
-    examine,
+    inspect_rank,
 )
 from prioritycut_ray.launch.heartbeat import (
-    Heard,
+    ReceivedHeartbeat,
     ask,
     started_from,
 )
@@ -28,7 +28,7 @@ class Supervisor(UserCallback):  # type: ignore[misc]  # ray is untyped
         self._monitor = monitor
         self._policy = RetryPolicy(config.train.max_failures)
         self._timeout_s = float(config.train.collective_timeout_s)
-        self._heard: dict[int, Heard] = {}
+        self._heard: dict[int, ReceivedHeartbeat] = {}
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
@@ -46,7 +46,7 @@ class Supervisor(UserCallback):  # type: ignore[misc]  # ray is untyped
         """
         heard = self._heard | ask(self._monitor.heard.remote(), {})
         self._heard = {}
-        failure = diagnose(worker_exceptions, heard, self._timeout_s, examine)
+        failure = diagnose(worker_exceptions, heard, self._timeout_s, inspect_rank)
         ends = self._policy.ends(failure, started_from(h.beat for h in heard.values()))
         if ends or ask(self._monitor.stops.remote(), default=False):
             raise RunEnded(failure)

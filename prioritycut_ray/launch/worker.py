@@ -23,7 +23,7 @@ from prioritycut_ray.launch.failures import (
     is_of_a_peer,
 )
 from prioritycut_ray.launch.heartbeat import (
-    Heart,
+    HeartbeatThread,
     terminated,
 )
 from prioritycut_ray.runs.attempts import claim
@@ -33,7 +33,7 @@ from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.checkpoint import take_snapshot, write_snapshot
 from prioritycut_ray.training.state import TrainState
-from prioritycut_ray.training.worker import Pulse, Worker
+from prioritycut_ray.training.worker import Worker, WorkerStatus
 
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -75,14 +75,14 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
     )
-    monitor, pulse = arguments["monitor"], Pulse()
+    monitor, status = arguments["monitor"], WorkerStatus()
     logging.getLogger("prioritycut_ray").addHandler(_ForwardWarnings(monitor, worker.rank))
     record_crashes()
 
     index = read_index(config.data.index or config.data.url)
     with tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch:
         patience = config.train.collective_timeout_s + HANG_MARGIN_S
-        with Heart(monitor, pulse, worker.rank, patience):
+        with HeartbeatThread(monitor, status, worker.rank, patience):
             writer, checkpoint = _begin(config, arguments["launch"], worker.rank, Path(scratch))
             with writer or nullcontext():
                 try:
@@ -93,7 +93,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
                         writer=writer,
                         checkpoint=checkpoint,
                         report=partial(_report, config, index.fingerprint, writer),
-                        pulse=pulse,
+                        status=status,
                     )
                 except (Preempted, NotFiniteError):  # raised by all ranks at one step
                     if writer:

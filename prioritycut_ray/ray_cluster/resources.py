@@ -17,8 +17,8 @@ def check_capacity(config: Config) -> None:
         UserError: saying what is asked for and what there is.
     """
     wanted = config.train.worker_range[0] * config.train.cpus_per_worker
-    available = int(room("CPU"))
-    if wanted > available and not grows():
+    available = int(total_resource("CPU"))
+    if wanted > available and not has_autoscaler():
         raise UserError(
             f"train.workers={config.train.workers} × train.cpus_per_worker="
             f"{config.train.cpus_per_worker} needs {wanted} CPUs, the cluster has {available}: "
@@ -32,9 +32,9 @@ def uses_gpu(config: Config) -> bool:
     Raises:
         UserError: GPUs were asked for and the cluster lacks them.
     """
-    available, wanted = int(room("GPU")), config.train.worker_range[0]
+    available, wanted = int(total_resource("GPU")), config.train.worker_range[0]
     if config.train.use_gpu == "yes" and available < wanted:
-        if grows():
+        if has_autoscaler():
             return True
         raise UserError(
             f"train.use_gpu=yes with train.workers={config.train.workers}, but the cluster has "
@@ -47,26 +47,26 @@ _AUTOSCALER_SECONDS = 20.0
 """For an autoscaler that starts with its cluster to be heard of for the first time."""
 
 
-def room(resource: str) -> float:
+def total_resource(resource: str) -> float:
     """How much of a resource, ``CPU`` or ``GPU``, the nodes of the cluster have in all."""
     return float(ray.cluster_resources().get(resource, 0))
 
 
-def grows() -> bool:
+def has_autoscaler() -> bool:
     """Whether an autoscaler adds nodes when something waits for room.
 
     How many it may add is not known here: Ray's autoscalers do not tell.
     """
     deadline = time.monotonic()
-    if room("CPU") == 0:  # nobody starts such a cluster, unless it is to grow
+    if total_resource("CPU") == 0:  # nobody starts such a cluster, unless it is to grow
         deadline += _AUTOSCALER_SECONDS
-    while not _has_autoscaler():
+    while not _reports_autoscaler():
         if time.monotonic() >= deadline:
             return False
         time.sleep(1)
     return True
 
 
-def _has_autoscaler() -> bool:
+def _reports_autoscaler() -> bool:
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     return status.stats.autoscaler_version not in (None, "", "0")

@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.ray_cluster.resources import grows, room
+from prioritycut_ray.ray_cluster.resources import has_autoscaler, total_resource
 from prioritycut_ray.ray_cluster.session import start_ray
 
 Item = TypeVar("Item")
@@ -32,12 +32,12 @@ def map_tasks(
             process down each time.
     """
     start_ray()
-    gpus = int(room("GPU"))
+    gpus = int(total_resource("GPU"))
     resource = "GPU" if gpus else "CPU"
-    if workers is not None and workers > room(resource) and not grows():
+    if workers is not None and workers > total_resource(resource) and not has_autoscaler():
         raise UserError(
-            f"--workers {workers}: the cluster has room for {int(room(resource))} at once "
-            f"({resource}s); ask for fewer, or join a larger one with RAY_ADDRESS"
+            f"--workers {workers}: the cluster has room for {int(total_resource(resource))} at "
+            f"once ({resource}s); ask for fewer, or join a larger one with RAY_ADDRESS"
         )
     # By name, or a task of a search's trial would be confined to what the trial itself reserves.
     task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), scheduling_strategy="DEFAULT")(function)
@@ -45,7 +45,7 @@ def map_tasks(
     finished: dict[int, Result] = {}
     started = given = 0
     while given < len(items):
-        at_once = workers or max(1, int(room(resource)))  # the cluster may have grown
+        at_once = workers or max(1, int(total_resource(resource)))  # the cluster may have grown
         while started < len(items) and len(running) < at_once:
             running[task.remote(items[started])] = started
             started += 1

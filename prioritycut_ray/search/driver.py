@@ -22,7 +22,7 @@ from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.evaluation.records import Measures, metrics_of
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.ray_cluster.filesystem import ray_storage
-from prioritycut_ray.ray_cluster.resources import grows, uses_gpu
+from prioritycut_ray.ray_cluster.resources import has_autoscaler, uses_gpu
 from prioritycut_ray.ray_cluster.session import start_ray
 from prioritycut_ray.runs.compatibility import MAY_CHANGE
 from prioritycut_ray.search.population import PopulationScheduler
@@ -170,7 +170,7 @@ def concurrency(search: SearchConfig, configs: list[Config]) -> int:
     if uses_gpu(largest):
         gpus = sum(int(resources.get("GPU", 0)) for resources in nodes)
         room = min(room, gpus // workers)
-    if grows():
+    if has_autoscaler():
         return max(room, _TRIALS_WHERE_NODES_ARE_ADDED)
     if room == 0:
         raise UserError(

@@ -30,7 +30,7 @@ from prioritycut_ray.training.meter import Meter
 from prioritycut_ray.training.state import TrainState, new_state, set_learning_rates
 from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
 from prioritycut_ray.training.tracking import Tracker, training_pictures
-from prioritycut_ray.training.worker import Pulse, Worker
+from prioritycut_ray.training.worker import Worker, WorkerStatus
 from prioritycut_ray.transfer import send
 
 Report = Callable[[Mapping[str, float], TrainState | None], None]
@@ -46,7 +46,7 @@ def train(
     writer: RunWriter | None,
     checkpoint: Path | None,
     report: Report,
-    pulse: Pulse,
+    status: WorkerStatus,
 ) -> None:
     """Train until ``train.samples`` frame pairs were seen; runs on every rank.
 
@@ -58,7 +58,7 @@ def train(
         writer: of rank 0, for what it logs; None on the other ranks.
         checkpoint: directory to resume from, or None to start afresh.
         report: called on every rank with metrics and, at checkpoints, the state.
-        pulse: told what this rank is doing; asks it to stop.
+        status: told what this rank is doing; asks it to stop.
 
     Raises:
         Preempted: some rank was asked to stop; the state was reported at the same step on all.
@@ -76,9 +76,9 @@ def train(
         compile_networks(state.animator, state.discriminator, perceptual)
     tracker = Tracker(writer, start=state.step) if writer else None
     meter = Meter(worker)
-    pulse.mark(state.step, "waiting for data")
+    status.mark(state.step, "waiting for data")
     for pair in meter.watch(training_pairs(config, index, worker, start=state.samples)):
-        state.stop_wanted = pulse.stop
+        state.stop_wanted = status.stop
         randomness = draw_randomness(config, state.step, worker)
         parts = micro_batches(pair, randomness, config.train.accumulate)
         set_learning_rates(state, config)
@@ -90,12 +90,12 @@ def train(
             perceptual,
             parts,
             config,
-            on_phase=partial(pulse.mark, state.step),
+            on_phase=partial(status.mark, state.step),
         )
         state.ema.update_parameters(state.animator)
         state.step += 1
         state.samples += config.train.batch_size
-        pulse.mark(state.step, "reporting")
+        status.mark(state.step, "reporting")
         meter.update(losses)
 
         finished = state.samples >= config.train.samples
@@ -112,7 +112,7 @@ def train(
             report(scalars | progress, state if save else None)
         if stop:
             break
-        pulse.mark(state.step, "waiting for data")
+        status.mark(state.step, "waiting for data")
     if tracker:
         tracker.close()
     if state.samples < config.train.samples:

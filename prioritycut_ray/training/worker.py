@@ -27,7 +27,7 @@ PHASES = (
 
 
 @dataclass
-class Pulse:
+class WorkerStatus:
     """What a rank is doing, noted by its training thread and read by the one that reports it.
 
     Attributes:

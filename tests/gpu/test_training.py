@@ -20,7 +20,7 @@ from prioritycut_ray.training import trainer
 from prioritycut_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
-from prioritycut_ray.training.worker import Pulse, Worker
+from prioritycut_ray.training.worker import Worker, WorkerStatus
 from tests.conftest import TINY
 from tests.gpu.runs import KINDS, WORDS, set_up, tensors
 
@@ -151,7 +151,7 @@ def test_the_whole_loop(device: torch.device, monkeypatch: pytest.MonkeyPatch) -
         writer=None,
         checkpoint=None,
         report=report,
-        pulse=Pulse(),
+        status=WorkerStatus(),
     )
     assert [row["step"] for row in reports][-1] == 6
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in reports)

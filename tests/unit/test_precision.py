@@ -21,7 +21,7 @@ from prioritycut_ray.precision import float32_products
 from prioritycut_ray.training import trainer
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import TrainState, new_state
-from prioritycut_ray.training.worker import Pulse, Worker
+from prioritycut_ray.training.worker import Worker, WorkerStatus
 
 CPU = torch.device("cpu")
 
@@ -99,7 +99,7 @@ def test_training(tiny: Config, monkeypatch: pytest.MonkeyPatch, rounded: Format
         writer=None,
         checkpoint=None,
         report=report,
-        pulse=Pulse(),
+        status=WorkerStatus(),
     )
     assert seen == [TRAINING]
     assert current() == rounded

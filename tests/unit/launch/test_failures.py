@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import (
 
 from prioritycut_ray.errors import DataError, NotFiniteError, Preempted, UserError
 from prioritycut_ray.launch import failures
-from prioritycut_ray.launch.crash_evidence import Remains
+from prioritycut_ray.launch.crash_evidence import CrashEvidence
 from prioritycut_ray.launch.failures import (
     Failure,
     Kind,
@@ -23,7 +23,7 @@ from prioritycut_ray.launch.failures import (
     diagnose_controller,
     explain,
 )
-from prioritycut_ray.launch.heartbeat import Beat, Heard
+from prioritycut_ray.launch.heartbeat import Heartbeat, ReceivedHeartbeat
 from prioritycut_ray.launch.retry import RetryPolicy
 from tests.places import ROOT
 
@@ -83,24 +83,26 @@ def died(words: str = "", preempted: bool = False) -> HealthCheckFailed:
     return HealthCheckFailed(RayActorError(error_msg=message, preempted=preempted))
 
 
-def heard(rank: int, step: int = 7, phase: str = "generator step", ago: float = 0.3) -> Heard:
-    beat = Beat(rank, f"node{rank}", f"10.0.0.{rank}", 100 + rank, "", 0, step, phase, 1.0, 5)
-    return Heard(beat, ago)
+def heard(
+    rank: int, step: int = 7, phase: str = "generator step", ago: float = 0.3
+) -> ReceivedHeartbeat:
+    beat = Heartbeat(rank, f"node{rank}", f"10.0.0.{rank}", 100 + rank, "", 0, step, phase, 1.0, 5)
+    return ReceivedHeartbeat(beat, ago)
 
 
-def found(remains: Remains | None) -> Callable[[Beat], Remains | None]:
-    return lambda beat: remains
+def found(evidence: CrashEvidence | None) -> Callable[[Heartbeat], CrashEvidence | None]:
+    return lambda beat: evidence
 
 
-GONE = found(Remains(alive=False, crash="", oom_kills=5))
-ALIVE = found(Remains(alive=True, crash="", oom_kills=5))
-SEGFAULT = found(Remains(False, "Fatal Python error: Segmentation fault\n\nThread 0x1:", 5))
-OOM_KILL = found(Remains(alive=False, crash="", oom_kills=6))
+GONE = found(CrashEvidence(alive=False, crash="", oom_kills=5))
+ALIVE = found(CrashEvidence(alive=True, crash="", oom_kills=5))
+SEGFAULT = found(CrashEvidence(False, "Fatal Python error: Segmentation fault\n\nThread 0x1:", 5))
+OOM_KILL = found(CrashEvidence(alive=False, crash="", oom_kills=6))
 OUT_OF_SPACE = OSError(errno.ENOSPC, "No space left on device", "/runs/vox")
 
 
 @pytest.mark.parametrize(
-    ("error", "examine", "kind", "words"),
+    ("error", "inspect", "kind", "words"),
     [
         (died(), GONE, Kind.KILLED, "process 101 got signal 9 (SIGKILL)"),
         (died(), SEGFAULT, Kind.KILLED, "process 101 crashed by signal 11 (SIGSEGV)"),
@@ -122,11 +124,14 @@ OUT_OF_SPACE = OSError(errno.ENOSPC, "No space left on device", "/runs/vox")
     ],
 )
 def test_kinds_are_told_apart(
-    error: Exception, examine: Callable[[Beat], Remains | None], kind: Kind, words: str
+    error: Exception,
+    inspect: Callable[[Heartbeat], CrashEvidence | None],
+    kind: Kind,
+    words: str,
 ) -> None:
     """And the rank that it began with is named, not those that only lost the connection to it."""
     errors = {0: GLOO_CLOSED, 1: error}
-    failure = diagnose(errors, {0: heard(0), 1: heard(1)}, TIMEOUT, examine)
+    failure = diagnose(errors, {0: heard(0), 1: heard(1)}, TIMEOUT, inspect)
     assert (failure.kind, failure.rank, failure.address) == (kind, 1, "10.0.0.1")
     assert failure.step == 7
     assert words in failure.reason
@@ -382,7 +387,7 @@ def test_a_lost_connection_alone_leads_to_the_rank_that_is_gone() -> None:
         ([heard(0), heard(1)], "rank 0 hangs at 'generator step'; so do ranks 1"),
     ],
 )
-def test_a_time_out_names_the_rank_that_hangs(ranks: list[Heard], name: str) -> None:
+def test_a_time_out_names_the_rank_that_hangs(ranks: list[ReceivedHeartbeat], name: str) -> None:
     beats = {h.beat.rank: h for h in ranks}
     failure = diagnose({0: GLOO_TIMEOUT}, beats, TIMEOUT, ALIVE)
     assert failure.kind is Kind.HANG
@@ -391,7 +396,7 @@ def test_a_time_out_names_the_rank_that_hangs(ranks: list[Heard], name: str) -> 
 
 def test_a_rank_that_ended_itself_for_hanging_is_a_time_out() -> None:
     beat = heard(1).beat._replace(still_for=TIMEOUT)
-    failure = diagnose({1: died()}, {0: heard(0), 1: Heard(beat, 0.1)}, TIMEOUT, GONE)
+    failure = diagnose({1: died()}, {0: heard(0), 1: ReceivedHeartbeat(beat, 0.1)}, TIMEOUT, GONE)
     assert failure.kind is Kind.HANG
 
 
