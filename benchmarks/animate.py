@@ -20,9 +20,9 @@ import typer
 from reference_way import reference_layers
 from torch import Tensor
 
-from prioritycut_ray.commands import animate as animating
 from prioritycut_ray.config import ModelConfig, load_config
 from prioritycut_ray.data.puppets import render_clip
+from prioritycut_ray.inference import scene as scene_module
 from prioritycut_ray.inference.animate import animate, default_device, to_tensor
 from prioritycut_ray.inference.footage import survey
 from prioritycut_ray.inference.output import write_animation
@@ -30,7 +30,7 @@ from prioritycut_ray.inference.pretrained import Animator
 from prioritycut_ray.inference.scene import Motion, set_scene
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import Precision
-from prioritycut_ray.prefetch import ahead
+from prioritycut_ray.prefetch import prefetch
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.visualize import to_uint8
 
@@ -109,7 +109,7 @@ def command(
     torch.set_num_threads(threads)
     options = load_config(config, [])
     animator = Animator(build_animator(options.model), options, DEVICE)
-    ways = {"one after the other": lambda items, count=1: items, "overlapped": ahead}
+    ways = {"one after the other": lambda items, count=1: items, "overlapped": prefetch}
     seconds = dict.fromkeys(ways, float("inf"))
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -120,9 +120,9 @@ def command(
         for _ in range(turns):
             for way, overlap in ways.items():
                 before = time.perf_counter()
-                with patch.object(animating, "ahead", overlap):
-                    rendered = animating.render_scene(animator, scene, Motion())
-                    panels = animating.panel_frames(rendered, panel=True)
+                with patch.object(scene_module, "prefetch", overlap):
+                    rendered = scene_module.render_scene(animator, scene, Motion())
+                    panels = scene_module.panel_frames(rendered, panel=True)
                     write_animation(folder / "out.mp4", panels, footage.timing, footage.fps, None)
                 seconds[way] = min(seconds[way], time.perf_counter() - before)
     print(

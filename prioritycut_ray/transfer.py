@@ -1,13 +1,13 @@
-"""Copies from the host to the device that training runs on."""
+"""Copies from the host to the training device."""
 
 import torch
 from torch import Tensor
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; the host does not wait for the copy.
+    """Copy a tensor to a device without making the host wait.
 
-    To a GPU it goes by pinned memory: from other memory, CUDA copies while the host waits.
+    To a GPU it goes through pinned memory: a copy from pageable memory blocks the host.
     """
     if device.type == "cuda":
         tensor = tensor.pin_memory()

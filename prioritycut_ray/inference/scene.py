@@ -9,7 +9,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference.animate import BATCH, Rendered, find_best_frame, to_tensor
 from prioritycut_ray.inference.footage import Footage, cut_picture, squares
 from prioritycut_ray.inference.pretrained import Animator
-from prioritycut_ray.prefetch import ahead
+from prioritycut_ray.prefetch import prefetch
 from prioritycut_ray.video.boxes import Box, Crop, box_of
 from prioritycut_ray.video.decoding import read_picture
 from prioritycut_ray.video.sound import Sound, survey_sound
@@ -89,10 +89,10 @@ def sound_of(footage: Footage) -> tuple[Sound | None, str]:
 
 
 def render_scene(animator: Animator, scene: Scene, motion: Motion) -> Iterator[Rendered]:
-    """Animate a scene, batch by batch; decoded and computed ahead in threads."""
+    """Animate a scene, batch by batch; decoded and computed in prefetch threads."""
 
     def driving() -> Iterator[Frame]:
-        return ahead(squares(scene.driving, scene.driving_box, animator.size), BATCH)
+        return prefetch(squares(scene.driving, scene.driving_box, animator.size), BATCH)
 
     initial = None
     if motion.best_frame:
@@ -106,7 +106,7 @@ def render_scene(animator: Animator, scene: Scene, motion: Motion) -> Iterator[R
         adapt_scale=motion.adapt_scale,
         initial=initial,
     )
-    return ahead(rendered)
+    return prefetch(rendered)
 
 
 def check_motion(motion: Motion) -> None:

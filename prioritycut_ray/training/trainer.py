@@ -21,7 +21,7 @@ from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.batch_norm import synchronise
 from prioritycut_ray.networks import build_perceptual
 from prioritycut_ray.precision import float32_products, resolve_precision
-from prioritycut_ray.prefetch import ahead_on_gpu
+from prioritycut_ray.prefetch import prefetch_on_gpu
 from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.storage.filesystem import is_local
 from prioritycut_ray.training.checkpoint import load_checkpoint
@@ -194,7 +194,7 @@ def training_pairs(
     share = training_batches(config, index, worker, start=start)
     pairs = (prepare(batch, config, worker.device) for batch in share)
     # While the training thread waits for the GPU, another one fetches and sends the next frames.
-    return ahead_on_gpu(pairs, worker.device) if worker.device.type == "cuda" else pairs
+    return prefetch_on_gpu(pairs, worker.device) if worker.device.type == "cuda" else pairs
 
 
 def training_batches(

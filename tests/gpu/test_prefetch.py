@@ -1,4 +1,4 @@
-"""Prefetched frames: whole while memory is reused, and made beside the other work."""
+"""Prefetched frames stay intact while memory is reused, and are made on another stream."""
 
 import subprocess
 import sys
@@ -8,23 +8,23 @@ import pytest
 import torch
 
 from prioritycut_ray.models.animator import FramePair
-from prioritycut_ray.prefetch import ahead_on_gpu
+from prioritycut_ray.prefetch import prefetch_on_gpu
 
 LONG = 20_000_000
-"""Clock cycles for which the consumer's stream is kept busy: some 10 ms."""
+"""Clock cycles for which the consumer stream is kept busy: about 10 ms."""
 
 
 def numbered(count: int, device: torch.device) -> Iterator[FramePair]:
-    """Frames that are all of one number each, from pinned memory."""
+    """Pairs of frames, each filled with its number, from pinned memory."""
     for number in range(count):
         host = torch.full((4, 3, 128, 128), number, dtype=torch.uint8).pin_memory()
         yield FramePair(*(host.to(device, non_blocking=True).float() for _ in range(2)))
 
 
-def test_frames_are_whole_though_their_memory_serves_again(gpu: torch.device) -> None:
-    """The consumer drops each pair before its stream has come to it."""
+def test_frames_are_intact_though_their_memory_is_reused(gpu: torch.device) -> None:
+    """The consumer drops each pair before its stream has used it."""
     means = []
-    for pair in ahead_on_gpu(numbered(60, gpu), gpu):
+    for pair in prefetch_on_gpu(numbered(60, gpu), gpu):
         torch.cuda._sleep(LONG)
         means.append(torch.stack([frame.mean() for frame in pair]))
         del pair
@@ -32,7 +32,7 @@ def test_frames_are_whole_though_their_memory_serves_again(gpu: torch.device) ->
     assert torch.equal(torch.stack(means), expected)
 
 
-def test_they_are_made_on_another_stream(gpu: torch.device) -> None:
+def test_items_are_made_on_another_stream(gpu: torch.device) -> None:
     streams = []
 
     def items() -> Iterator[FramePair]:
@@ -40,26 +40,26 @@ def test_they_are_made_on_another_stream(gpu: torch.device) -> None:
             streams.append(torch.cuda.current_stream())
             yield pair
 
-    assert len(list(ahead_on_gpu(items(), gpu))) == 2
+    assert len(list(prefetch_on_gpu(items(), gpu))) == 2
     assert streams[0] == streams[1] != torch.cuda.current_stream()
     assert streams[0].device == gpu
 
 
 ON_THE_SECOND = """
 import torch
-from prioritycut_ray.prefetch import ahead_on_gpu
+from prioritycut_ray.prefetch import prefetch_on_gpu
 from prioritycut_ray.data.loader import load
 
 device = torch.device("cuda", 1)
 torch.cuda.set_device(device)
 made = load(lambda numbers, *_: torch.ones(8), [[0], [1]], 1, str, pin_for=device)
 items = ((batch.to(device, non_blocking=True),) for batch in made)
-assert [float(tensor.sum()) for tensor, in ahead_on_gpu(items, device)] == [8, 8]
+assert [float(tensor.sum()) for tensor, in prefetch_on_gpu(items, device)] == [8, 8]
 print(torch._C._cuda_hasPrimaryContext(0), torch._C._cuda_hasPrimaryContext(1))
 """
 
 
-def test_the_first_gpu_is_not_opened_for_the_second(gpu: torch.device) -> None:
+def test_the_second_gpu_does_not_open_the_first(gpu: torch.device) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     command = [sys.executable, "-c", ON_THE_SECOND]

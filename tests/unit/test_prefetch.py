@@ -1,4 +1,4 @@
-"""Items are made ahead: in order, at the same time as they are used, and with their errors."""
+"""Prefetched items come in order, with their errors, and are made while others are in use."""
 
 import threading
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from prioritycut_ray.prefetch import ahead, ahead_on_gpu
+from prioritycut_ray.prefetch import prefetch, prefetch_on_gpu
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_order_and_number_stay(count: int) -> None:
-    assert list(ahead(range(10), count)) == list(range(10))
-    assert list(ahead([], count)) == []
+def test_order_and_number_are_kept(count: int) -> None:
+    assert list(prefetch(range(10), count)) == list(range(10))
+    assert list(prefetch([], count)) == []
 
 
 def test_the_next_item_is_made_while_this_one_is_used() -> None:
@@ -24,26 +24,26 @@ def test_the_next_item_is_made_while_this_one_is_used() -> None:
             event.set()
             yield number
 
-    for number in ahead(items()):
+    for number in prefetch(items()):
         assert all(event.wait(30) for event in begun[: number + 2])
 
 
-def test_an_error_comes_where_its_item_would_have_come() -> None:
+def test_an_error_is_raised_in_place_of_its_item() -> None:
     def items() -> Iterator[int]:
         yield from range(4)
         raise ValueError("no fifth")
 
-    made = ahead(items(), 2)
+    made = prefetch(items(), 2)
     assert [next(made) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="no fifth"):
         next(made)
 
 
-def test_whoever_stops_early_leaves_no_thread() -> None:
-    items = ahead(iter(int, 1))
+def test_closing_early_leaves_no_thread() -> None:
+    items = prefetch(iter(int, 1))
     next(items)
     items.close()
-    assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())
 
 
 class Recorder:
@@ -54,7 +54,7 @@ class Recorder:
         self.users = self.Stream("users")
 
     def note(self, call: str) -> None:
-        thread = "ahead" if threading.current_thread().name.startswith("ahead") else "user"
+        thread = "prefetch" if threading.current_thread().name.startswith("prefetch") else "user"
         self.calls.append((thread, call))
 
     def Stream(self, name: object) -> "RecordedStream":
@@ -91,8 +91,8 @@ class RecordedTensor:
         self.recorder.note(f"{self.name} kept for {stream.name}")
 
 
-def test_on_a_gpu_items_are_made_on_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the right device; the user's stream waits for them, and their memory for that stream."""
+def test_gpu_items_are_made_on_a_separate_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the right device; the consumer waits for them, and their memory for the consumer."""
     recorder = Recorder()
     monkeypatch.setattr(torch, "cuda", recorder)
 
@@ -101,12 +101,13 @@ def test_on_a_gpu_items_are_made_on_a_stream_of_their_own(monkeypatch: pytest.Mo
             recorder.note(f"made {number}")
             yield RecordedTensor(recorder, f"{number}a"), RecordedTensor(recorder, f"{number}b")
 
-    for first, _ in ahead_on_gpu(items(), torch.device("cuda", 1)):
+    for first, _ in prefetch_on_gpu(items(), torch.device("cuda", 1)):
         recorder.note(f"used {first.name}")
     by = {
-        who: [call for thread, call in recorder.calls if thread == who] for who in ("ahead", "user")
+        who: [call for thread, call in recorder.calls if thread == who]
+        for who in ("prefetch", "user")
     }
-    assert by["ahead"] == [
+    assert by["prefetch"] == [
         *("device cuda:1", "stream own"),
         *("made 0", "event 1 on own", "made 1", "event 2 on own"),
     ]
