@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.models import OptionInfo
 
 from prioritycut_ray.config import dump_config, load_config
-from prioritycut_ray.errors import DiskFull, UserError
+from prioritycut_ray.errors import DiskFull, ExitCode, UserError
 from prioritycut_ray.storage.paths import expanded
 
 app = typer.Typer(
@@ -756,7 +756,7 @@ def main() -> None:
         if _debug:
             traceback.print_exc()
         sys.stderr.write(f"error: {explain(error)}\n")
-        sys.exit(error.exit_code if isinstance(error, UserError) else 1)
+        sys.exit(error.exit_code if isinstance(error, UserError) else ExitCode.USER_ERROR)
 
 
 def explain(error: Exception) -> str:

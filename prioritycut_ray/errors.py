@@ -1,53 +1,89 @@
-"""Errors that end a job in one line, each with the exit code of its kind (docs/failures.md)."""
+"""Exit codes, the errors that carry them, and the words for any error; the lowest module of all."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a command ended; docs/failures.md says for each code what to do.
+
+    Attributes:
+        title: the cause, in the words of messages and of the documentation.
+    """
+
+    title: str
+
+    def __new__(cls, code: int, title: str) -> "ExitCode":
+        """Create a member from its code and title."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.title = title
+        return member
+
+    OK = 0, "success"
+    USER_ERROR = 1, "cannot continue"
+    USAGE = 2, "wrong usage"
+    BAD_DATA = 65, "bad data"
+    GPU_FAULT = 68, "GPU fault"
+    LOST_NODE = 69, "lost node"
+    WORKER_ERROR = 70, "error in a worker"
+    OUT_OF_MEMORY = 71, "out of memory"
+    WORKER_KILLED = 72, "worker killed"
+    DISK_FULL = 73, "disk full"
+    HANG = 74, "collective timeout"
+    PREEMPTED = 75, "preempted"
+    NOT_FINITE = 76, "loss not finite"
+    SUPERSEDED = 77, "superseded"
+    LEASE_HELD = 78, "already in use"
+    DETACHED = 130, "detached"
 
 
 class UserError(Exception):
-    """A problem in the user's input or surroundings, told in one line.
+    """A problem in the user's input or environment, described on one line.
 
     The message names the thing (file, key, run), the reason, and the way out. The command line
-    prints it without a traceback and exits with ``exit_code``; ``--debug`` shows the traceback too.
+    prints it without a traceback and exits with ``exit_code``; ``--debug`` adds the traceback.
     """
 
-    exit_code = 1
+    exit_code = ExitCode.USER_ERROR
 
 
 class DataError(UserError):
-    """Clips that cannot be read: trying again gives the same."""
+    """Raised when too many clips cannot be read; a retry would fail in the same way."""
 
-    exit_code = 65
+    exit_code = ExitCode.BAD_DATA
 
 
 class NotFiniteError(UserError):
-    """Losses or gradients that stay infinite or not a number: trying again gives the same."""
+    """Raised when losses or gradients stay infinite or NaN; a retry would fail in the same way."""
 
-    exit_code = 76
+    exit_code = ExitCode.NOT_FINITE
 
 
 class Preempted(UserError):
-    """The run was asked to stop, saved its state, and waits to be resumed."""
+    """Raised when a run was asked to stop and has saved its state; it can be resumed."""
 
-    exit_code = 75
+    exit_code = ExitCode.PREEMPTED
 
 
 class Superseded(UserError):
-    """A newer attempt has taken the run over; this one must not write any more."""
+    """Raised when a newer process has taken over and this one must not write any more."""
 
-    exit_code = 77
+    exit_code = ExitCode.SUPERSEDED
 
 
 class DiskFull(UserError):
-    """No space left where the run writes."""
+    """Raised when there is no space left to write."""
 
-    exit_code = 73
+    exit_code = ExitCode.DISK_FULL
 
 
 class Detached(UserError):
-    """Ctrl-C, or SIGTERM, to a command that follows a job elsewhere: the job goes on."""
+    """Raised by Ctrl-C or SIGTERM while a command follows a remote job; the job continues."""
 
-    exit_code = 130
+    exit_code = ExitCode.DETACHED
 
 
 class LeaseHeld(UserError):
-    """Another process is at work where this one wanted to be."""
+    """Raised when another process holds the lease that this one needs."""
 
-    exit_code = 78
+    exit_code = ExitCode.LEASE_HELD

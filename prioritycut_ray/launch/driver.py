@@ -22,10 +22,9 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import clips_of, read_index
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import ExitCode, UserError
 from prioritycut_ray.launch.failures import (
     Failure,
-    Kind,
     RunEnded,
     diagnose_controller,
     explain,
@@ -203,7 +202,7 @@ def _accompany(
 
 def _preempted(reason: str, monitor: Any) -> ControllerError:
     step = furthest_step(all_beats(monitor))
-    return ControllerError(RunEnded(Failure(Kind.PREEMPTED, reason, None, "", step)))
+    return ControllerError(RunEnded(Failure(ExitCode.PREEMPTED, reason, None, "", step)))
 
 
 def _deliver(monitor: Any, on_progress: Progress, on_warning: Callable[[str], None]) -> None:

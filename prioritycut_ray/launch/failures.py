@@ -9,7 +9,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import ExitCode, UserError
 from prioritycut_ray.launch.crash_evidence import CrashEvidence, inspect_process
 from prioritycut_ray.launch.heartbeat import SILENT_AFTER_S, Heartbeat, ReceivedHeartbeat
 from prioritycut_ray.training.worker import PHASES
@@ -25,50 +24,25 @@ from prioritycut_ray.training.worker import PHASES
 _INSPECTION_SECONDS = 30.0
 
 
-class Kind(IntEnum):
-    """What ended a worker, or a run; the value is the exit code of the command line."""
-
-    USER = 1
-    BAD_DATA = 65
-    GPU_FAULT = 68
-    LOST_NODE = 69
-    ERROR = 70
-    OUT_OF_MEMORY = 71
-    KILLED = 72
-    DISK_FULL = 73
-    HANG = 74
-    PREEMPTED = 75
-    NOT_FINITE = 76
-    SUPERSEDED = 77
-
-
-TITLES = {
-    Kind.USER: "cannot go on",
-    Kind.BAD_DATA: "bad data",
-    Kind.GPU_FAULT: "GPU fault",
-    Kind.LOST_NODE: "lost node",
-    Kind.ERROR: "error in a worker",
-    Kind.OUT_OF_MEMORY: "out of memory",
-    Kind.KILLED: "worker killed",
-    Kind.DISK_FULL: "disk full",
-    Kind.HANG: "collective time-out",
-    Kind.PREEMPTED: "preempted",
-    Kind.NOT_FINITE: "loss not finite",
-    Kind.SUPERSEDED: "superseded",
-}
 ADVICE = {
-    Kind.GPU_FAULT: "check that node's GPUs (nvidia-smi -q, Xid in dmesg) and take the node "
+    ExitCode.GPU_FAULT: "check that node's GPUs (nvidia-smi -q, Xid in dmesg) and take the node "
     "out if it comes again",
-    Kind.LOST_NODE: "bring the node back or train with fewer train.workers",
-    Kind.ERROR: "report it if it comes again",
-    Kind.OUT_OF_MEMORY: "lower train.batch_size or data.loader_workers, raise train.accumulate, or "
-    "give a node fewer workers",
-    Kind.KILLED: "see who sent the signal; signals 4 to 11 are crashes of native code",
-    Kind.DISK_FULL: "free space there or lower train.keep_checkpoints",
-    Kind.HANG: "look at that rank's node, its storage and its network; train.collective_timeout_s "
-    "is the patience",
+    ExitCode.LOST_NODE: "bring the node back or train with fewer train.workers",
+    ExitCode.WORKER_ERROR: "report it if it comes again",
+    ExitCode.OUT_OF_MEMORY: "lower train.batch_size or data.loader_workers, raise "
+    "train.accumulate, or give a node fewer workers",
+    ExitCode.WORKER_KILLED: "see who sent the signal; signals 4 to 11 are crashes of native code",
+    ExitCode.DISK_FULL: "free space there or lower train.keep_checkpoints",
+    ExitCode.HANG: "look at that rank's node, its storage and its network; "
+    "train.collective_timeout_s is the patience",
 }
-RETRIED = (Kind.GPU_FAULT, Kind.LOST_NODE, Kind.ERROR, Kind.OUT_OF_MEMORY, Kind.KILLED)
+RETRIED = (
+    ExitCode.GPU_FAULT,
+    ExitCode.LOST_NODE,
+    ExitCode.WORKER_ERROR,
+    ExitCode.OUT_OF_MEMORY,
+    ExitCode.WORKER_KILLED,
+)
 """Kinds that another attempt may not meet again."""
 
 
@@ -76,14 +50,14 @@ class Failure(NamedTuple):
     """What ended a group of workers.
 
     Attributes:
-        kind: see :class:`Kind`.
+        kind: exit code of the command line.
         reason: one line.
         rank: that it began with, None if unknown.
         address: of that rank's node, empty if unknown.
         step: that the rank had reached.
     """
 
-    kind: Kind
+    kind: ExitCode
     reason: str
     rank: int | None
     address: str
@@ -91,7 +65,7 @@ class Failure(NamedTuple):
 
     def __str__(self) -> str:
         who = "" if self.rank is None else f"rank {self.rank}, node {self.address or 'unknown'}, "
-        return f"{TITLES[self.kind]}: {self.reason} ({who}step {self.step})"
+        return f"{self.kind.title}: {self.reason} ({who}step {self.step})"
 
 
 class RunEnded(Exception):
@@ -109,9 +83,9 @@ class RunFailed(UserError):
         summary: what happened, without the way to resume.
     """
 
-    def __init__(self, message: str, kind: Kind, summary: str) -> None:
+    def __init__(self, message: str, kind: ExitCode, summary: str) -> None:
         super().__init__(message, kind, summary)
-        self.exit_code = int(kind)
+        self.exit_code = kind
         self.summary = summary
 
     def __str__(self) -> str:
@@ -139,11 +113,11 @@ def diagnose(
     rank = min(causes, key=lambda rank: (_CONSEQUENCES.get(causes[rank][0], 0), rank))
     kind, reason = causes[rank]
     beat = heard[rank].beat if rank in heard else None
-    if kind is Kind.KILLED and beat is not None:
+    if kind is ExitCode.WORKER_KILLED and beat is not None:
         kind, reason = _death(beat, inspect_rank(beat), timeout_s)
     if kind is None:
         return _lost_connection(reason, errors, heard, inspect_rank)
-    if kind is Kind.HANG:
+    if kind is ExitCode.HANG:
         return _hang(heard, timeout_s)
     step = beat.step if beat else max((h.beat.step for h in heard.values()), default=0)
     return Failure(kind, reason, rank, beat.address if beat else "", step)
@@ -157,14 +131,14 @@ def diagnose_controller(error: BaseException, step: int) -> Failure:
         step: that the ranks had reached.
     """
     kind, reason = _cause(error)
-    if kind is Kind.OUT_OF_MEMORY and isinstance(error, RayError):
+    if kind is ExitCode.OUT_OF_MEMORY and isinstance(error, RayError):
         reason = "Ray's memory monitor killed the run's controller: its node was nearly full"
-    elif kind is Kind.KILLED:
+    elif kind is ExitCode.WORKER_KILLED:
         reason = "the process of the run's controller is gone"
-    return Failure(kind or Kind.ERROR, reason, None, "", step)
+    return Failure(kind or ExitCode.WORKER_ERROR, reason, None, "", step)
 
 
-_CONSEQUENCES: dict[Kind | None, int] = {Kind.PREEMPTED: 1, Kind.HANG: 2, None: 3}
+_CONSEQUENCES: dict[ExitCode | None, int] = {ExitCode.PREEMPTED: 1, ExitCode.HANG: 2, None: 3}
 """What may only follow from another rank's failure; the higher, the less it says."""
 
 
@@ -182,38 +156,38 @@ def inspect_rank(beat: Heartbeat) -> CrashEvidence | None:
 
 def is_of_a_peer(error: BaseException) -> bool:
     """Whether an error only says that another rank is gone or silent."""
-    return _cause(error)[0] in (None, Kind.HANG)
+    return _cause(error)[0] in (None, ExitCode.HANG)
 
 
-def _cause(error: BaseException) -> tuple[Kind | None, str]:
-    """Kind and reason of what one rank raised; None where it only lost the connection."""
+def _cause(error: BaseException) -> tuple[ExitCode | None, str]:
+    """Exit code and reason of what one rank raised; None where it only lost the connection."""
     error = getattr(error, "health_check_failure", error)
     text = str(error).strip()
     reason = f"{type(error).__name__}: {_headline(text)}"
     if isinstance(error, UserError):
-        return Kind(error.exit_code), text
+        return error.exit_code, text
     if isinstance(error, OutOfMemoryError) or "node running low on memory" in text:
         return (
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "Ray's memory monitor killed the worker: its node was nearly full",
         )
     if isinstance(error, RayActorError):
         return _actor_death(error, text)
     if isinstance(error, MemoryError) or _MEMORY.search(text):
-        return Kind.OUT_OF_MEMORY, reason
+        return ExitCode.OUT_OF_MEMORY, reason
     if _GPU_FAULT.search(text):
-        return Kind.GPU_FAULT, reason
+        return ExitCode.GPU_FAULT, reason
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or _NO_SPACE.search(text):
         place = getattr(error, "filename", None)
-        return Kind.DISK_FULL, f"{place}: no space left" if place else reason
+        return ExitCode.DISK_FULL, f"{place}: no space left" if place else reason
     if type(error).__name__ in _RAY_TIME_OUTS:
-        return Kind.HANG, reason
+        return ExitCode.HANG, reason
     if isinstance(error, RuntimeError) and not _OWN_GPU.search(reason):
         if _TIMED_OUT.search(_without_appendix(text)):
-            return Kind.HANG, reason
+            return ExitCode.HANG, reason
         if _COLLECTIVE.search(reason):
             return None, reason
-    return Kind.ERROR, reason
+    return ExitCode.WORKER_ERROR, reason
 
 
 def _headline(text: str) -> str:
@@ -280,12 +254,12 @@ _RAY_TIME_OUTS = (
 """Names of Ray Train's errors, which its public modules do not export."""
 
 
-def _actor_death(error: RayActorError, text: str) -> tuple[Kind, str]:
+def _actor_death(error: RayActorError, text: str) -> tuple[ExitCode, str]:
     if error.preempted or "SIGTERM" in text:
-        return Kind.PREEMPTED, "the worker's place was taken away before it could save"
+        return ExitCode.PREEMPTED, "the worker's place was taken away before it could save"
     if re.search(r"node (has died|is dead|was terminated)|node died", text):
-        return Kind.LOST_NODE, "the worker's node is gone"
-    return Kind.KILLED, "the worker process is gone"
+        return ExitCode.LOST_NODE, "the worker's node is gone"
+    return ExitCode.WORKER_KILLED, "the worker process is gone"
 
 
 _CRASHES = {
@@ -298,21 +272,29 @@ _CRASHES = {
 """In the words of Python's faulthandler."""
 
 
-def _death(beat: Heartbeat, evidence: CrashEvidence | None, timeout_s: float) -> tuple[Kind, str]:
+def _death(
+    beat: Heartbeat, evidence: CrashEvidence | None, timeout_s: float
+) -> tuple[ExitCode, str]:
     """Why a rank's process is gone, from what it left behind."""
     if evidence is None:
-        return Kind.LOST_NODE, "the worker's node does not answer"
+        return ExitCode.LOST_NODE, "the worker's node does not answer"
     still = beat.still_for >= 0.9 * timeout_s
     for words, number in _CRASHES.items():
         if f"Fatal Python error: {words}" in evidence.crash:
             if number == signal.SIGABRT and still:  # what NCCL's watchdog does
-                return Kind.HANG, ""
-            return Kind.KILLED, f"process {beat.pid} crashed by signal {number:d} ({number.name})"
+                return ExitCode.HANG, ""
+            return (
+                ExitCode.WORKER_KILLED,
+                f"process {beat.pid} crashed by signal {number:d} ({number.name})",
+            )
     if still:
-        return Kind.HANG, ""
+        return ExitCode.HANG, ""
     if evidence.oom_kills > beat.oom_kills:
-        return Kind.OUT_OF_MEMORY, f"the kernel killed process {beat.pid}: its node had none left"
-    return Kind.KILLED, f"process {beat.pid} got signal 9 (SIGKILL)"
+        return (
+            ExitCode.OUT_OF_MEMORY,
+            f"the kernel killed process {beat.pid}: its node had none left",
+        )
+    return ExitCode.WORKER_KILLED, f"process {beat.pid} got signal 9 (SIGKILL)"
 
 
 def _lost_connection(
@@ -332,7 +314,7 @@ def _lost_connection(
     address = heard[rank].beat.address if rank in heard else ""
     step = max((h.beat.step for h in heard.values()), default=0)
     return Failure(
-        Kind.ERROR, f"lost the connection to another rank: {reason}", rank, address, step
+        ExitCode.WORKER_ERROR, f"lost the connection to another rank: {reason}", rank, address, step
     )
 
 
@@ -341,7 +323,7 @@ def _hang(heard: Mapping[int, ReceivedHeartbeat], timeout_s: float) -> Failure:
     silent = {rank: h for rank, h in heard.items() if h.ago > SILENT_AFTER_S}
     ranks = silent or heard
     if not ranks:
-        return Failure(Kind.HANG, f"no rank moved for {timeout_s:g} s", None, "", 0)
+        return Failure(ExitCode.HANG, f"no rank moved for {timeout_s:g} s", None, "", 0)
     place = {rank: (h.beat.step, PHASES.index(h.beat.phase)) for rank, h in ranks.items()}
     rank = min(place, key=lambda rank: (place[rank], rank))
     beat, ago = ranks[rank]
@@ -350,7 +332,7 @@ def _hang(heard: Mapping[int, ReceivedHeartbeat], timeout_s: float) -> Failure:
     words += f", no sign of life of its process for {ago:.0f} s" if silent else ""
     words += f"; so do ranks {', '.join(level)}" if level else ""
     words += f"; the others waited {timeout_s:g} s" if len(heard) > len(level) + 1 else ""
-    return Failure(Kind.HANG, words, rank, beat.address, beat.step)
+    return Failure(ExitCode.HANG, words, rank, beat.address, beat.step)
 
 
 def resume_command() -> str:

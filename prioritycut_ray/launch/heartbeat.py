@@ -17,14 +17,13 @@ import ray.train.torch
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from prioritycut_ray.errors import ExitCode
 from prioritycut_ray.launch.crash_evidence import crash_file, oom_kills
 from prioritycut_ray.training.worker import WorkerStatus
 
 BEAT_SECONDS = 0.5
 SILENT_AFTER_S = 10.0
 """A rank that has not beaten for so long is frozen, dead or cut off."""
-HANG_EXIT_CODE = 74
-"""Of a worker that ends itself because its training thread does not move."""
 _ANSWER_SECONDS = 10.0
 
 
@@ -162,7 +161,7 @@ class HeartbeatThread:
                 self._status.stop = True
             if beat.still_for > self._timeout_s:
                 faulthandler.dump_traceback(crash_file(os.getpid()).open("a"))
-                os._exit(HANG_EXIT_CODE)
+                os._exit(ExitCode.HANG)
 
     def _beat(self) -> Heartbeat:
         status = self._status

@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from prioritycut_ray.launch.failures import RETRIED, Failure, Kind
+from prioritycut_ray.errors import ExitCode
+from prioritycut_ray.launch.failures import RETRIED, Failure
 
 
 @dataclass
@@ -28,7 +29,7 @@ class RetryPolicy:
         """
         again = self._last is not None and _same(failure, self._last)
         self._last = failure
-        if failure.kind is Kind.PREEMPTED:
+        if failure.kind is ExitCode.PREEMPTED:
             return False
         if started_from > self._last_start:
             self._in_a_row, self._last_start = 0, started_from
@@ -38,7 +39,9 @@ class RetryPolicy:
 
 def _same(failure: Failure, other: Failure) -> bool:
     """The same error at the same step: it lies in what is computed, not in the surroundings."""
-    deterministic = failure.kind in (Kind.ERROR, Kind.OUT_OF_MEMORY) or "crash" in failure.reason
+    deterministic = (
+        failure.kind in (ExitCode.WORKER_ERROR, ExitCode.OUT_OF_MEMORY) or "crash" in failure.reason
+    )
     return (
         deterministic
         and (failure.kind, failure.step) == (other.kind, other.step)

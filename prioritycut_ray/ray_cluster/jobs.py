@@ -17,7 +17,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import ExitCode, UserError
 from prioritycut_ray.ray_cluster.working_directory import Package
 
 RUN_KEY = "prioritycut_run"
@@ -216,5 +216,5 @@ def _job(details: Any) -> Job:
 def exit_code(job: Job) -> int:
     """What the command line ends with after a job: the driver's own code where there is one."""
     if job.status == "SUCCEEDED":
-        return 0
-    return job.exit_code or 1
+        return ExitCode.OK
+    return job.exit_code or ExitCode.USER_ERROR

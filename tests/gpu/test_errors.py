@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from prioritycut_ray.launch.failures import Kind, diagnose
+from prioritycut_ray.errors import ExitCode
+from prioritycut_ray.launch.failures import diagnose
 
 ASSERT = """
 import torch
@@ -24,7 +25,7 @@ def test_out_of_memory(gpu: torch.device) -> None:
     with pytest.raises(torch.OutOfMemoryError) as caught:
         torch.empty(1 << 50, dtype=torch.uint8, device=gpu)
     failure = diagnose({0: caught.value}, {}, 60.0, lambda beat: None)
-    assert failure.kind is Kind.OUT_OF_MEMORY
+    assert failure.kind is ExitCode.OUT_OF_MEMORY
     assert "Tried to allocate" in failure.reason
 
 
@@ -32,5 +33,5 @@ def test_an_error_of_a_kernel_is_told_by_its_first_line(gpu: torch.device) -> No
     """In a process of its own: the GPU is of no use to this one afterwards."""
     command = [sys.executable, "-c", ASSERT]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    assert said.startswith(f"{Kind.ERROR:d} ")
+    assert said.startswith(f"{ExitCode.WORKER_ERROR:d} ")
     assert "CUDA error: device-side assert triggered" in said

@@ -123,7 +123,7 @@ def test_a_frozen_rank_is_a_collective_time_out_with_its_name(start: Start) -> N
     with start("train.collective_timeout_s=10") as training:
         os.kill(training.at_step(7)[1].pid, signal.SIGSTOP)
         assert training.end() == 74, training.output()
-        assert "collective time-out: rank 1 hangs at " in training.output()
+        assert "collective timeout: rank 1 hangs at " in training.output()
         assert "no sign of life" in training.output()
 
 

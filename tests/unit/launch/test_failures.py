@@ -13,19 +13,17 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckTimeoutError,
 )
 
-from prioritycut_ray.errors import DataError, NotFiniteError, Preempted, UserError
+from prioritycut_ray.errors import DataError, ExitCode, NotFiniteError, Preempted, UserError
 from prioritycut_ray.launch import failures
 from prioritycut_ray.launch.crash_evidence import CrashEvidence
 from prioritycut_ray.launch.failures import (
     Failure,
-    Kind,
     diagnose,
     diagnose_controller,
     explain,
 )
 from prioritycut_ray.launch.heartbeat import Heartbeat, ReceivedHeartbeat
 from prioritycut_ray.launch.retry import RetryPolicy
-from tests.places import ROOT
 
 TIMEOUT = 600.0
 GLOO_CLOSED = RuntimeError(
@@ -104,29 +102,44 @@ OUT_OF_SPACE = OSError(errno.ENOSPC, "No space left on device", "/runs/vox")
 @pytest.mark.parametrize(
     ("error", "inspect", "kind", "words"),
     [
-        (died(), GONE, Kind.KILLED, "process 101 got signal 9 (SIGKILL)"),
-        (died(), SEGFAULT, Kind.KILLED, "process 101 crashed by signal 11 (SIGSEGV)"),
-        (died(), OOM_KILL, Kind.OUT_OF_MEMORY, "the kernel killed process 101"),
-        (died(), found(None), Kind.LOST_NODE, "does not answer"),
-        (died("The actor died because its node has died."), GONE, Kind.LOST_NODE, "node is gone"),
-        (died("The process receives a SIGTERM."), GONE, Kind.PREEMPTED, "taken away"),
-        (died(preempted=True), GONE, Kind.PREEMPTED, "taken away"),
-        (HealthCheckFailed(OutOfMemoryError("low")), GONE, Kind.OUT_OF_MEMORY, "memory monitor"),
-        (MemoryError("array"), ALIVE, Kind.OUT_OF_MEMORY, "MemoryError: array"),
-        (torch.OutOfMemoryError("CUDA out of memory."), ALIVE, Kind.OUT_OF_MEMORY, "CUDA out"),
-        (OUT_OF_SPACE, ALIVE, Kind.DISK_FULL, "/runs/vox: no space left"),
-        (RuntimeError("PytorchStreamWriter failed writing file"), ALIVE, Kind.DISK_FULL, "failed"),
-        (DataError("data: 8 clips"), ALIVE, Kind.BAD_DATA, "data: 8 clips"),
-        (NotFiniteError("10 updates"), ALIVE, Kind.NOT_FINITE, "10 updates"),
-        (Preempted("saved at step 7"), ALIVE, Kind.PREEMPTED, "saved at step 7"),
-        (UserError("wrong key"), ALIVE, Kind.USER, "wrong key"),
-        (ValueError("first\nlast"), ALIVE, Kind.ERROR, "ValueError: last"),
+        (died(), GONE, ExitCode.WORKER_KILLED, "process 101 got signal 9 (SIGKILL)"),
+        (died(), SEGFAULT, ExitCode.WORKER_KILLED, "process 101 crashed by signal 11 (SIGSEGV)"),
+        (died(), OOM_KILL, ExitCode.OUT_OF_MEMORY, "the kernel killed process 101"),
+        (died(), found(None), ExitCode.LOST_NODE, "does not answer"),
+        (
+            died("The actor died because its node has died."),
+            GONE,
+            ExitCode.LOST_NODE,
+            "node is gone",
+        ),
+        (died("The process receives a SIGTERM."), GONE, ExitCode.PREEMPTED, "taken away"),
+        (died(preempted=True), GONE, ExitCode.PREEMPTED, "taken away"),
+        (
+            HealthCheckFailed(OutOfMemoryError("low")),
+            GONE,
+            ExitCode.OUT_OF_MEMORY,
+            "memory monitor",
+        ),
+        (MemoryError("array"), ALIVE, ExitCode.OUT_OF_MEMORY, "MemoryError: array"),
+        (torch.OutOfMemoryError("CUDA out of memory."), ALIVE, ExitCode.OUT_OF_MEMORY, "CUDA out"),
+        (OUT_OF_SPACE, ALIVE, ExitCode.DISK_FULL, "/runs/vox: no space left"),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file"),
+            ALIVE,
+            ExitCode.DISK_FULL,
+            "failed",
+        ),
+        (DataError("data: 8 clips"), ALIVE, ExitCode.BAD_DATA, "data: 8 clips"),
+        (NotFiniteError("10 updates"), ALIVE, ExitCode.NOT_FINITE, "10 updates"),
+        (Preempted("saved at step 7"), ALIVE, ExitCode.PREEMPTED, "saved at step 7"),
+        (UserError("wrong key"), ALIVE, ExitCode.USER_ERROR, "wrong key"),
+        (ValueError("first\nlast"), ALIVE, ExitCode.WORKER_ERROR, "ValueError: last"),
     ],
 )
 def test_kinds_are_told_apart(
     error: Exception,
     inspect: Callable[[Heartbeat], CrashEvidence | None],
-    kind: Kind,
+    kind: ExitCode,
     words: str,
 ) -> None:
     """And the rank that it began with is named, not those that only lost the connection to it."""
@@ -141,64 +154,64 @@ def test_kinds_are_told_apart(
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (cuda("out of memory"), Kind.OUT_OF_MEMORY, "CUDA error: out of memory"),
+        (cuda("out of memory"), ExitCode.OUT_OF_MEMORY, "CUDA error: out of memory"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "Tried to allocate 2.00 GiB",
         ),
         (
             torch.OutOfMemoryError("Allocation on device 0 would exceed memory. (out of memory)"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "would exceed",
         ),
-        (RuntimeError("CUDA driver error: out of memory"), Kind.OUT_OF_MEMORY, "driver error"),
-        (RuntimeError("Triton Error [CUDA]: out of memory"), Kind.OUT_OF_MEMORY, "Triton"),
+        (RuntimeError("CUDA driver error: out of memory"), ExitCode.OUT_OF_MEMORY, "driver error"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), ExitCode.OUT_OF_MEMORY, "Triton"),
         (
             RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "CUBLAS_STATUS_ALLOC_FAILED",
         ),
         (
             RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "CUDNN_STATUS_ALLOC_FAILED",
         ),
         (
             RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED\nYou"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "DEVICE_ALLOCATION_FAILED",
         ),
         (
             RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `x`"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "cusolver error",
         ),
-        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), Kind.OUT_OF_MEMORY, "cuFFT error"),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), ExitCode.OUT_OF_MEMORY, "cuFFT error"),
         (
             RuntimeError("FIND was unable to find an engine to execute this computation"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "FIND was unable",
         ),
         (
             nccl(UNHANDLED_CUDA, "Failed to CUDA calloc 6291456 bytes"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "unhandled cuda error",
         ),
         (
             nccl(UNHANDLED_CUDA, "Failed to CUDA calloc async 24 bytes"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "Failed to CUDA calloc async",
         ),
         (
             nccl(UNHANDLED_CUDA, "Failed to CUDA host alloc 24 bytes"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "host alloc",
         ),
-        (nccl(UNHANDLED_SYSTEM, "Failed to malloc 24 bytes"), Kind.OUT_OF_MEMORY, "malloc"),
+        (nccl(UNHANDLED_SYSTEM, "Failed to malloc 24 bytes"), ExitCode.OUT_OF_MEMORY, "malloc"),
         (
             nccl(UNHANDLED_CUDA, "Cuda failure 2 'out of memory'"),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "'out of memory'",
         ),
         (
@@ -206,23 +219,27 @@ def test_kinds_are_told_apart(
                 "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
                 "memory: you tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)"
             ),
-            Kind.OUT_OF_MEMORY,
+            ExitCode.OUT_OF_MEMORY,
             "DefaultCPUAllocator",
         ),
-        (RuntimeError("std::bad_alloc"), Kind.OUT_OF_MEMORY, "bad_alloc"),
+        (RuntimeError("std::bad_alloc"), ExitCode.OUT_OF_MEMORY, "bad_alloc"),
         (
             cuda("an illegal memory access was encountered"),
-            Kind.ERROR,
+            ExitCode.WORKER_ERROR,
             "AcceleratorError: CUDA error: an illegal memory access was encountered",
         ),
-        (cuda("device-side assert triggered"), Kind.ERROR, "device-side assert"),
-        (cuda("unspecified launch failure"), Kind.ERROR, "launch failure"),
-        (cuda("the launch timed out and was terminated"), Kind.ERROR, "the launch timed out"),
+        (cuda("device-side assert triggered"), ExitCode.WORKER_ERROR, "device-side assert"),
+        (cuda("unspecified launch failure"), ExitCode.WORKER_ERROR, "launch failure"),
+        (
+            cuda("the launch timed out and was terminated"),
+            ExitCode.WORKER_ERROR,
+            "the launch timed out",
+        ),
         (
             RuntimeError(
                 "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(h)`"
             ),
-            Kind.ERROR,
+            ExitCode.WORKER_ERROR,
             "EXECUTION_FAILED",
         ),
         (
@@ -230,34 +247,38 @@ def test_kinds_are_told_apart(
                 "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED\nYou can try to repro this exception "
                 "using the following code snippet.\n\nimport torch\ntorch.cuda.synchronize()"
             ),
-            Kind.ERROR,
+            ExitCode.WORKER_ERROR,
             "RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
         ),
         (
             nccl(UNHANDLED_CUDA, "Cuda failure 700 'an illegal memory access was encountered'"),
-            Kind.ERROR,
+            ExitCode.WORKER_ERROR,
             "illegal memory access",
         ),
         (
             nccl(INVALID_USAGE, "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 0"),
-            Kind.ERROR,
+            ExitCode.WORKER_ERROR,
             "Duplicate GPU",
         ),
-        (cuda("uncorrectable ECC error encountered"), Kind.GPU_FAULT, "CUDA error: uncorrectable"),
+        (
+            cuda("uncorrectable ECC error encountered"),
+            ExitCode.GPU_FAULT,
+            "CUDA error: uncorrectable",
+        ),
         (
             cuda("uncorrectable NVLink error detected during the execution"),
-            Kind.GPU_FAULT,
+            ExitCode.GPU_FAULT,
             "NVLink error",
         ),
-        (cuda("hardware stack error"), Kind.GPU_FAULT, "hardware stack error"),
+        (cuda("hardware stack error"), ExitCode.GPU_FAULT, "hardware stack error"),
         (
             cuda("CUDA-capable device(s) is/are busy or unavailable"),
-            Kind.GPU_FAULT,
+            ExitCode.GPU_FAULT,
             "busy or unavailable",
         ),
         (
             nccl(UNHANDLED_CUDA, "Cuda failure 214 'uncorrectable ECC error encountered'"),
-            Kind.GPU_FAULT,
+            ExitCode.GPU_FAULT,
             "unhandled cuda error",
         ),
         (
@@ -265,18 +286,18 @@ def test_kinds_are_told_apart(
                 "InvalidCxxCompiler: No working C++ compiler found in cpp.cxx: (None, 'g++')\n\n"
                 "Set TORCHDYNAMO_VERBOSE=1 for the internal stack trace (please do this ...)"
             ),
-            Kind.ERROR,
+            ExitCode.WORKER_ERROR,
             "No working C++ compiler",
         ),
         (
             nccl(UNHANDLED_SYSTEM, "Call to posix_fallocate failed : No space left on device"),
-            Kind.DISK_FULL,
+            ExitCode.DISK_FULL,
             "posix_fallocate",
         ),
     ],
 )
 def test_what_gpus_and_their_libraries_say_is_told_apart(
-    error: Exception, kind: Kind, words: str
+    error: Exception, kind: ExitCode, words: str
 ) -> None:
     failure = diagnose({0: error}, {0: heard(0), 1: heard(1)}, TIMEOUT, ALIVE)
     assert failure.kind is kind
@@ -324,7 +345,7 @@ def test_every_way_to_say_it_is_a_collective_time_out(error: Exception) -> None:
     """And the rank that hangs is named, not the one that said so."""
     beats = {0: heard(0), 1: heard(1, ago=500)}
     failure = diagnose({0: error}, beats, TIMEOUT, ALIVE)
-    assert (failure.kind, failure.rank) == (Kind.HANG, 1)
+    assert (failure.kind, failure.rank) == (ExitCode.HANG, 1)
     assert failures.is_of_a_peer(error)
 
 
@@ -345,21 +366,27 @@ def test_every_way_to_say_it_is_a_collective_time_out(error: Exception) -> None:
 def test_a_lost_peer_is_not_the_failure_itself(error: Exception) -> None:
     errors = {0: error, 1: ValueError("shape")}
     failure = diagnose(errors, {0: heard(0), 1: heard(1)}, TIMEOUT, ALIVE)
-    assert (failure.kind, failure.rank) == (Kind.ERROR, 1)
+    assert (failure.kind, failure.rank) == (ExitCode.WORKER_ERROR, 1)
     assert failures.is_of_a_peer(error)
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (RayActorError(error_msg="The actor died"), Kind.KILLED, "run's controller is gone"),
-        (OutOfMemoryError("low"), Kind.OUT_OF_MEMORY, "killed the run's controller"),
-        (MemoryError("array"), Kind.OUT_OF_MEMORY, "MemoryError: array"),
-        (UserError("no such bucket"), Kind.USER, "no such bucket"),
-        (ValueError("first\nlast"), Kind.ERROR, "ValueError: last"),
+        (
+            RayActorError(error_msg="The actor died"),
+            ExitCode.WORKER_KILLED,
+            "run's controller is gone",
+        ),
+        (OutOfMemoryError("low"), ExitCode.OUT_OF_MEMORY, "killed the run's controller"),
+        (MemoryError("array"), ExitCode.OUT_OF_MEMORY, "MemoryError: array"),
+        (UserError("no such bucket"), ExitCode.USER_ERROR, "no such bucket"),
+        (ValueError("first\nlast"), ExitCode.WORKER_ERROR, "ValueError: last"),
     ],
 )
-def test_the_end_of_the_controller_is_explained(error: Exception, kind: Kind, words: str) -> None:
+def test_the_end_of_the_controller_is_explained(
+    error: Exception, kind: ExitCode, words: str
+) -> None:
     failure = diagnose_controller(error, 7)
     assert (failure.kind, failure.rank, failure.step) == (kind, None, 7)
     assert words in failure.reason
@@ -368,13 +395,13 @@ def test_the_end_of_the_controller_is_explained(error: Exception, kind: Kind, wo
 def test_a_lost_connection_alone_leads_to_the_rank_that_is_gone() -> None:
     both = {0: heard(0), 1: heard(1)}
     assert diagnose({0: GLOO_CLOSED}, both, TIMEOUT, GONE)[:3] == (
-        Kind.KILLED,
+        ExitCode.WORKER_KILLED,
         "process 101 got signal 9 (SIGKILL)",
         1,
     )
-    assert diagnose({0: GLOO_CLOSED}, both, TIMEOUT, found(None)).kind is Kind.LOST_NODE
+    assert diagnose({0: GLOO_CLOSED}, both, TIMEOUT, found(None)).kind is ExitCode.LOST_NODE
     failure = diagnose({0: GLOO_CLOSED}, both, TIMEOUT, ALIVE)
-    assert failure.kind is Kind.ERROR
+    assert failure.kind is ExitCode.WORKER_ERROR
     assert "Connection closed by peer" in failure.reason
 
 
@@ -390,37 +417,46 @@ def test_a_lost_connection_alone_leads_to_the_rank_that_is_gone() -> None:
 def test_a_time_out_names_the_rank_that_hangs(ranks: list[ReceivedHeartbeat], name: str) -> None:
     beats = {h.beat.rank: h for h in ranks}
     failure = diagnose({0: GLOO_TIMEOUT}, beats, TIMEOUT, ALIVE)
-    assert failure.kind is Kind.HANG
+    assert failure.kind is ExitCode.HANG
     assert failure.reason.startswith(name)
 
 
 def test_a_rank_that_ended_itself_for_hanging_is_a_time_out() -> None:
     beat = heard(1).beat._replace(still_for=TIMEOUT)
     failure = diagnose({1: died()}, {0: heard(0), 1: ReceivedHeartbeat(beat, 0.1)}, TIMEOUT, GONE)
-    assert failure.kind is Kind.HANG
+    assert failure.kind is ExitCode.HANG
 
 
-def a(kind: Kind, step: int, reason: str = "reason") -> Failure:
+def a(kind: ExitCode, step: int, reason: str = "reason") -> Failure:
     return Failure(kind, reason, 1, "10.0.0.1", step)
 
 
 @pytest.mark.parametrize(
     "kind",
-    [Kind.USER, Kind.BAD_DATA, Kind.DISK_FULL, Kind.HANG, Kind.NOT_FINITE, Kind.SUPERSEDED],
+    [
+        ExitCode.USER_ERROR,
+        ExitCode.BAD_DATA,
+        ExitCode.DISK_FULL,
+        ExitCode.HANG,
+        ExitCode.NOT_FINITE,
+        ExitCode.SUPERSEDED,
+    ],
 )
-def test_what_would_fail_again_is_not_tried_again(kind: Kind) -> None:
+def test_what_would_fail_again_is_not_tried_again(kind: ExitCode) -> None:
     assert RetryPolicy(max_failures=3).ends(a(kind, 5), started_from=0)
 
 
 def test_the_same_error_at_the_same_step_is_not_tried_for_ever() -> None:
     policy = RetryPolicy(max_failures=100)
-    assert not policy.ends(a(Kind.ERROR, 5, "ValueError: at 0x123"), started_from=0)
-    assert policy.ends(a(Kind.ERROR, 5, "ValueError: at 0x456"), started_from=0)
+    assert not policy.ends(a(ExitCode.WORKER_ERROR, 5, "ValueError: at 0x123"), started_from=0)
+    assert policy.ends(a(ExitCode.WORKER_ERROR, 5, "ValueError: at 0x456"), started_from=0)
     policy = RetryPolicy(max_failures=100)
     for step in (5, 6, 7):
-        assert not policy.ends(a(Kind.ERROR, step), started_from=0)
+        assert not policy.ends(a(ExitCode.WORKER_ERROR, step), started_from=0)
     for _ in range(3):
-        assert not policy.ends(a(Kind.KILLED, 7), started_from=0), "a signal comes from outside"
+        assert not policy.ends(a(ExitCode.WORKER_KILLED, 7), started_from=0), (
+            "a signal comes from outside"
+        )
 
 
 def test_errors_of_a_gpu_are_the_same_only_if_they_say_the_same() -> None:
@@ -439,12 +475,12 @@ def test_errors_of_a_gpu_are_the_same_only_if_they_say_the_same() -> None:
 def test_failures_without_progress_are_counted_and_preemptions_never() -> None:
     policy = RetryPolicy(max_failures=2)
     for start in range(0, 100, 10):
-        assert not policy.ends(a(Kind.KILLED, start + 5), started_from=start)
+        assert not policy.ends(a(ExitCode.WORKER_KILLED, start + 5), started_from=start)
     for _ in range(10):
-        assert not policy.ends(a(Kind.PREEMPTED, 95), started_from=90)
-    assert not policy.ends(a(Kind.LOST_NODE, 95), started_from=90)
-    assert policy.ends(a(Kind.LOST_NODE, 96), started_from=90)
-    assert RetryPolicy(max_failures=0).ends(a(Kind.KILLED, 1), started_from=0)
+        assert not policy.ends(a(ExitCode.PREEMPTED, 95), started_from=90)
+    assert not policy.ends(a(ExitCode.LOST_NODE, 95), started_from=90)
+    assert policy.ends(a(ExitCode.LOST_NODE, 96), started_from=90)
+    assert RetryPolicy(max_failures=0).ends(a(ExitCode.WORKER_KILLED, 1), started_from=0)
 
 
 def test_the_explanation_is_one_line_with_the_command_that_resumes(
@@ -452,7 +488,7 @@ def test_the_explanation_is_one_line_with_the_command_that_resumes(
 ) -> None:
     words = ["train", "my config.yaml", "name=vox", "train.workers=1..4"]
     monkeypatch.setattr(sys, "argv", ["/opt/venv/bin/prioritycut", *words])
-    error = explain("vox", a(Kind.OUT_OF_MEMORY, 480, "killed"), "/runs/vox/step_0000400")
+    error = explain("vox", a(ExitCode.OUT_OF_MEMORY, 480, "killed"), "/runs/vox/step_0000400")
     message = str(error)
     assert message.startswith(
         "run 'vox' ended: out of memory: killed (rank 1, node 10.0.0.1, step 480); "
@@ -463,11 +499,3 @@ def test_the_explanation_is_one_line_with_the_command_that_resumes(
     command = message.partition("resume with: ")[2]
     assert shlex.split(command) == ["prioritycut", *words]
     assert error.exit_code == 71
-
-
-def test_every_kind_has_a_title_and_a_line_in_the_docs() -> None:
-
-    page = (ROOT / "docs" / "failures.md").read_text()
-    for kind in Kind:
-        assert failures.TITLES[kind]
-        assert f"| {kind:d} | {failures.TITLES[kind]} |" in page
