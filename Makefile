@@ -4,31 +4,31 @@ BIN := .venv/bin
 
 .PHONY: quickstart test test-slow test-cluster test-image check bench clean
 
-quickstart: .venv/ready  ## The main job on synthetic puppets: minutes on two CPU cores.
+quickstart: .venv/ready  ## The whole job on synthetic puppets: minutes on two CPU cores.
 	$(BIN)/prioritycut quickstart
 
-test: .venv/ready-dev  ## The tests, in minutes.
+test: .venv/ready-dev  ## The default tests, in minutes.
 	$(BIN)/python -m pytest
 
-test-slow: .venv/ready-dev  ## The long scenarios: real deaths of processes and nodes, whole searches.
+test-slow: .venv/ready-dev  ## Long scenarios: killed processes, lost nodes, whole searches.
 	$(BIN)/python -m pytest -m slow --timeout 1200
 
-test-cluster: .venv/ready-dev  ## Several hosts on this machine, as network namespaces.
+test-cluster: .venv/ready-dev  ## Several hosts on this machine, as network namespaces. Needs root.
 	$(BIN)/python -m pytest -m cluster --timeout 3600
 
-test-image: .venv/ready-dev  ## The Dockerfile built by buildah, and its image run. Needs root, and gigabytes.
+test-image: .venv/ready-dev  ## Build the Dockerfile with buildah and run the image. Needs root and gigabytes of disk.
 	$(BIN)/python -m pytest -m image --timeout 3600
 
-check: .venv/ready-dev  ## Lint, format, types, import layers, hooks.
+check: .venv/ready-dev  ## Lint, format, types, import layers.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready  ## Figures with their baselines; those of a GPU: benchmarks/gpu.py.
+bench: .venv/ready  ## Benchmarks on the CPU, each beside its baseline. For a GPU: benchmarks/gpu.py.
 	for script in $(filter-out benchmarks/gpu.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
-clean:  ## Remove the environment and what the quickstart made.
+clean:  ## Remove the environment and the quickstart's output.
 	rm -rf .venv quickstart
 
 .venv/ready: pyproject.toml

@@ -1,11 +1,12 @@
-"""Where things are that tests read."""
+"""Paths that tests read."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
 TINY = DATA / "tiny.yaml"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SHARED = ROOT.parent / "shared"
-"""Real clips and outputs of the reference code; not on a user's machine."""
+"""Real clips and outputs of the reference code; not part of the repository."""
 DEV = SHARED / "data" / "dev"
 BAD = SHARED / "data" / "bad"

@@ -1,18 +1,25 @@
-"""The project's promises about itself."""
+"""What the project's documents promise: commands, targets, links and files that exist."""
 
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
+import click
 import pytest
+import typer.main
+import yaml
 
-from prioritycut_ray.config import load_config
-from tests.places import ROOT
+from prioritycut_ray import cli
+from prioritycut_ray.config import as_words, load_config
+from tests.places import DOCUMENTS, ROOT
 
 README = (ROOT / "README.md").read_text()
 TRAIN_LINES = re.findall(r"^prioritycut train (.+)$", README, flags=re.M)
+ABLATION_ROWS = re.findall(r"^\| (baseline .*?|\+ .*?) \| (?:`(.+?)` )?\|$", README, flags=re.M)
+COMMANDS = cast(click.Group, typer.main.get_command(cli.app)).commands
 
 
 def test_imports_go_downward_only() -> None:
@@ -28,17 +35,67 @@ def test_training_commands_of_the_readme_are_valid(line: str) -> None:
 
 
 def test_the_readme_shows_training_commands() -> None:
-    assert len(TRAIN_LINES) >= 2
+    assert len(TRAIN_LINES) == 2
 
 
-@pytest.mark.parametrize("words", re.findall(r"^\| .*? \| `(priority_cut=.*?)` \|$", README, re.M))
-def test_ablation_rows_of_the_readme_are_valid(words: str) -> None:
-    assert load_config("vox256", words.split())
+def test_the_ablation_rows_of_the_readme_are_those_of_the_search() -> None:
+    search = yaml.safe_load((ROOT / "tune_configs" / "ablation.yaml").read_text())
+    variants: list[dict[str, Any]] = list(search["variants"].values())
+    assert len(ABLATION_ROWS) == len(variants) == 4
+    for (label, overrides), variant in zip(ABLATION_ROWS, variants, strict=True):
+        expected = load_config("vox256", as_words(variant))
+        assert load_config("vox256", shlex.split(overrides)) == expected, label
 
 
-def test_every_target_and_file_that_the_readme_names_exists() -> None:
+def test_the_configurations_of_the_readme_are_the_shipped_ones() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (\d+) \|$", README, flags=re.M)
+    shipped = sorted(path.stem for path in ROOT.glob("prioritycut_ray/configs/*.yaml"))
+    assert sorted(name for name, _ in rows) == shipped
+    for name, size in rows:
+        assert load_config(name).data.size == int(size)
+
+
+def test_every_make_target_that_a_document_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", README, flags=re.M):
-        assert f"\n{target}:" in makefile
-    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
-        assert (ROOT / link).exists(), link
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
+    named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, flags=re.M))
+    assert named >= {"quickstart", "test", "test-slow", "check"}
+    assert named <= set(re.findall(r"^([a-z-]+):", makefile, flags=re.M))
+
+
+def test_every_verb_that_a_document_names_exists() -> None:
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
+    named = set(
+        re.findall(r"(?:^|[`(] ?)prioritycut ([a-z][a-z0-9-]*)(?: ([a-z]+)\b)?", text, re.M)
+    )
+    assert len({verb for verb, _ in named}) >= 15
+    for verb, word in sorted(named):
+        assert verb in COMMANDS, verb
+        if word and isinstance(COMMANDS[verb], click.Group):
+            assert word in COMMANDS[verb].commands, f"{verb} {word}"
+
+
+def local_links(document: Path) -> list[str]:
+    return re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text())
+
+
+def slugs(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), flags=re.M)
+    plain = (re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+def test_the_documents_have_links() -> None:
+    assert len(local_links(ROOT / "README.md")) >= 15
+    assert sum(len(local_links(document)) for document in DOCUMENTS) >= 40
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
+    for link in local_links(document):
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in slugs(target), link
