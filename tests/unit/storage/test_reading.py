@@ -89,7 +89,7 @@ def test_what_does_not_pass_ends_in_one_line(server: Server) -> None:
     server.failures, server.asked = 10**6, 0
     with pytest.raises(UserError, match=r"index\.json: cannot be read, tried 6 times") as caught:
         read_index(server.url)
-    assert server.asked == storage.ATTEMPTS
+    assert server.asked == reading.ATTEMPTS
     assert "\n" not in str(caught.value)
 
 
