@@ -21,13 +21,8 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from prioritycut_ray.data.shards import (
-    ClipIndex,
-    Member,
-    ShardWriter,
-    make_keys,
-    read_index,
-)
+from prioritycut_ray.data.shard_writer import Member, ShardWriter, make_keys
+from prioritycut_ray.data.shards import ClipIndex, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.clips import (
     Outcome,

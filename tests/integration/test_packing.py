@@ -230,7 +230,7 @@ def pack_and_die(moment: str, call: str) -> None:
     script = f"""
 import os, signal
 from prioritycut_ray.packing import pipeline
-from prioritycut_ray.data.shards import ShardWriter
+from prioritycut_ray.data.shard_writer import ShardWriter
 from prioritycut_ray.packing.workspace import Workspace
 
 def die(*args, **kwargs):

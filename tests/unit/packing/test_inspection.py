@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from prioritycut_ray.cli import app
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.shards import Member, ShardWriter, fingerprint, read_clip, read_index
+from prioritycut_ray.data.shard_writer import Member, ShardWriter
+from prioritycut_ray.data.shards import fingerprint, read_clip, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing import inspection
 from prioritycut_ray.packing.inspection import facts, preview, verify

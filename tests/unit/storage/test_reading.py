@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from prioritycut_ray.data.shards import Member, ShardError, ShardWriter, read_clip, read_index
+from prioritycut_ray.data.shard_writer import Member, ShardWriter
+from prioritycut_ray.data.shards import ShardError, read_clip, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage import reading
 from prioritycut_ray.storage.reading import fetched
