@@ -303,17 +303,17 @@ def evaluate_verb(
     debug: Debug = False,
 ) -> None:
     """Rebuild held-out clips from their first frame, score them, and write a report."""
-    from prioritycut_ray.commands.evaluate import evaluate
-    from prioritycut_ray.evaluation.records import Measures
+    from prioritycut_ray.commands.evaluate import evaluate_and_print
 
     with _writing_to(out or run):
-        evaluate(
+        evaluate_and_print(
             run,
             data,
             compare=compare or [],
             split=split,
             workers=workers,
-            measures=Measures(lpips, faces),
+            lpips=lpips,
+            faces=faces,
             out=out,
             console=console,
         )

@@ -15,12 +15,11 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation.scoring import names_of
-from prioritycut_ray.evaluation.showcase import with_mixing
+from prioritycut_ray.evaluation.evaluate import short_names
 from prioritycut_ray.inference.footage import Limits, survey
+from prioritycut_ray.inference.mask import example_mask
 from prioritycut_ray.inference.pretrained import Animator
 from prioritycut_ray.inference.scene import Motion, Scene, render_scene, set_scene, sound_of
-from prioritycut_ray.training.steps import display_mask
 from prioritycut_ray.video.boxes import Box, box_of, parse_crop
 from prioritycut_ray.video.decoding import frames_upright, read_picture
 from prioritycut_ray.video.encoding import write_video
@@ -87,7 +86,7 @@ def serve(
     if len(runs) > 2:
         raise UserError("the page compares two models at most: drop one")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl-C, and cleans up
-    names = names_of(runs)
+    names = short_names(runs)
     animators = {name: Animator.from_pretrained(run) for name, run in zip(names, runs, strict=True)}
     with tempfile.TemporaryDirectory(prefix="prioritycut-app-") as temporary:
         folder = Path(temporary)
@@ -275,8 +274,7 @@ def _result(
 
     def panels() -> Iterator[Frame]:
         for pair, animation in render_scene(animator, scene, motion):
-            mask = display_mask(animation, with_mixing(animator.config))
-            assert mask is not None
+            mask = example_mask(animation, animator.config)
             plain.extend(tiles([animation.prediction]).numpy())
             yield from motion_panel(pair, animation, mask).numpy()
             on_frame(len(plain), len(timing.starts), name)

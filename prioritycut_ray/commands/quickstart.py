@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prioritycut_ray.commands.animate import animate
-from prioritycut_ray.commands.evaluate import evaluate
+from prioritycut_ray.commands.evaluate import evaluate_and_print
 from prioritycut_ray.commands.shard import shard
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.puppets import render_clip
@@ -45,7 +45,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     console.print(f"[3/5] training with Ray Train on {config.train.workers} workers")
     run = Path(train(config))
     console.print("[4/5] evaluating on clips that it has not seen")
-    evaluate(run, str(data), out=out / "evaluation", console=console)
+    evaluate_and_print(run, str(data), out=out / "evaluation", console=console)
     console.print("[5/5] animating one puppet by another")
     source, driving = videos[-2:]
     animation = out / "animation.mp4"

@@ -8,12 +8,13 @@ from rich.console import Console
 
 from prioritycut_ray.config import with_absolute_paths
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation.report import csv_text, render
+from prioritycut_ray.evaluation.report import csv_text
 from prioritycut_ray.search.driver import run_search
 from prioritycut_ray.search.plots import draw_all
 from prioritycut_ray.search.results import best_config, best_trial, table
 from prioritycut_ray.search.space import describe, load_base, load_search
 from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.templates import render
 
 
 def tune(

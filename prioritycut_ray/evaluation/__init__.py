@@ -1,1 +1,1 @@
-"""Held-out clips, reconstructed and scored beside "copy the source frame"; reports of it."""
+"""Video reconstruction on held-out clips: scores with intervals, and the report of them."""

@@ -1,58 +1,32 @@
-"""What an evaluation measures and finds, as plain records that are written to JSON."""
+"""The result of an evaluation, as plain records that are written to JSON."""
 
 import hashlib
 import json
-from importlib.metadata import version
-from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from prioritycut_ray.metrics.aggregate import (
-    Estimate,
-    FrameScores,
-    Metric,
-)
-from prioritycut_ray.metrics.identity import identity_metric
-from prioritycut_ray.metrics.landmarks import (
-    check_installed,
-    landmark_metrics,
-)
-from prioritycut_ray.metrics.perceptual import (
-    PROXY,
-    perceptual_metric,
-)
+from prioritycut_ray.metrics.aggregate import Estimate, FrameScores, Metric
 
 BASELINE = "copy source"
 """Predicts the first frame for every frame of a clip."""
 
-
-FEW_IDENTITIES = 10
-"""Below it the bootstrap has too little to resample, and the report says so."""
-
-
-class Measures(NamedTuple):
-    """What is measured beside L1, PSNR and SSIM.
-
-    Attributes:
-        perceptual: see :func:`prioritycut_ray.metrics.perceptual.perceptual_metric`.
-        faces: also AKD, MKR and AED, by the extra ``faces``.
-    """
-
-    perceptual: str = PROXY
-    faces: bool = False
+FrameTable = dict[str, dict[str, FrameScores]]
+"""The tallies behind an evaluation, by model name, then by clip key."""
 
 
 class Protocol(BaseModel):
-    """All that a number depends on but the model; two numbers compare if their hashes are equal.
+    """Everything that a score depends on except the model.
+
+    Scores are comparable only if the hashes of their protocols are equal.
 
     Attributes:
-        task: what was asked of the model.
+        task: what the model has to do.
         data: fingerprint of the data set.
         split: of the data set.
         size: side of the frames in pixels.
-        frames: which frames of a clip were scored.
-        decode_path: how they were decoded.
-        metrics: definition and extractor of each metric.
+        frames: which frames of a clip are scored.
+        decode_path: how frames are decoded.
+        metrics: definition and extractor of each metric, by key.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,7 +40,7 @@ class Protocol(BaseModel):
     metrics: dict[str, str]
 
     def hash(self) -> str:
-        """Twelve digits of the SHA-256 of the whole."""
+        """Return the first twelve hex digits of the SHA-256 of all fields."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -76,10 +50,10 @@ class ClipScores(BaseModel):
 
     Attributes:
         key: of the clip.
-        identity: who or what is shown.
-        frames: how many it has.
-        values: by metric; None where it is defined on no frame.
-        counted: by metric, how many frames it is defined on.
+        identity: who or what the clip shows.
+        frames: number of frames in the clip.
+        values: by metric; None where the metric is defined on no frame.
+        counted: by metric, the number of frames that it is defined on.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -106,12 +80,12 @@ class ModelScores(BaseModel):
     """The scores of one model, or of the baseline.
 
     Attributes:
-        name: for tables.
+        name: as shown in tables.
         checkpoint: what was evaluated; empty for the baseline.
-        protocol: hash of its protocol.
+        protocol: hash of the protocol.
         mean_over_clips: by metric, the mean of the clips' values.
         mean_over_frames: by metric, over all frames together, as First Order Motion reports it.
-        identities: by identity, in alphabetical order.
+        identities: one entry an identity, in alphabetical order.
         clips: in the order of the data set's index.
     """
 
@@ -143,7 +117,7 @@ class Evaluation(BaseModel):
         models: the baseline and the runs of each protocol.
         differences: of each run to its baseline, and to the first run where protocols agree.
         skipped: clips that could not be decoded, with the reason.
-        warnings: what a reader of the numbers must know, one line each.
+        warnings: what a reader of the scores must know, one line each.
     """
 
     split: str
@@ -154,40 +128,11 @@ class Evaluation(BaseModel):
     skipped: dict[str, str]
     warnings: list[str]
 
-    def run(self, name: str) -> ModelScores:
-        """The scores of a model by its name."""
+    @property
+    def runs(self) -> list[ModelScores]:
+        """All models except the baselines; the first run comes first."""
+        return [model for model in self.models if model.checkpoint]
+
+    def model(self, name: str) -> ModelScores:
+        """Return the scores of a run or baseline by its name."""
         return next(model for model in self.models if model.name == name)
-
-
-def metrics_of(measures: Measures) -> tuple[Metric, ...]:
-    """The metrics that are measured, in the order of tables.
-
-    Raises:
-        UserError: the extra ``faces`` is asked for and not installed, or a file does not fit.
-    """
-    ssim = f"torchmetrics {version('torchmetrics')}, Gaussian window 11, σ 1.5, data range 1"
-    basic = (
-        Metric(
-            key="l1",
-            label="L1",
-            definition="mean absolute difference of RGB values in [0, 1]",
-            decimals=4,
-        ),
-        Metric(
-            key="psnr",
-            label="PSNR dB",
-            definition="from the mean squared error over all pixels, at most 100",
-            decimals=2,
-            higher_is_better=True,
-        ),
-        Metric(key="ssim", label="SSIM", definition=ssim, decimals=4, higher_is_better=True),
-        perceptual_metric(measures.perceptual),
-    )
-    if not measures.faces:
-        return basic
-    check_installed()
-    return (*basic, *landmark_metrics(), identity_metric())
-
-
-FrameTable = dict[str, dict[str, FrameScores]]
-"""The tallies behind an evaluation: by the name of the model, then by the key of the clip."""

@@ -1,8 +1,7 @@
-"""Video reconstruction on held-out clips, beside the naive baseline (method §5).
+"""Score one clip: rebuild it from its first frame by every model, beside the naive baseline.
 
-Every clip is rebuilt from its first frame and scored by :func:`score_clip`, a pure function of its
-arguments: scored in any process, in any order, a clip has the same scores to the last bit, and so
-has everything that is computed from them.
+:func:`score_clip` is a pure function of its arguments: scored in any process, in any order, a clip
+has the same scores to the last bit, and so has everything that is computed from them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,60 +14,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prioritycut_ray.data.shards import Clip, ClipIndex, clips_of, read_clip, read_index
+from prioritycut_ray.data.shards import Clip, read_clip
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation.records import (
-    BASELINE,
-    Evaluation,
-    FrameTable,
-    Measures,
-    Protocol,
-    metrics_of,
-)
-from prioritycut_ray.evaluation.summary import (
-    differences,
-    not_finite_warnings,
-    summarise,
-    summary_warnings,
-)
+from prioritycut_ray.evaluation.measures import Measures
 from prioritycut_ray.inference.animate import default_device, reconstruct
-from prioritycut_ray.metrics.aggregate import (
-    FrameScores,
-    concatenate,
-    every_frame,
-    spoiled,
-)
+from prioritycut_ray.metrics.aggregate import FrameScores, concatenate, every_frame, spoiled
 from prioritycut_ray.metrics.identity import identity_scores
-from prioritycut_ray.metrics.landmarks import (
-    Face,
-    FaceFinder,
-    landmark_scores,
-)
-from prioritycut_ray.metrics.perceptual import (
-    perceptual_distance,
-    perceptual_metric,
-)
+from prioritycut_ray.metrics.landmarks import Face, FaceFinder, landmark_scores
+from prioritycut_ray.metrics.perceptual import perceptual_distance, perceptual_metric
 from prioritycut_ray.metrics.reconstruction import reconstruction_scores
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.precision import float32_products
-from prioritycut_ray.runs.locate import local_copy, locate_checkpoint, read_config
+from prioritycut_ray.runs.locate import local_copy
+from prioritycut_ray.runs.manifest import MANIFEST
 from prioritycut_ray.training.checkpoint import load_animator
-from prioritycut_ray.video.decoding import decoder_version, read_all
+from prioritycut_ray.video.decoding import read_all
 from prioritycut_ray.visualize import to_uint8
 
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
-"""``map``, or one that uses other processes; results in the order of the tasks."""
+"""``map``, or one that uses other processes; results come in the order of the items."""
 
 
 class ClipTask(NamedTuple):
-    """All that is needed to score one clip, anywhere.
+    """Everything that is needed to score one clip, on any machine.
 
     Attributes:
         data: folder of shards, an absolute path or an fsspec URL.
         clip: which clip.
         size: side of the frames in pixels.
-        checkpoints: of the models that rebuild it, all of this size.
-        measures: what is measured.
+        checkpoints: of the models that rebuild the clip, all of this size.
+        measures: what to measure.
     """
 
     data: str
@@ -83,101 +58,51 @@ class ScoredClip(NamedTuple):
 
     Attributes:
         scores: of the baseline, then of each model; empty if the clip could not be decoded.
-        problem: why it could not; empty if it could.
+        problem: why it could not be decoded; empty if it could.
     """
 
     scores: list[FrameScores]
     problem: str = ""
 
 
-def evaluate_runs(
-    runs: Sequence[str],
-    data: str,
-    *,
-    split: str,
-    measures: Measures,
-    mapper: Mapper,
-    on_clip: Callable[[int, int, str], None],
-    index: ClipIndex | None = None,
-) -> tuple[Evaluation, FrameTable]:
-    """Rebuild every clip of a split from its first frame by every run, and score it.
+class Extractors(NamedTuple):
+    """The networks that the metrics use.
 
-    Args:
-        runs: runs or checkpoints of runs, absolute paths or fsspec URLs; differences are taken to
-            the first.
-        data: folder of shards, an absolute path or an fsspec URL.
-        split: of the data set.
-        measures: what is measured.
-        mapper: ``map``, or one that uses other processes.
-        on_clip: called after each clip with how many are done, of how many, and its key.
-        index: says which clips there are, if it is not that of the data set.
+    Attributes:
+        distance: perceptual distance of images in [0, 1].
+        key: of the metric that the distance gives.
+        finder: of faces; None if faces are not measured.
+    """
+
+    distance: nn.Module
+    key: str
+    finder: FaceFinder | None = None
+
+
+def load_extractors(measures: Measures, device: torch.device) -> Extractors:
+    """Load the networks that the metrics need.
 
     Raises:
-        UserError: no usable checkpoint, no such data or split, or no clip could be decoded.
+        UserError: weights cannot be loaded, or the extra ``faces`` is not installed.
     """
-    checkpoints = dict(zip(names_of(runs), map(locate_checkpoint, runs), strict=True))
-    index = index or read_index(data)
-    clips = clips_of(index, split)
-    metrics = metrics_of(measures)
-    groups: dict[int, list[str]] = {}
-    for name, path in checkpoints.items():
-        groups.setdefault(read_config(local_copy(path)).data.size, []).append(name)
-    tasks = [
-        ClipTask(data, clip, size, tuple(checkpoints[name] for name in names), measures)
-        for size, names in groups.items()
-        for clip in clips
-    ]
-    results: list[ScoredClip] = []
-    for task, result in zip(tasks, mapper(score_clip, tasks), strict=True):
-        results.append(result)
-        on_clip(len(results), len(tasks), task.clip.key)
-    skipped = {t.clip.key: r.problem for t, r in zip(tasks, results, strict=True) if r.problem}
-    if len(skipped) == len(clips):
-        raise UserError(f"{data}: no clip of split {split!r} could be decoded: {skipped}")
-    table: FrameTable = {}
-    protocols: dict[str, Protocol] = {}
-    protocol_of: dict[str, str] = {}
-    for size, names in groups.items():
-        protocol = Protocol(
-            data=index.fingerprint,
-            split=split,
-            size=size,
-            decode_path=(f"h264 shards, {decoder_version()}, resized to {size} when decoded"),
-            metrics={metric.key: metric.definition for metric in metrics},
-        )
-        protocols[protocol.hash()] = protocol
-        baseline = BASELINE if len(groups) == 1 else f"{BASELINE} {size}²"
-        for place, name in enumerate([baseline, *names]):
-            protocol_of[name] = protocol.hash()
-            table[name] = {
-                task.clip.key: result.scores[place]
-                for task, result in zip(tasks, results, strict=True)
-                if task.size == size and task.clip.key not in skipped
-            }
-    evaluation = Evaluation(
-        split=split,
-        metrics=metrics,
-        protocols=protocols,
-        models=[
-            summarise(name, checkpoints.get(name, ""), protocol_of[name], clips, scores)
-            for name, scores in table.items()
-        ],
-        differences=differences(list(checkpoints), protocol_of, clips, table),
-        skipped=skipped,
-        warnings=[*summary_warnings(protocols, skipped, clips), *not_finite_warnings(table)],
-    )
-    return evaluation, table
+    distance = perceptual_distance(measures.perceptual).to(device)
+    key = perceptual_metric(measures.perceptual).key
+    return Extractors(distance, key, FaceFinder() if measures.faces else None)
 
 
-def names_of(runs: Sequence[str]) -> list[str]:
-    """The last parts of the runs' paths, as many as tell them apart."""
-    if len(set(runs)) < len(runs):
-        raise UserError("the same run is given twice: drop one of them")
-    words = [tuple(run.rstrip("/").split("/")) for run in runs]
-    parts = 1
-    while len({word[-parts:] for word in words}) < len(runs):
-        parts += 1
-    return ["/".join(word[-parts:]) for word in words]
+# A process scores many clips and loads their networks once.
+_cached_extractors = lru_cache(maxsize=1)(load_extractors)
+
+
+def _cached_animator(checkpoint: str, device: torch.device) -> Animator:
+    """Load a checkpoint again only if it was replaced by another one at the same path."""
+    manifest = local_copy(checkpoint) / MANIFEST
+    return _animator(checkpoint, device, manifest.stat().st_mtime_ns if manifest.exists() else 0)
+
+
+@lru_cache(maxsize=8)
+def _animator(checkpoint: str, device: torch.device, written: int) -> Animator:
+    return load_animator(checkpoint, device)[0]
 
 
 def score_clip(task: ClipTask) -> ScoredClip:
@@ -186,13 +111,16 @@ def score_clip(task: ClipTask) -> ScoredClip:
         frames = read_all(read_clip(task.data, task.clip), task.size)
     except UserError as error:
         return ScoredClip([], str(error))
+    device = default_device()
+    animators = [_cached_animator(checkpoint, device) for checkpoint in task.checkpoints]
+    extractors = _cached_extractors(task.measures, device)
     with one_thread():
-        return ScoredClip(score_frames(frames, task.checkpoints, task.measures))
+        return ScoredClip(score_frames(frames, animators, extractors))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums in torch depend on how many threads share them; one gives the same bits anywhere."""
+    """Run torch on one thread: sums depend on the number of threads, and one gives equal bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -204,30 +132,28 @@ def one_thread() -> Iterator[None]:
 @float32_products(convolutions="ieee")
 @torch.inference_mode()
 def score_frames(
-    frames: NDArray[np.uint8], checkpoints: Sequence[str], measures: Measures
+    frames: NDArray[np.uint8], animators: Sequence[Animator], extractors: Extractors
 ) -> list[FrameScores]:
-    """Scores of the baseline, then of each checkpoint.
+    """Return the scores of the baseline, then of each animator.
 
     Args:
         frames: of one clip, `[T, S, S, 3]`.
-        checkpoints: of models of that size.
-        measures: what is measured.
+        animators: of size S, in evaluation mode.
+        extractors: on the animators' device.
     """
-    device = default_device()
-    distance, key = _distance(measures.perceptual, device)
-    finder = _finder() if measures.faces else None
+    distance, key, finder = extractors
     true_faces = [finder.find(frame) for frame in frames] if finder else []
     baseline: list[FrameScores] = []
     models: list[FrameScores] = []
-    for place, checkpoint in enumerate(checkpoints):
+    for number, animator in enumerate(animators):
         parts: list[FrameScores] = []
         faces: list[Face | None] = []
         finite: list[Tensor] = []
-        for rebuilt in reconstruct(_animator(checkpoint, device), frames):
+        for rebuilt in reconstruct(animator, frames):
             driving, prediction = rebuilt.pair.driving, rebuilt.animation.prediction
             parts.append(_similarity(prediction, driving, distance, key))
             finite.append(prediction.isfinite().flatten(1).all(dim=1).cpu())
-            if place == 0:
+            if number == 0:
                 baseline.append(_similarity(rebuilt.pair.source, driving, distance, key))
             if finder:
                 images = to_uint8(prediction).permute(0, 2, 3, 1).numpy()
@@ -246,26 +172,3 @@ def _face_scores(true: Sequence[Face | None], predicted: Sequence[Face | None]) 
     if not true:
         return {}
     return landmark_scores(true, predicted) | identity_scores(true, predicted)
-
-
-# What a process needs for clip after clip is loaded once.
-
-
-@lru_cache(maxsize=8)
-def _animator(checkpoint: str, device: torch.device) -> Animator:
-    return load_animator(checkpoint, device)[0]
-
-
-@lru_cache(maxsize=1)
-def _distance(choice: str, device: torch.device) -> tuple[nn.Module, str]:
-    return perceptual_distance(choice).to(device), perceptual_metric(choice).key
-
-
-@lru_cache(maxsize=1)
-def _finder() -> FaceFinder:
-    return FaceFinder()
-
-
-# ---------------------------------------------------------------------------------------------
-# Summaries
-# ---------------------------------------------------------------------------------------------

@@ -1,25 +1,30 @@
-"""Pictures of single clips for a report: a video of six tiles, and the six columns."""
+"""The best and the worst clips of an evaluation, as videos and pictures."""
 
 import io
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from prioritycut_ray.config import Config, PriorityCutConfig
-from prioritycut_ray.data.shards import Clip, read_clip
+from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
+from prioritycut_ray.evaluation.records import Evaluation, ModelScores
+from prioritycut_ray.evaluation.scoring import Mapper
 from prioritycut_ray.inference.animate import default_device, reconstruct
+from prioritycut_ray.inference.mask import example_mask
 from prioritycut_ray.precision import float32_products
 from prioritycut_ray.training.checkpoint import load_animator
-from prioritycut_ray.training.steps import display_mask
 from prioritycut_ray.video.decoding import read_all
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.visualize import Panel, method_columns, review_panel, stack
 
+SHOWN = 3
+"""Number of best clips, and of worst clips, to show."""
 MOST_FRAMES = 250
-"""Of a clip's video; the report says where one is cut short."""
+"""Longer videos are cut to this; the report says so."""
 ROWS = 3
 """Moments of a clip that the six columns show."""
 
@@ -30,7 +35,7 @@ class ShowcaseTask(NamedTuple):
     Attributes:
         data: folder of shards, an absolute path or an fsspec URL.
         clip: which clip.
-        checkpoint: of the model that rebuilds it.
+        checkpoint: of the model that rebuilds the clip.
     """
 
     data: str
@@ -39,7 +44,7 @@ class ShowcaseTask(NamedTuple):
 
 
 class Showcase(NamedTuple):
-    """What a model made of a clip.
+    """A clip as rebuilt by a model.
 
     Attributes:
         video: mp4 of the tiles of :func:`prioritycut_ray.visualize.review_panel`.
@@ -52,6 +57,42 @@ class Showcase(NamedTuple):
     mixes: bool
 
 
+Showcases = dict[str, dict[str, Showcase]]
+"""By the key of the clip, then by the name of the run."""
+
+
+def best_and_worst(model: ModelScores) -> tuple[list[str], list[str]]:
+    """Return the keys of the clips with the lowest and with the highest L1, without overlap.
+
+    Clips whose L1 is not finite are the worst.
+    """
+    ranked = sorted(model.clips, key=lambda clip: (_or_infinite(clip.values["l1"]), clip.key))
+    count = min(SHOWN, (len(ranked) + 1) // 2)
+    worst = [clip.key for clip in reversed(ranked[count:])]
+    return [clip.key for clip in ranked[:count]], worst[:count]
+
+
+def _or_infinite(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) else math.inf
+
+
+def draw_showcases(evaluation: Evaluation, data: str, mapper: Mapper) -> Showcases:
+    """Draw the best and the worst clips of the first run, as rebuilt by every run.
+
+    Args:
+        evaluation: of one or more runs.
+        data: folder of shards, an absolute path or an fsspec URL.
+        mapper: ``map``, or one that uses other processes.
+    """
+    runs = evaluation.runs
+    clips = {clip.key: clip for clip in clips_of(read_index(data), evaluation.split)}
+    best, worst = best_and_worst(runs[0])
+    keys = [*best, *worst]
+    tasks = [ShowcaseTask(data, clips[key], run.checkpoint) for key in keys for run in runs]
+    drawn = iter(mapper(show_clip, tasks))
+    return {key: {run.name: next(drawn) for run in runs} for key in keys}
+
+
 def show_clip(task: ShowcaseTask) -> Showcase:
     """Rebuild a clip and draw it."""
     animator, config = load_animator(task.checkpoint, default_device())
@@ -62,8 +103,7 @@ def show_clip(task: ShowcaseTask) -> Showcase:
     def tiles() -> Iterator[NDArray[np.uint8]]:
         first = 0
         for rebuilt in reconstruct(animator, frames):
-            mask = display_mask(rebuilt.animation, with_mixing(config))
-            assert mask is not None
+            mask = example_mask(rebuilt.animation, config)
             count = len(mask)
             for moment in sorted(moments & set(range(first, first + count))):
                 rows.append(
@@ -78,8 +118,8 @@ def show_clip(task: ShowcaseTask) -> Showcase:
     return Showcase(video.getvalue(), stack(rows), config.priority_cut is not None)
 
 
-def with_mixing(config: Config) -> Config:
-    """The configuration with a mask to look at, also where the run did not mix."""
-    if config.priority_cut is not None:
-        return config
-    return config.model_copy(update={"priority_cut": PriorityCutConfig()})
+def png_bytes(panel: Panel) -> bytes:
+    """Encode a panel as PNG."""
+    image = io.BytesIO()
+    Image.fromarray(panel.permute(1, 2, 0).numpy()).save(image, format="png")
+    return image.getvalue()

@@ -1,4 +1,4 @@
-"""Scores of clips → means with intervals over identities, and paired differences."""
+"""Clip scores to means with intervals over identities, paired differences, and warnings."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -23,6 +23,9 @@ from prioritycut_ray.metrics.aggregate import (
     value_of,
 )
 
+FEW_IDENTITIES = 10
+"""With fewer, the bootstrap has too little to resample: the intervals are rough."""
+
 
 def summarise(
     name: str,
@@ -31,7 +34,7 @@ def summarise(
     clips: Sequence[Clip],
     scores: dict[str, FrameScores],
 ) -> ModelScores:
-    """Means and rows of one model; clips without scores are left out."""
+    """Summarise the scores of one model; clips without scores are left out."""
     scored = [clip for clip in clips if clip.key in scores]
     identities = [clip.identity for clip in scored]
     keys = list(next(iter(scores.values())))
@@ -74,7 +77,7 @@ def differences(
     clips: Sequence[Clip],
     table: FrameTable,
 ) -> list[Difference]:
-    """Every run against its baseline, then against the first run; never across protocols."""
+    """Compare every run with its baseline and with the first run, never across protocols."""
     baselines = [name for name in table if name not in runs]
     pairs = [(run, base) for base in baselines for run in runs]
     pairs += [(run, runs[0]) for run in runs[1:]]
@@ -102,14 +105,14 @@ def _difference(model: str, reference: str, clips: Sequence[Clip], table: FrameT
 
 
 def not_finite_warnings(table: FrameTable) -> list[str]:
-    """A warning for each model whose predictions are not all finite numbers."""
+    """Warn of each model that predicts NaN or infinite values."""
     frames = {
         name: sum(int((~np.isfinite(clip["l1"].numerator)).sum()) for clip in clips.values())
         for name, clips in table.items()
     }
     return [
-        f"{name}: the predictions of {count} frames are NaN or infinite; the training diverged, so "
-        "evaluate an earlier checkpoint or train again with a lower optim.lr"
+        f"{name}: the predictions of {count} frames are NaN or infinite: the training diverged; "
+        "evaluate an earlier checkpoint, or train again with a lower optim.lr"
         for name, count in frames.items()
         if count
     ]
@@ -118,21 +121,23 @@ def not_finite_warnings(table: FrameTable) -> list[str]:
 def summary_warnings(
     protocols: dict[str, Protocol], skipped: dict[str, str], clips: Sequence[Clip]
 ) -> list[str]:
-    """What a reader of the scores must know: other protocols, clips left out, few identities."""
+    """Warn of several protocols, of skipped clips and of few identities."""
     warnings = []
     if len(protocols) > 1:
+        sizes = ", ".join(f"{key}: {protocol.size}²" for key, protocol in protocols.items())
         warnings.append(
-            f"the runs were measured under {len(protocols)} protocols "
-            f"({', '.join(f'{h}: {p.size}²' for h, p in protocols.items())}): numbers of different "
-            "protocols are not comparable, and no difference is taken between them"
+            f"the runs were scored under {len(protocols)} protocols ({sizes}): scores of different "
+            "protocols are not comparable, so differences between them are not computed"
         )
     if skipped:
         warnings.append(
-            f"{len(skipped)} of {len(clips)} clips could not be decoded and count in no mean"
+            f"{len(skipped)} of {len(clips)} clips could not be decoded and are left out of all "
+            "means"
         )
-    if len({clip.identity for clip in clips}) < 10:
+    identities = len({clip.identity for clip in clips})
+    if identities < FEW_IDENTITIES:
         warnings.append(
-            f"the intervals rest on {len({clip.identity for clip in clips})} identities: they are "
-            "rough below about ten"
+            f"the intervals rest on {identities} identities: they are rough with fewer than "
+            f"{FEW_IDENTITIES}"
         )
     return warnings

@@ -1,14 +1,15 @@
 """Candidate against current model on the same held-out clips, paired, with intervals."""
 
 from collections.abc import Sequence
-from itertools import compress
 
 from pydantic import BaseModel
 
-from prioritycut_ray.data.shards import Clip, ClipIndex, clips_of, were_seen
+from prioritycut_ray.data.shards import Clip, ClipIndex, clips_of
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation.records import FrameTable, Measures
-from prioritycut_ray.evaluation.scoring import Mapper, evaluate_runs, names_of
+from prioritycut_ray.evaluation.evaluate import evaluate_runs, short_names
+from prioritycut_ray.evaluation.measures import Measures
+from prioritycut_ray.evaluation.records import FrameTable
+from prioritycut_ray.evaluation.scoring import Mapper
 from prioritycut_ray.evaluation.summary import summarise
 from prioritycut_ray.metrics.aggregate import Estimate, Metric, difference_over_clips
 from prioritycut_ray.progress import ProgressBar
@@ -76,7 +77,8 @@ def compare(
             index=index,
         )
     clips = [c for c in clips_of(index, settings.holdout) if c.key not in evaluation.skipped]
-    fixed = [*compress(clips, were_seen(clips, seen))]
+    known = {(clip.key, clip.sha256) for clip in seen.clips}
+    fixed = [clip for clip in clips if (clip.key, clip.sha256) in known]
     if not fixed:
         raise UserError(
             f"{settings.data}: no clip of split {settings.holdout!r} is one that the current model "
@@ -84,7 +86,7 @@ def compare(
         )
     new = [clip for clip in clips if clip not in fixed]
     holdouts = {FIXED: fixed, ALL: clips} | ({NEW: new} if new else {})
-    of_current, of_candidate = names_of(runs)
+    of_current, of_candidate = short_names(runs)
     return Comparison(
         metrics=evaluation.metrics,
         clips={name: len(own) for name, own in holdouts.items()},

@@ -20,9 +20,9 @@ from prioritycut_ray.config import (
     changed_keys,
     parse_config,
 )
-from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index, were_seen
+from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation.records import Measures, metrics_of
+from prioritycut_ray.evaluation.measures import Measures, selected_metrics
 from prioritycut_ray.retraining.gate import check_rules
 from prioritycut_ray.retraining.registry import (
     RUN,
@@ -111,7 +111,7 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Job | N
     )
     # Wrong settings are refused before anything is written.
     candidate_config(models, job)
-    check_rules(metrics_of(Measures(settings.lpips, settings.faces)), settings.gate)
+    check_rules(selected_metrics(Measures(settings.lpips, settings.faces)), settings.gate)
     if models.exists(f"{job.candidate}/{DONE}"):
         verdict = json.loads(models.read(f"{job.candidate}/{VERDICT}"))
         return NothingNew(
@@ -139,8 +139,8 @@ def read_job(models: Folder, candidate: str) -> Job:
 
 def new_clips(index: ClipIndex, seen: ClipIndex, split: str) -> list[Clip]:
     """Clips of a split that are not in another index, byte by byte."""
-    pairs = zip(index.clips, were_seen(index.clips, seen), strict=True)
-    return [clip for clip, is_old in pairs if clip.split == split and not is_old]
+    known = {(clip.key, clip.sha256) for clip in seen.clips}
+    return [c for c in index.clips if c.split == split and (c.key, c.sha256) not in known]
 
 
 def _candidate_name(current: str, index: ClipIndex, settings: RetrainSettings) -> str:

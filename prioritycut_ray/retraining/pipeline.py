@@ -7,7 +7,7 @@ from rich.console import Console
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import read_index
-from prioritycut_ray.evaluation.report import difference_text, estimate_text, render
+from prioritycut_ray.evaluation.tables import difference_text, estimate_text
 from prioritycut_ray.retraining.comparison import Comparison, compare
 from prioritycut_ray.retraining.gate import Verdict, judge
 from prioritycut_ray.retraining.job import (
@@ -29,6 +29,7 @@ from prioritycut_ray.retraining.registry import promote, read_current, run_folde
 from prioritycut_ray.runs.locate import locate_checkpoint
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.lease import Lease
+from prioritycut_ray.templates import render
 
 Stored = TypeVar("Stored", bound=BaseModel)
 

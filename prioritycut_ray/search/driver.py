@@ -19,7 +19,7 @@ from rich.console import Console
 from prioritycut_ray.config import Config, changed_keys
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import Preempted, UserError
-from prioritycut_ray.evaluation.records import Measures, metrics_of
+from prioritycut_ray.evaluation.measures import Measures, selected_metrics
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.ray_cluster.filesystem import ray_storage
 from prioritycut_ray.ray_cluster.resources import has_autoscaler, uses_gpu
@@ -133,7 +133,7 @@ def check_objective(search: SearchConfig, configs: list[Config]) -> Metric:
         UserError: no such metric, data, or split.
     """
     objective = search.objective
-    metrics = {m.key: m for m in metrics_of(Measures(objective.lpips, objective.faces))}
+    metrics = {m.key: m for m in selected_metrics(Measures(objective.lpips, objective.faces))}
     if objective.metric not in metrics:
         raise UserError(
             f"objective.metric={objective.metric}: is not measured; choose one of "

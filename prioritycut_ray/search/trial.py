@@ -19,8 +19,8 @@ from ray import tune
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.evaluation.records import Measures
-from prioritycut_ray.evaluation.scoring import evaluate_runs
+from prioritycut_ray.evaluation.evaluate import evaluate_runs
+from prioritycut_ray.evaluation.measures import Measures
 from prioritycut_ray.launch.driver import launch
 from prioritycut_ray.launch.failures import RunFailed
 from prioritycut_ray.metrics.aggregate import Estimate

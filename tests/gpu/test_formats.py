@@ -1,6 +1,6 @@
 """Number formats on a GPU, against the same work on a CPU in double precision."""
 
-from pathlib import Path
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -9,17 +9,13 @@ from torch import nn
 
 from prioritycut_ray.config import load_config
 from prioritycut_ray.equivariance import jacobian, random_spline, transform_points
-from prioritycut_ray.evaluation import scoring as evaluation
-from prioritycut_ray.evaluation.records import Measures
-from prioritycut_ray.evaluation.scoring import score_frames
+from prioritycut_ray.evaluation.scoring import Extractors, score_frames
 from prioritycut_ray.inference.animate import animate
 from prioritycut_ray.metrics.aggregate import value_of
 from prioritycut_ray.models.first_order.dense_motion import sparse_motions
 from prioritycut_ray.models.first_order.keypoints import Keypoints, relative_keypoints
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import float32_products
-from prioritycut_ray.training.checkpoint import save_checkpoint
-from prioritycut_ray.training.state import new_state
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -94,23 +90,21 @@ def test_animation_gives_the_pictures_of_the_cpu(device: torch.device, relative:
 
 
 class Difference(nn.Module):
-    """In the place of a perceptual distance, whose weights a bare machine lacks."""
+    """Replaces the perceptual distance: a bare machine does not have its weights."""
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         return (first - second).abs().mean(dim=(1, 2, 3))
 
 
-def test_evaluation_gives_the_scores_of_the_cpu(
-    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_gives_the_scores_of_the_cpu(device: torch.device) -> None:
     config = load_config(str(TINY))
-    save_checkpoint(new_state(config, CPU), config, tmp_path / "step_0000001")
+    torch.manual_seed(0)
+    animator = build_animator(config.model).eval()
     frames = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    monkeypatch.setattr(evaluation, "_distance", lambda *_: (Difference(), "difference"))
-    scores = []
-    for place in (CPU, device):
-        monkeypatch.setattr(evaluation, "default_device", lambda place=place: place)
-        scores.append(score_frames(frames, [str(tmp_path / "step_0000001")], Measures()))
+    extractors = Extractors(Difference(), "difference")
+    scores = [
+        score_frames(frames, [deepcopy(animator).to(place)], extractors) for place in (CPU, device)
+    ]
     for ours, expected in zip(scores[1], scores[0], strict=True):
         assert ours.keys() == expected.keys()
         for name in expected:

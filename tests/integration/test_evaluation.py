@@ -12,7 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from prioritycut_ray.commands.evaluate import evaluate
+from prioritycut_ray import evaluate
+from prioritycut_ray.commands.evaluate import print_summary
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.records import Evaluation
@@ -22,7 +23,6 @@ from tests.browser import chromium
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.integration
-QUIET = Console(quiet=True)
 
 
 def random_run(folder: Path, *words: str) -> Path:
@@ -43,9 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def report(runs: tuple[Path, Path], shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of both runs, made in this process."""
     out = tmp_path_factory.mktemp("report")
-    evaluate(
-        runs[0], str(shards), compare=[runs[1]], split="train", workers=0, out=out, console=QUIET
-    )
+    evaluate(runs[0], str(shards), compare=[runs[1]], split="train", workers=0, out=out)
     return out
 
 
@@ -65,8 +63,8 @@ def test_predictions_that_are_not_finite_are_reported_as_such(
         split="train",
         workers=0,
         out=out,
-        console=Console(width=200),
     )
+    print_summary(evaluation, Console(width=200))
     said = capsys.readouterr().out
     for text in (said, (out / "report.md").read_text(), (out / "report.html").read_text()):
         assert "not finite" in text
@@ -76,7 +74,7 @@ def test_predictions_that_are_not_finite_are_reported_as_such(
     assert Evaluation.model_validate_json(
         (out / "evaluation.json").read_text()
     ).model_dump_json() == (evaluation.model_dump_json())
-    for metric, estimate in evaluation.run("diverged").mean_over_clips.items():
+    for metric, estimate in evaluation.model("diverged").mean_over_clips.items():
         assert estimate.value is not None, metric
         assert not math.isfinite(estimate.value), metric
 
@@ -92,7 +90,6 @@ def test_results_are_equal_for_any_number_of_workers(
         split="train",
         workers=workers,
         out=tmp_path,
-        console=QUIET,
     )
     for file in report.iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
@@ -102,7 +99,7 @@ def test_more_workers_than_there_is_room_for_is_an_error(
     runs: tuple[Path, Path], shards: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"--workers 3.*room for 2"):
-        evaluate(runs[0], str(shards), workers=3, out=tmp_path, console=QUIET)
+        evaluate(runs[0], str(shards), workers=3, out=tmp_path)
 
 
 def test_the_files_agree(report: Path) -> None:
@@ -139,9 +136,7 @@ def test_numbers_of_other_protocols_come_with_a_warning(
     runs: tuple[Path, Path], shards: Path, tmp_path: Path
 ) -> None:
     larger = random_run(tmp_path / "larger", "data.size=64")
-    evaluation = evaluate(
-        runs[1], str(shards), compare=[larger], workers=0, out=tmp_path / "out", console=QUIET
-    )
+    evaluation = evaluate(runs[1], str(shards), compare=[larger], workers=0, out=tmp_path / "out")
     assert len(evaluation.protocols) == 2
     assert any("not comparable" in warning for warning in evaluation.warnings)
     assert ("larger", "second") not in {(d.model, d.reference) for d in evaluation.differences}
@@ -154,7 +149,7 @@ def test_numbers_of_other_protocols_come_with_a_warning(
 def test_the_protocol_follows_what_was_measured(
     runs: tuple[Path, Path], shards: Path, report: Path, tmp_path: Path
 ) -> None:
-    other = evaluate(runs[1], str(shards), split="test", workers=0, out=tmp_path, console=QUIET)
+    other = evaluate(runs[1], str(shards), split="test", workers=0, out=tmp_path)
     known = json.loads((report / "evaluation.json").read_text())["protocols"]
     assert set(other.protocols).isdisjoint(known)
 
@@ -167,9 +162,7 @@ def test_a_clip_that_cannot_be_decoded_is_named_and_counts_in_no_mean(
     with (shards_copy / clip["shard"]).open("r+b") as shard:
         shard.seek(clip["offset"] + 100)
         shard.write(b"\0" * 200)
-    evaluation = evaluate(
-        runs[1], str(shards_copy), split="train", workers=0, out=tmp_path, console=QUIET
-    )
+    evaluation = evaluate(runs[1], str(shards_copy), split="train", workers=0, out=tmp_path)
     assert "checksum" in evaluation.skipped[clip["key"]]
     assert any("1 of 5 clips" in warning for warning in evaluation.warnings)
     assert evaluation.models[0].mean_over_clips["l1"].clips == 4

@@ -1,7 +1,6 @@
 """Float32 products are never rounded to TF32 where coordinates come from; convolutions by rule."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,16 +10,14 @@ from torch import nn
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import ClipIndex
-from prioritycut_ray.evaluation import scoring as evaluation
-from prioritycut_ray.evaluation.records import Measures
-from prioritycut_ray.evaluation.scoring import score_frames
+from prioritycut_ray.evaluation.measures import Measures
+from prioritycut_ray.evaluation.scoring import load_extractors, score_frames
 from prioritycut_ray.inference.animate import animate, find_best_frame
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import float32_products
 from prioritycut_ray.training import trainer
-from prioritycut_ray.training.checkpoint import save_checkpoint
-from prioritycut_ray.training.state import TrainState, new_state
+from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.training.worker import Worker, WorkerStatus
 
 CPU = torch.device("cpu")
@@ -119,14 +116,11 @@ def test_animation(tiny: Config, rounded: Formats) -> None:
     assert current() == rounded
 
 
-def test_evaluation(
-    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounded: Formats
-) -> None:
-    save_checkpoint(new_state(tiny, CPU), tiny, tmp_path / "step_0000001")
-    animator = evaluation._animator(str(tmp_path / "step_0000001"), CPU)
-    distance, _ = evaluation._distance(Measures().perceptual, CPU)
-    seen = watch(animator.detector), watch(distance)
+def test_evaluation(tiny: Config, rounded: Formats) -> None:
+    animator = build_animator(tiny.model).eval()
+    extractors = load_extractors(Measures(), CPU)
+    seen = watch(animator.detector), watch(extractors.distance)
     frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    score_frames(frames, [str(tmp_path / "step_0000001")], Measures())
+    score_frames(frames, [animator], extractors)
     assert all(set(formats) == {EXACT} for formats in seen)
     assert current() == rounded

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import NotFiniteError
-from prioritycut_ray.evaluation.records import Measures
-from prioritycut_ray.evaluation.scoring import _animator, _distance, score_frames
+from prioritycut_ray.evaluation.measures import Measures
+from prioritycut_ray.evaluation.scoring import load_extractors, score_frames
 from prioritycut_ray.inference import animate as inference
 from prioritycut_ray.inference.animate import animate, find_best_frame, to_tensor
 from prioritycut_ray.losses import feature_distance
@@ -26,7 +26,7 @@ from prioritycut_ray.runs.retention import Retention
 from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.checkpoint import save_checkpoint
-from prioritycut_ray.training.state import TrainState, new_state
+from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.visualize import to_uint8
 from tests.conftest import TINY
 from tests.fake_cuda import CUDA, SAMPLES, Activation, FakeGpu, MixedDevicesError, fake_cuda, train
@@ -216,16 +216,12 @@ def test_animation_waits_once_a_batch_at_most(gpu: FakeGpu, precision: Precision
     assert seen.blocking == []
 
 
-def test_evaluation_reads_nothing_but_scores(gpu: FakeGpu, tmp_path: Path) -> None:
-    folder = tmp_path / "saved"
-    save_checkpoint(new_state(configured(), torch.device("cpu")), configured(), folder)
+def test_evaluation_reads_nothing_but_scores(gpu: FakeGpu) -> None:
     frames = np.zeros((SAMPLES, 32, 32, 3), dtype=np.uint8)
-    try:
-        with patch.object(inference, "BATCH", SAMPLES):
-            baseline, model = score_frames(frames, [str(folder)], Measures())
-    finally:
-        _animator.cache_clear()
-        _distance.cache_clear()
+    animator = build_animator(configured().model).eval().to(CUDA)
+    extractors = load_extractors(Measures(), CUDA)
+    with patch.object(inference, "BATCH", SAMPLES):
+        baseline, model = score_frames(frames, [animator], extractors)
     assert baseline.keys() == model.keys()
     assert {place.named() for place in gpu.seen.waits} == {
         "evaluation.py score_frames",
