@@ -3,7 +3,7 @@
 import io
 
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.shards import Member, ShardWriter
+from prioritycut_ray.data.shard_writer import Member, ShardWriter
 from prioritycut_ray.video.encoding import write_video
 
 

@@ -5,21 +5,22 @@ from pathlib import Path
 
 import numpy as np
 
-from prioritycut_ray.data.shards import Clip, Member, ShardWriter
+from prioritycut_ray.data.shard_writer import Member, ShardWriter
+from prioritycut_ray.data.shards import Clip, ClipIndex
 from prioritycut_ray.video.encoding import write_video
 
 CLIPS, SIZE = 7, 32
 
 
 def clip_frames(number: int) -> list[np.ndarray]:
-    """Frames that tell their clip by the red level and their own number by the blue one."""
+    """Frames whose red level encodes the clip, and whose blue level the frame."""
     frame = np.zeros((SIZE, SIZE, 3), np.uint8)
     frame[..., 0] = 30 + 15 * number
     return [frame + np.uint8([0, 0, 25 * index]) for index in range(4 + number % 3)]
 
 
 def clip_member(number: int) -> Member:
-    """``clip<number>``, of those frames, almost without loss."""
+    """``clip<number>``, of these frames, almost lossless."""
     encoded = io.BytesIO()
     frames = clip_frames(number)
     write_video(encoded, frames, 25.0, crf=1)
@@ -37,7 +38,7 @@ def clip_member(number: int) -> Member:
 
 
 def write_members(url: str, members: list[Member], shard_bytes: int = 20_000) -> str:
-    """Pack members as training clips; returns the folder."""
+    """Pack members as training clips; return the folder."""
     with ShardWriter(url, shard_bytes) as writer:
         for one in members:
             writer.add(one)
@@ -53,8 +54,36 @@ def write_set(
 
 
 def damage(url: str, clip: Clip) -> None:
-    """Turn one byte in the middle of a clip."""
+    """Invert one byte in the middle of a clip."""
     path = Path(url, clip.shard)
     data = bytearray(path.read_bytes())
     data[clip.offset + clip.size // 2] ^= 255
     path.write_bytes(data)
+
+
+def random_member(number: int, size: int = 3000) -> Member:
+    """``clip<number>``, of random bytes that no decoder reads."""
+    return Member(
+        key=f"clip{number}",
+        data=np.random.default_rng(number).bytes(size),
+        frames=10 + number,
+        fps=25.0,
+        width=64,
+        height=64,
+        identity=f"person {number}",
+        original=f"clip{number}.MOV",
+        variable_rate=False,
+    )
+
+
+def write_random(url: str, numbers: list[int], shard_bytes: int = 10_000) -> ClipIndex:
+    """Pack random members; clip 0 is for tests."""
+    with ShardWriter(url, shard_bytes) as writer:
+        for number in numbers:
+            writer.add(random_member(number))
+        return writer.finish({f"clip{n}": "test" if n == 0 else "train" for n in numbers})
+
+
+def files_below(path: Path) -> list[str]:
+    """List everything below a folder, relative to it."""
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*"))

@@ -7,15 +7,15 @@ from rich.table import Table
 
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.packing.inspection import facts, preview, verify
+from prioritycut_ray.packing.inspection import preview, summarise, verify
 from prioritycut_ray.progress import ProgressBar
 
 
 def verify_data(url: str, console: Console) -> None:
-    """Check a data set whole and name what is wrong.
+    """Verify a data set and print every problem.
 
     Raises:
-        UserError: if anything is.
+        UserError: there are problems.
     """
     with ProgressBar("verifying", 1.0) as bar:
         found = verify(url, on_progress=lambda n, of: bar.update(n / of, f"{n}/{of} clips"))
@@ -25,14 +25,14 @@ def verify_data(url: str, console: Console) -> None:
     if found.problems:
         raise UserError(
             f"{url}: {len(found.problems)} problems in {found.clips} clips; "
-            "restore the files named above or pack them anew"
+            "restore the files named above or pack them again"
         )
-    console.print(f"{url}: {found.clips} clips, all whole", markup=False)
+    console.print(f"{url}: {found.clips} clips, all intact", markup=False)
 
 
 def show_info(url: str, console: Console) -> None:
-    """Print a data set in numbers."""
-    summary = facts(read_index(url))
+    """Print the numbers of a data set."""
+    summary = summarise(read_index(url))
     table = Table(box=None)
     for name in ("split", "clips", "identities", "frames", "hours", "MB", "bytes/frame"):
         table.add_column(name, justify="left" if name == "split" else "right")
@@ -54,6 +54,6 @@ def show_info(url: str, console: Console) -> None:
 
 
 def show_preview(url: str, out: Path, *, clips: int, console: Console) -> None:
-    """Write a contact sheet or a page of a data set."""
+    """Write a contact sheet or an HTML page of a data set."""
     count = preview(url, out, clips=clips)
     console.print(f"{out}: {count} clips", markup=False)

@@ -28,6 +28,7 @@ from prioritycut_ray.data.shards import (
     clips_of,
     is_whole,
     read_clip,
+    were_seen,
 )
 from prioritycut_ray.errors import DataError, UserError
 from prioritycut_ray.video.decoding import DEFAULT_DECODER, check_decoder, read_frames
@@ -320,9 +321,9 @@ def _visits(
     clips: Sequence[Clip], known: ClipIndex, num_repeats: int, replay: float
 ) -> NDArray[np.int64]:
     """Which clip each place of an epoch shows: known and new ones in turn, by their shares."""
-    seen = {(clip.key, clip.sha256) for clip in known.clips}
-    old = [place for place, clip in enumerate(clips) if (clip.key, clip.sha256) in seen]
-    new = [place for place in range(len(clips)) if place not in set(old)]
+    seen = were_seen(clips, known)
+    old = [place for place, is_old in enumerate(seen) if is_old]
+    new = [place for place, is_old in enumerate(seen) if not is_old]
     length = len(clips) * num_repeats
     if not old or not new:
         return np.resize(np.array(old or new), length)

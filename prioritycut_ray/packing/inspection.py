@@ -1,4 +1,4 @@
-"""Looking at a data set: is it whole, what is in it, what does it look like."""
+"""Inspect a data set: is it intact, what does it contain, what does it look like."""
 
 import base64
 import html
@@ -36,17 +36,19 @@ FRAMES_SHOWN = 6
 """Frames of a clip in a contact sheet."""
 SIDE_SHOWN = 96
 """Their side in pixels."""
-SECONDS_PER_CLIP = 600
+PATIENCE_S = 600
 """A decoder that takes longer over a whole clip hangs."""
+
+Decode = Callable[[io.BytesIO], Iterator[Frame]]
 
 
 class Verification(NamedTuple):
-    """What :func:`verify` found.
+    """The result of :func:`verify`.
 
     Attributes:
-        clips: number of clips looked at.
-        problems: what is wrong, one line each; none if the data set is whole.
-        notes: what is odd but does no harm.
+        clips: number of clips checked.
+        problems: one line each; none if the data set is intact.
+        notes: oddities that do no harm, one line each.
     """
 
     clips: int
@@ -54,7 +56,7 @@ class Verification(NamedTuple):
     notes: list[str]
 
 
-class SplitFacts(NamedTuple):
+class SplitSummary(NamedTuple):
     """One split in numbers."""
 
     clips: int
@@ -64,13 +66,13 @@ class SplitFacts(NamedTuple):
     size_bytes: int
 
 
-class Facts(NamedTuple):
-    """A data set in numbers: see :func:`facts`."""
+class DataSummary(NamedTuple):
+    """A data set in numbers."""
 
     fingerprint: str
     shards: int
     sizes: list[str]
-    splits: dict[str, SplitFacts]
+    splits: dict[str, SplitSummary]
     shared_identities: list[str]
 
 
@@ -78,65 +80,79 @@ def verify(url: str, *, on_progress: Callable[[int, int], None] | None = None) -
     """Read everything: index, shards, checksums, and every frame of every clip.
 
     Clips are decoded in processes of their own: a decoder that crashes or hangs is a problem of
-    its clip.
+    its clip only.
 
     Args:
         url: the folder of a data set, a local path or any fsspec URL.
-        on_progress: called with clips done and their number.
+        on_progress: called with the number of clips done and the total.
 
     Raises:
-        UserError: if there is no index, or a damaged one.
+        UserError: the index is missing or damaged.
     """
     index = read_index(url)
     problems = _shard_problems(url, index)
-    shares = [[position] for position in range(len(index.clips))]
-    look = partial(_clip_problem, url, index.clips)
-    found = load(
-        look,
-        shares,
-        os.cpu_count() or 1,
-        lambda position: index.clips[position].key,
-        SECONDS_PER_CLIP,
-    )
-    for done, problem in enumerate(found, start=1):
+    for done, problem in enumerate(clip_problems(url, index), start=1):
         problems += [problem] if problem else []
         if on_progress is not None:
             on_progress(done, len(index.clips))
     return Verification(len(index.clips), problems, _notes(url, index))
 
 
-def facts(index: ClipIndex) -> Facts:
-    """Sum up a data set from its index alone."""
+def clip_problems(
+    url: str, index: ClipIndex, *, decode: Decode = frames_upright, patience_s: int = PATIENCE_S
+) -> Iterator[str]:
+    """Read and decode every clip, in processes that may die of it.
+
+    Args:
+        url: the folder of a data set, a local path or any fsspec URL.
+        index: its index.
+        decode: decodes all frames of an mp4.
+        patience_s: seconds that decoding one clip may take.
+
+    Yields:
+        One line for each clip, in the order of the index; empty if the clip is intact.
+    """
+    return load(
+        partial(_clip_problem, url, index.clips, decode),
+        [[position] for position in range(len(index.clips))],
+        os.cpu_count() or 1,
+        lambda position: index.clips[position].key,
+        patience_s,
+    )
+
+
+def summarise(index: ClipIndex) -> DataSummary:
+    """Summarise a data set from its index alone."""
     clips_of: dict[str, list[Clip]] = defaultdict(list)
     splits_of: dict[str, set[str]] = defaultdict(set)
     for clip in index.clips:
         clips_of[clip.split].append(clip)
         splits_of[clip.identity].add(clip.split)
-    return Facts(
+    return DataSummary(
         fingerprint=index.fingerprint,
         shards=len({clip.shard for clip in index.clips}),
         sizes=sorted({f"{clip.width}x{clip.height}" for clip in index.clips}),
-        splits={name: _split_facts(clips) for name, clips in sorted(clips_of.items())},
+        splits={name: _summarise_split(clips) for name, clips in sorted(clips_of.items())},
         shared_identities=sorted(name for name, splits in splits_of.items() if len(splits) > 1),
     )
 
 
 def preview(url: str, out: Path, *, clips: int) -> int:
-    """Show clips of a data set, spread evenly over it: a contact sheet, or a page that plays them.
+    """Show clips spread evenly over a data set: as a contact sheet, or as a page that plays them.
 
     Args:
         url: the folder of a data set, a local path or any fsspec URL.
         out: the file to write; ``.png`` for a contact sheet, ``.html`` for one self-contained page.
-        clips: how many to show at most.
+        clips: the maximum number of clips.
 
     Returns:
-        How many are shown.
+        The number of clips shown.
 
     Raises:
-        UserError: if there is no data set, a clip is damaged, or the file is of neither kind.
+        UserError: there is no data set, a clip is damaged, or the file has another extension.
     """
     if out.suffix.lower() not in (".png", ".html"):
-        raise UserError(f"{out}: is neither a .png nor a .html; choose one of them")
+        raise UserError(f"{out}: is neither a .png nor a .html file; choose one of them")
     index = read_index(url)
     count = min(clips, len(index.clips))
     chosen = [index.clips[position * len(index.clips) // count] for position in range(count)]
@@ -149,18 +165,19 @@ def preview(url: str, out: Path, *, clips: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------
-# Is it whole
+# Is it intact
 # ---------------------------------------------------------------------------------------------
 
 
 def _clip_problem(
     url: str,
     clips: Sequence[Clip],
+    decode: Decode,
     positions: Sequence[int],
     avoid: Mapping[int, str],
     decoding: Decoding,
 ) -> str:
-    """Look at one clip in a loader's process, which it may take down; empty if it is whole."""
+    """Check one clip in a loader worker, which it may take down; empty if the clip is intact."""
     [position] = positions
     clip = clips[position]
     name = f"{clip.shard}: clip {clip.key!r}"
@@ -172,18 +189,18 @@ def _clip_problem(
         return str(error)
     try:
         with decoding(position):
-            return _decoding_problem(data, clip, name)
+            return _decoding_problem(data, clip, name, decode)
     except VideoError as error:
         return f"{name}: {error.reason}"
 
 
-def _decoding_problem(data: bytes, clip: Clip, name: str) -> str:
-    shapes = Counter(frame.shape[:2] for frame in frames_upright(io.BytesIO(data)))
-    read_frames(data, [0, clip.frames - 1], clip.width)  # By the reader that training uses.
+def _decoding_problem(data: bytes, clip: Clip, name: str, decode: Decode) -> str:
+    shapes = Counter(frame.shape[:2] for frame in decode(io.BytesIO(data)))
+    read_frames(data, [0, clip.frames - 1], clip.width)  # With the decoder that training uses.
     if dict(shapes) == {(clip.height, clip.width): clip.frames}:
         return ""
-    there = ", ".join(f"{count} frames of {w}x{h}" for (h, w), count in shapes.items())
-    return f"{name}: has {there}; the index says {clip.frames} of {clip.width}x{clip.height}"
+    found = ", ".join(f"{count} frames of {w}x{h}" for (h, w), count in shapes.items())
+    return f"{name}: has {found}; the index says {clip.frames} of {clip.width}x{clip.height}"
 
 
 def _shard_problems(url: str, index: ClipIndex) -> list[str]:
@@ -207,20 +224,20 @@ def _tar_problems(url: str, shard: str, clips: Sequence[Clip]) -> Iterator[str]:
         with fs.open(f"{root}/{shard}", "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.name in found or member.name.removesuffix(".json") in keys:
-                    yield f"member {member.name!r} comes twice"
+                    yield f"member {member.name!r} occurs twice"
                 if member.name.endswith(".json"):
                     keys.add(member.name.removesuffix(".json"))
                     if not _is_json(tar, member):
-                        yield f"member {member.name!r} is no JSON object"
+                        yield f"member {member.name!r} is not a JSON object"
                 else:
                     found[member.name] = (member.offset_data, member.size)
             if rest := unread_rest(tar):
                 yield rest
     except FileNotFoundError:
-        yield "is missing; restore the file or pack it anew"
+        yield "is missing; restore the file or pack it again"
         return
     except (tarfile.TarError, OSError, EOFError) as error:
-        yield f"is no whole tar ({error})"
+        yield f"is not an intact tar archive ({error})"
         return
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
@@ -243,7 +260,9 @@ def _is_json(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
 
 def _notes(url: str, index: ClipIndex) -> list[str]:
     fs, root = filesystem(url)
-    notes = [f"identity {name!r} is in several splits" for name in facts(index).shared_identities]
+    notes = [
+        f"identity {name!r} is in several splits" for name in summarise(index).shared_identities
+    ]
     known = {INDEX_NAME, REJECTED_NAME, *(clip.shard for clip in index.clips)}
     for name in sorted(posixpath.basename(path.rstrip("/")) for path in fs.ls(root, detail=False)):
         if name == FOLDER_NAME:
@@ -254,12 +273,12 @@ def _notes(url: str, index: ClipIndex) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------
-# What is in it, and what does it look like
+# What does it contain, and what does it look like
 # ---------------------------------------------------------------------------------------------
 
 
-def _split_facts(clips: Sequence[Clip]) -> SplitFacts:
-    return SplitFacts(
+def _summarise_split(clips: Sequence[Clip]) -> SplitSummary:
+    return SplitSummary(
         clips=len(clips),
         identities=len({clip.identity for clip in clips}),
         frames=sum(clip.frames for clip in clips),
@@ -276,7 +295,7 @@ def _filmstrip(data: bytes, clip: Clip) -> Frame:
 
 
 def _page(url: str, index: ClipIndex, clips: Sequence[Clip]) -> str:
-    """Write one page that holds the videos, and needs nothing else."""
+    """Make one self-contained page that embeds the videos."""
     figures = "\n".join(_figure(read_clip(url, clip), clip) for clip in clips)
     title = html.escape(url)
     return (

@@ -1,10 +1,11 @@
 """Candidate against current model on the same held-out clips, paired, with intervals."""
 
 from collections.abc import Sequence
+from itertools import compress
 
 from pydantic import BaseModel
 
-from prioritycut_ray.data.shards import Clip, ClipIndex, clips_of
+from prioritycut_ray.data.shards import Clip, ClipIndex, clips_of, were_seen
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.evaluate import evaluate_runs, short_names
 from prioritycut_ray.evaluation.measures import Measures
@@ -77,8 +78,7 @@ def compare(
             index=index,
         )
     clips = [c for c in clips_of(index, settings.holdout) if c.key not in evaluation.skipped]
-    known = {(clip.key, clip.sha256) for clip in seen.clips}
-    fixed = [clip for clip in clips if (clip.key, clip.sha256) in known]
+    fixed = [*compress(clips, were_seen(clips, seen))]
     if not fixed:
         raise UserError(
             f"{settings.data}: no clip of split {settings.holdout!r} is one that the current model "

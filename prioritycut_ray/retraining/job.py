@@ -20,7 +20,7 @@ from prioritycut_ray.config import (
     changed_keys,
     parse_config,
 )
-from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index
+from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index, were_seen
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
 from prioritycut_ray.retraining.gate import check_rules
@@ -139,8 +139,8 @@ def read_job(models: Folder, candidate: str) -> Job:
 
 def new_clips(index: ClipIndex, seen: ClipIndex, split: str) -> list[Clip]:
     """Clips of a split that are not in another index, byte by byte."""
-    known = {(clip.key, clip.sha256) for clip in seen.clips}
-    return [c for c in index.clips if c.split == split and (c.key, c.sha256) not in known]
+    pairs = zip(index.clips, were_seen(index.clips, seen), strict=True)
+    return [clip for clip, is_old in pairs if clip.split == split and not is_old]
 
 
 def _candidate_name(current: str, index: ClipIndex, settings: RetrainSettings) -> str:

@@ -21,12 +21,13 @@ import pytest
 from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
 from prioritycut_ray.data.stream import FramePairs
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.packing import pipeline as packing
+from prioritycut_ray.packing.clips import Outcome, Recipe, read_part
 from prioritycut_ray.packing.entries import Entry, Rejected
 from prioritycut_ray.packing.inputs import find_videos
 from prioritycut_ray.packing.inspection import verify
 from prioritycut_ray.packing.pipeline import PackProgress, append_videos, pack_videos
 from prioritycut_ray.packing.splits import assign_splits
+from prioritycut_ray.packing.tasks import make_parts
 from prioritycut_ray.video.decoding import frames_upright, read_all
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import center_square, resize
@@ -183,39 +184,48 @@ def hour_in_a_thimble(path: Path, frames: int = 20_000) -> None:
     path.write_bytes(target.getvalue())
 
 
+def outcomes(inputs: list[str], **how: Any) -> dict[str, Outcome]:
+    """Make the parts of some videos; what became of each, by its name."""
+    entries = find_videos(inputs).entries
+    recipe = Recipe(size=32, copy=False, max_frames=100)
+    made = make_parts(entries, range(len(entries)), recipe, **how)
+    return {entries[position].name: read_part(part)[0] for position, part in made}
+
+
 @pytest.mark.usefixtures("local_ray")
-def test_crashed_decoder_costs_one_clip(tmp_path: Path, monkeypatch: Any) -> None:
+def test_crashed_decoder_costs_one_clip(tmp_path: Path) -> None:
     tries = tmp_path / "tries"
 
-    def crashing(entry: Entry, *others: Any) -> bytes:
-        """Die as a decoder does: by a signal that Python does not see."""
+    def crashing(seconds: int, entry: Entry, recipe: Recipe) -> bytes:
+        """Die as a decoder does: of a signal that Python does not see."""
         if entry.name == "bad" or (entry.name == "unlucky" and not tries.exists()):
             with tries.open("a") as file:
                 file.write(f"{entry.name}\n")
             os.kill(os.getpid(), signal.SIGSEGV)
-        from prioritycut_ray.packing.pipeline import _pack_one
+        from prioritycut_ray.packing.tasks import make_part_within
 
-        return _pack_one(entry, *others)
+        return make_part_within(seconds, entry, recipe)
 
-    monkeypatch.setattr(packing, "_pack_one", crashing)
     make_films(tmp_path / "in", ["bad.mp4", "good.mp4", "unlucky.mp4"])
     inputs = [str(tmp_path / f"in/{name}.mp4") for name in ("unlucky", "bad", "good")]
-    report = pack_videos(inputs, str(tmp_path / "out"), size=32)
-    assert report.rejected == (Rejected(inputs[1], "decoder crashed, twice"),)
-    assert [clip.key for clip in report.index.clips] == ["unlucky", "good"]
+    found = outcomes(inputs, make=crashing)
+    assert {name: (one.rejected, len(one.segments)) for name, one in found.items()} == {
+        "unlucky": ("", 1),
+        "bad": ("decoder crashed, twice", 0),
+        "good": ("", 1),
+    }
+    assert not found["bad"].lasting
     assert sorted(tries.read_text().split()) in (["bad", "bad"], ["bad", "bad", "unlucky"])
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_endless_video_is_given_up(tmp_path: Path, monkeypatch: Any) -> None:
+def test_endless_video_is_given_up(tmp_path: Path) -> None:
     films = make_films(tmp_path / "in", ["a.mp4", "b.mp4", "c.mp4"])
     hour_in_a_thimble(films / "endless.mp4")
-    monkeypatch.setattr(packing, "SECONDS_PER_VIDEO", 6)
-    monkeypatch.setattr(packing, "SECONDS_PER_MEGABYTE", 0)
     inputs = [str(films / f"{name}.mp4") for name in ("endless", "a", "b", "c")]
-    report = pack_videos(inputs, str(tmp_path / "out"), size=32)
-    assert report.rejected == (Rejected(inputs[0], "took longer than 6 s to decode"),)
-    assert [clip.key for clip in report.index.clips] == ["a", "b", "c"]
+    found = outcomes(inputs, limit=lambda entry: 6)
+    assert found.pop("endless").rejected == "took longer than 6 s to decode"
+    assert {name: one.rejected for name, one in found.items()} == {"a": "", "b": "", "c": ""}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -230,7 +240,7 @@ def pack_and_die(moment: str, call: str) -> None:
     script = f"""
 import os, signal
 from prioritycut_ray.packing import pipeline
-from prioritycut_ray.data.shards import ShardWriter
+from prioritycut_ray.data.shard_writer import ShardWriter
 from prioritycut_ray.packing.workspace import Workspace
 
 def die(*args, **kwargs):

@@ -1,66 +1,31 @@
-"""The shard format: found by bytes, checked, readable by stock webdataset, never half there."""
+"""Clips are found by their bytes and checked; damaged shards and indexes are named."""
 
-import hashlib
-import io
 import json
 import os
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import webdataset
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import given
-from hypothesis import strategies as st
 
 from prioritycut_ray.data.shards import (
-    LONGEST_KEY,
-    ClipIndex,
-    Member,
     ShardError,
-    ShardWriter,
     clips_of,
     fingerprint,
-    make_keys,
     read_clip,
     read_index,
+    were_seen,
 )
 from prioritycut_ray.errors import UserError
+from tests.clip_sets import files_below, random_member, write_random
 from tests.places import BAD
-
-
-def member(number: int, size: int = 3000) -> Member:
-    return Member(
-        key=f"clip{number}",
-        data=np.random.default_rng(number).bytes(size),
-        frames=10 + number,
-        fps=25.0,
-        width=64,
-        height=64,
-        identity=f"person {number}",
-        original=f"clip{number}.MOV",
-        variable_rate=False,
-    )
-
-
-def write(url: str, numbers: list[int], shard_bytes: int = 10_000) -> ClipIndex:
-    with ShardWriter(url, shard_bytes) as writer:
-        for number in numbers:
-            writer.add(member(number))
-        return writer.finish({f"clip{n}": "test" if n == 0 else "train" for n in numbers})
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    write(str(tmp_path / "set"), [0, 1, 2, 3, 4])
+    write_random(str(tmp_path / "set"), [0, 1, 2, 3, 4])
     return str(tmp_path / "set")
-
-
-def files_below(path: Path) -> list[str]:
-    return sorted(str(p.relative_to(path)) for p in path.rglob("*"))
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -69,17 +34,17 @@ def test_clips_come_back(folder: str, slash: str) -> None:
     assert [clip.key for clip in index.clips] == [f"clip{n}" for n in range(5)]
     assert {clip.shard for clip in index.clips} == {"shard-000000.tar", "shard-000001.tar"}
     for number, clip in enumerate(index.clips):
-        assert read_clip(folder + slash, clip) == member(number).data
+        assert read_clip(folder + slash, clip) == random_member(number).data
         assert (clip.frames, clip.identity) == (10 + number, f"person {number}")
     assert files_below(Path(folder)) == ["index.json", "shard-000000.tar", "shard-000001.tar"]
 
 
 def test_any_file_system_will_do() -> None:
     MemoryFileSystem.store.clear()
-    written = write("memory://bucket/set", [0, 1, 2, 3, 4])
+    written = write_random("memory://bucket/set", [0, 1, 2, 3, 4])
     assert read_index("memory://bucket/set") == written
     for number, clip in enumerate(written.clips):
-        assert read_clip("memory://bucket/set", clip) == member(number).data
+        assert read_clip("memory://bucket/set", clip) == random_member(number).data
     names = sorted(os.path.basename(path) for path in MemoryFileSystem.store)
     assert names == ["index.json", "shard-000000.tar", "shard-000001.tar"]
     MemoryFileSystem.store.clear()
@@ -90,33 +55,12 @@ def test_unknown_scheme_is_refused() -> None:
         read_index("nowhere://x")
 
 
-# webdataset leaves its files to the garbage collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_stock_webdataset_reads_the_shards(folder: str) -> None:
-    tars = sorted(str(path) for path in Path(folder).glob("*.tar"))
-    samples = list(webdataset.WebDataset(tars, shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == [f"clip{n}" for n in range(5)]
-    for number, sample in enumerate(samples):
-        assert sample["mp4"] == member(number).data
-        facts = json.loads(sample["json"])
-        assert facts["original"] == f"clip{number}.MOV"
-        assert facts["identity"] == f"person {number}"
-
-
-def test_same_clips_make_the_same_files(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write(str(tmp_path / name), [0, 1, 2])
-    for file in files_below(tmp_path / "a"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
 def test_fingerprint_is_of_the_clips_and_not_of_the_layout(tmp_path: Path) -> None:
-    one = write(str(tmp_path / "one"), [0, 1, 2], shard_bytes=1)
-    other = write(str(tmp_path / "other"), [2, 0, 1], shard_bytes=1_000_000)
+    one = write_random(str(tmp_path / "one"), [0, 1, 2], shard_bytes=1)
+    other = write_random(str(tmp_path / "other"), [2, 0, 1], shard_bytes=1_000_000)
     assert {clip.shard for clip in one.clips} != {clip.shard for clip in other.clips}
     assert one.fingerprint == other.fingerprint
-    assert write(str(tmp_path / "less"), [0, 1]).fingerprint != one.fingerprint
+    assert write_random(str(tmp_path / "less"), [0, 1]).fingerprint != one.fingerprint
     for change in ({"split": "x"}, {"identity": "x"}, {"frames": 99}, {"sha256": "0" * 64}):
         changed = [one.clips[0].model_copy(update=change), *one.clips[1:]]
         assert fingerprint(changed) != one.fingerprint
@@ -135,7 +79,7 @@ def test_altered_clip_is_told_by_shard_and_key(folder: str) -> None:
     shard.write_bytes(data)
     with pytest.raises(ShardError, match=rf"{clip.shard}: clip 'clip2': the checksum"):
         read_clip(folder, clip)
-    assert read_clip(folder, read_index(folder).clips[1]) == member(1).data
+    assert read_clip(folder, read_index(folder).clips[1]) == random_member(1).data
 
 
 def test_cut_off_and_missing_shards_are_told(folder: str) -> None:
@@ -228,88 +172,9 @@ def test_splits_are_chosen_by_name(folder: str) -> None:
         clips_of(index, "val")
 
 
-# ---------------------------------------------------------------------------------------------
-# Unfinished writing
-# ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("added", [0, 1, 3, 4])
-def test_failure_in_the_middle_leaves_nothing(tmp_path: Path, added: int) -> None:
-    def fail() -> None:
-        with ShardWriter(str(tmp_path / "set"), 10_000) as writer:
-            for number in range(added):
-                writer.add(member(number))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert files_below(tmp_path / "set") == []
-
-
-def test_no_file_has_its_name_before_it_is_whole(tmp_path: Path) -> None:
-    with ShardWriter(str(tmp_path), 10_000) as writer:
-        for number in range(6):
-            writer.add(member(number))
-            shown = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
-            for path in shown:
-                with tarfile.open(path) as tar:
-                    assert len(tar.getmembers()) == 6
-            assert len(shown) == (number + 1) // 3
-        writer.finish({f"clip{number}": "train" for number in range(6)})
-    assert files_below(tmp_path) == ["index.json", "shard-000000.tar", "shard-000001.tar"]
-
-
-def test_killed_writer_leaves_no_index(tmp_path: Path) -> None:
-    """A process that dies has no time to tidy up; what it leaves must not pass for a data set."""
-    child = os.fork()
-    if child == 0:
-        writer = ShardWriter(str(tmp_path), 10_000)
-        for number in range(5):
-            writer.add(member(number))
-        os._exit(9)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert "shard-000000.tar" in files_below(tmp_path)
-    with pytest.raises(UserError, match="there is no index"):
-        read_index(str(tmp_path))
-
-
-# ---------------------------------------------------------------------------------------------
-# Keys
-# ---------------------------------------------------------------------------------------------
-
-
-def test_plain_names_are_their_own_keys() -> None:
-    assert make_keys(["id10001-7", "clip_2", "a"]) == ["id10001-7", "clip_2", "a"]
-
-
-def test_other_names_stay_readable() -> None:
-    names = ["UPPER.CASE.v2", "ünï cödé name #1 (copy)", "-dash", "id1/clip", "視頻", "../../x"]
-    stems = [key.rsplit("-", 1)[0] for key in make_keys(names)]
-    assert stems == ["UPPER-CASE-v2", "uni-code-name-1-copy", "dash", "id1-clip", "clip", "x"]
-
-
-def test_equal_names_are_numbered() -> None:
-    assert make_keys(["a", "a-2", "a", "a"]) == ["a", "a-2", "a-3", "a-4"]
-
-
-@given(st.lists(st.one_of(st.text(max_size=90), st.sampled_from(["a", "a-2", "a.", "-a", "Ä"]))))
-def test_keys_are_unique_and_survive_webdataset(names: list[str]) -> None:
-    keys = make_keys(names)
-    assert len(set(keys)) == len(names)
-    assert make_keys(names) == keys
-    for key in keys:
-        assert webdataset.tariterators.base_plus_ext(f"{key}.mp4") == (key, "mp4")
-        assert key.isascii()
-        assert key.replace("-", "").replace("_", "").isalnum()
-        assert len(key) <= LONGEST_KEY + 20
-
-
-def test_strangest_key_is_found_by_its_offset(tmp_path: Path) -> None:
-    [key] = make_keys(["x" * 500])
-    with ShardWriter(str(tmp_path)) as writer:
-        writer.add(member(0)._replace(key=key))
-        [clip] = writer.finish({key: "train"}).clips
-    with tarfile.open(tmp_path / clip.shard) as tar:
-        assert tar.getmembers()[0].offset_data == clip.offset
-    assert hashlib.sha256(read_clip(str(tmp_path), clip)).hexdigest() == clip.sha256
-    assert io.BytesIO(read_clip(str(tmp_path), clip)).read() == member(0).data
+def test_a_clip_was_seen_if_an_earlier_index_has_its_key_and_bytes(folder: str) -> None:
+    index = read_index(folder)
+    altered = index.clips[1].model_copy(update={"sha256": "0" * 64})
+    clips = (index.clips[0], altered, *index.clips[3:])
+    earlier = index.model_copy(update={"clips": clips})
+    assert were_seen(index.clips, earlier) == [True, False, False, True, True]

@@ -12,7 +12,7 @@ import pytest
 from prioritycut_ray.packing.clips import Outcome, Recipe, make_part, read_part, write_part
 from prioritycut_ray.packing.entries import Entry, Span
 from prioritycut_ray.packing.manifest import FrameRange
-from prioritycut_ray.packing.pipeline import _pack_one
+from prioritycut_ray.packing.tasks import make_part_within
 from prioritycut_ray.video.boxes import Box
 from prioritycut_ray.video.decoding import frames_upright, read_all
 from prioritycut_ray.video.encoding import write_video
@@ -55,7 +55,7 @@ def muxed(path: Path, frames: list[np.ndarray], codec: str, pixels: str = "yuv42
 
 
 def outcome(path: Path, recipe: Recipe = ENCODE, **changes: Any) -> Outcome:
-    return read_part(_pack_one(entry(path, **changes), recipe, 60))[0]
+    return read_part(make_part_within(60, entry(path, **changes), recipe))[0]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -157,10 +157,10 @@ def test_missing_file_folder_and_lone_frame_are_rejected(tmp_path: Path) -> None
     one = written(tmp_path / "one.mp4", film(1))
     assert outcome(one).rejected.startswith("1 frame: no source/driving pair can be drawn")
     gone = Entry(str(tmp_path / "gone.mp4"), "gone", "gone")
-    assert read_part(_pack_one(gone, ENCODE, 60))[0].rejected == "No such file or directory"
+    assert read_part(make_part_within(60, gone, ENCODE))[0].rejected == "No such file or directory"
     assert outcome(tmp_path).rejected == "Is a directory"
     remote = Entry("memory://nowhere/x.mp4", "x", "x")
-    assert "No such file" in read_part(_pack_one(remote, ENCODE, 60))[0].rejected
+    assert "No such file" in read_part(make_part_within(60, remote, ENCODE))[0].rejected
 
 
 def test_playlist_in_disguise_opens_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ``data verify``, ``info`` and ``preview`` see of whole and of damaged data sets."""
+"""What ``data verify``, ``info`` and ``preview`` show of intact and of damaged data sets."""
 
 import io
 import os
@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from prioritycut_ray.cli import app
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.shards import Member, ShardWriter, fingerprint, read_clip, read_index
+from prioritycut_ray.data.shard_writer import Member, ShardWriter
+from prioritycut_ray.data.shards import fingerprint, read_clip, read_index
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.packing import inspection
-from prioritycut_ray.packing.inspection import facts, preview, verify
+from prioritycut_ray.packing.inspection import clip_problems, preview, summarise, verify
 from prioritycut_ray.video.decoding import frames_upright
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.source import Frame
@@ -67,7 +67,7 @@ def edit_index(folder: Path, **changes: object) -> None:
     (folder / "index.json").write_text(changed.model_dump_json())
 
 
-def test_whole_data_set_has_no_problem(data: Path) -> None:
+def test_intact_data_set_has_no_problem(data: Path) -> None:
     seen: list[tuple[int, int]] = []
     assert verify(str(data), on_progress=lambda n, of: seen.append((n, of))) == (3, [], [])
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -117,11 +117,10 @@ def test_index_that_says_otherwise_is_named(
 
 
 @pytest.mark.parametrize("how", ["crash", "hang"])
-def test_decoder_that_dies_is_a_problem_of_its_clip(
-    data: Path, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a real signal, in the process that decodes."""
-    deadly = read_clip(str(data), read_index(str(data)).clips[1])
+def test_decoder_that_dies_is_a_problem_of_its_clip(data: Path, how: str) -> None:
+    """It dies of a real signal, in the process that decodes."""
+    index = read_index(str(data))
+    deadly = read_clip(str(data), index.clips[1])
 
     def decode(source: io.BytesIO) -> Iterator[Frame]:
         if source.getvalue() == deadly:
@@ -130,10 +129,11 @@ def test_decoder_that_dies_is_a_problem_of_its_clip(
             threading.Event().wait()
         yield from frames_upright(source)
 
-    monkeypatch.setattr(inspection, "frames_upright", decode)
-    monkeypatch.setattr(inspection, "SECONDS_PER_CLIP", 300 if how == "crash" else 1)
+    patience_s = 300 if how == "crash" else 1
     name = "SIGSEGV" if how == "crash" else "SIGALRM"
-    assert verify(str(data)).problems == [f"shard-000001.tar: clip 'c1': its decoder dies ({name})"]
+    assert list(clip_problems(str(data), index, decode=decode, patience_s=patience_s)) == [
+        *("", f"shard-000001.tar: clip 'c1': its decoder dies ({name})", "")
+    ]
 
 
 def test_shard_without_its_json_is_named(data: Path) -> None:
@@ -160,7 +160,7 @@ def test_what_does_no_harm_is_noted(data: Path) -> None:
 
 def test_numbers_add_up(data: Path) -> None:
     index = read_index(str(data))
-    summary = facts(index)
+    summary = summarise(index)
     assert (summary.shards, summary.sizes) == (3, ["32x32"])
     assert list(summary.splits) == ["test", "train"]
     assert summary.splits["train"][:4] == (2, 2, 16, 1.0)
@@ -191,11 +191,11 @@ def test_any_file_system_will_do(tmp_path: Path) -> None:
     MemoryFileSystem.store.clear()
 
 
-def test_commands_tell_and_fail(data: Path, tmp_path: Path) -> None:
+def test_commands_report_and_fail(data: Path, tmp_path: Path) -> None:
     run = CliRunner()
-    assert "3 clips, all whole" in run.invoke(app, ["data", "verify", str(data)]).output
-    told = run.invoke(app, ["data", "info", str(data)]).output
-    assert read_index(str(data)).fingerprint in told
+    assert "3 clips, all intact" in run.invoke(app, ["data", "verify", str(data)]).output
+    output = run.invoke(app, ["data", "info", str(data)]).output
+    assert read_index(str(data)).fingerprint in output
     out = str(tmp_path / "page.html")
     assert run.invoke(app, ["data", "preview", str(data), "--out", out]).exit_code == 0
     (data / "shard-000001.tar").unlink()

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from prioritycut_ray.data.shards import Member, ShardError, ShardWriter, read_clip, read_index
+from prioritycut_ray.data.shard_writer import Member, ShardWriter
+from prioritycut_ray.data.shards import ShardError, read_clip, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage import reading
 from prioritycut_ray.storage.reading import fetched
@@ -89,7 +90,7 @@ def test_what_does_not_pass_ends_in_one_line(server: Server) -> None:
     server.failures, server.asked = 10**6, 0
     with pytest.raises(UserError, match=r"index\.json: cannot be read, tried 6 times") as caught:
         read_index(server.url)
-    assert server.asked == storage.ATTEMPTS
+    assert server.asked == reading.ATTEMPTS
     assert "\n" not in str(caught.value)
 
 

@@ -27,7 +27,7 @@ def published_step() -> Seen:
 def test_a_step_has_few_operations_and_one_wait(published_step: Seen) -> None:
     """An H200 would wait for Python at 5700 operations and fewer than 16 samples."""
     assert 2500 < published_step.count() <= 3500
-    assert [place.named() for place in published_step.waits] == ["update.py _agree"]
+    assert [place.named() for place in published_step.waits] == ["training/gradients.py _agree"]
     assert published_step.blocking == []
     assert len(published_step.uploads) == 4, "two frames, seeds and random numbers"
 
