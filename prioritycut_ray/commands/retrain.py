@@ -1,55 +1,28 @@
-"""``prioritycut retrain``: the numbered steps, each told, each done once."""
+"""``prioritycut retrain``."""
 
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from prioritycut_ray.config import load_section
-from prioritycut_ray.retraining.job import (
-    NothingNew,
-    find_job,
-)
-from prioritycut_ray.retraining.notices import (
-    RetrainReport,
-    write_metrics,
-)
-from prioritycut_ray.retraining.pipeline import make_candidate
-from prioritycut_ray.retraining.settings import RetrainSettings
-from prioritycut_ray.storage.folder import Folder
-from prioritycut_ray.storage.lease import leased
-from prioritycut_ray.storage.paths import resolved
+from prioritycut_ray.retraining.notifications import RetrainReport
+from prioritycut_ray.retraining.pipeline import retrain as run_pipeline
+from prioritycut_ray.retraining.settings import load_settings
 
 
 def retrain(file: str | Path, overrides: list[str], console: Console) -> RetrainReport | None:
-    """Retrain the current model if there are new clips, and promote the result if it is no worse.
-
-    Killed anywhere and run again, it ends with the same result.
+    """Retrain the current model, and print each step.
 
     Args:
-        file: YAML file of :class:`RetrainSettings`.
-        overrides: changes to it.
-        console: where the steps are told.
+        file: the YAML file of the settings.
+        overrides: changes to them.
+        console: where to print.
 
     Returns:
-        The report; None if there was nothing new.
+        The report, or None if there are no new clips.
 
     Raises:
-        LeaseHeld: another retraining is at work.
-        UserError: something does not fit.
+        LeaseHeld: another retraining is running.
+        UserError: see :func:`prioritycut_ray.retraining.pipeline.retrain`.
     """
-    settings = load_section(RetrainSettings, str(file), overrides)
-    places = {key: resolved(getattr(settings, key)) for key in ("models", "data")}
-    if settings.metrics_file:
-        places["metrics_file"] = resolved(settings.metrics_file)
-    settings = settings.model_copy(update=places)
-    models = Folder(settings.models)
-    console.print(f"[1/6] lock of {models.url}", markup=False)
-    with leased(models, settings.lease_seconds) as lease:
-        console.print(f"[2/6] new clips in {settings.data}?", markup=False)
-        found = find_job(models, settings, lease)
-        if isinstance(found, NothingNew):
-            console.print(f"nothing new: {found.reason}", markup=False)
-            if settings.metrics_file:
-                write_metrics(settings.metrics_file, None)
-            return None
-        return make_candidate(models, found, lease, console)
+    return run_pipeline(load_settings(file, overrides), partial(console.print, markup=False))

@@ -1,5 +1,6 @@
 """Scheduled retraining: new data → warm start → evaluate → promote or refuse.
 
-``settings`` says what is wanted, ``lease`` keeps two from doing it at once, ``registry`` knows the
-models and which is current, ``gate`` decides, ``job`` does the numbered steps, ``notices`` tells.
+``pipeline`` runs the numbered steps with what the other modules give: ``settings`` (the YAML file),
+``registry`` (the models folder and the pointer to the current model), ``job`` (the work on one
+candidate), ``comparison`` and ``gate`` (whether it is promoted), ``notifications`` (who is told).
 """

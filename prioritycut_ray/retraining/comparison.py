@@ -1,4 +1,4 @@
-"""Candidate against current model on the same held-out clips, paired, with intervals."""
+"""The paired comparison of a candidate and the current model on the same held-out clips."""
 
 from collections.abc import Sequence
 from itertools import compress
@@ -18,19 +18,19 @@ from prioritycut_ray.retraining.gate import ALL
 from prioritycut_ray.retraining.settings import RetrainSettings
 
 FIXED = "fixed"
-"""Held-out clips that the current model's data set had already."""
+"""Held-out clips that were in the current model's data set."""
 NEW = "new"
-"""Held-out clips that came since."""
+"""Held-out clips that were added since."""
 
 
 class Comparison(BaseModel):
-    """What the gate judges by; all means are over clips.
+    """The comparison that the gate decides on; all means are over clips.
 
     Attributes:
-        metrics: what the numbers mean.
-        clips: how many, by holdout.
-        candidate: scores by holdout and metric.
-        current: the same of the current model.
+        metrics: the measured metrics.
+        clips: number of clips by holdout.
+        candidate: the candidate's scores by holdout and metric.
+        current: the current model's scores by holdout and metric.
         differences: candidate − current, by holdout and metric.
         skipped: clips that could not be decoded, with the reason.
         warnings: what a reader of the numbers must know.
@@ -53,18 +53,18 @@ def compare(
     seen: ClipIndex,
     mapper: Mapper,
 ) -> Comparison:
-    """Evaluate both on the same clips.
+    """Evaluate both models on the same clips.
 
     Args:
         current: path or URL of the current model's checkpoint.
-        candidate: of the candidate's.
-        settings: of the retraining.
-        index: of the data set as the job has pinned it.
-        seen: of the data set when the current model was made.
+        candidate: path or URL of the candidate's checkpoint.
+        settings: the settings of the retraining.
+        index: index of the data set that the job has pinned.
+        seen: index of the data set that the current model was trained on.
         mapper: see :func:`evaluate_runs`.
 
     Raises:
-        UserError: no clip is left of the fixed holdout.
+        UserError: the fixed holdout is empty.
     """
     runs = [current, candidate]
     with ProgressBar("comparing", 1.0) as bar:
@@ -81,8 +81,8 @@ def compare(
     fixed = [*compress(clips, were_seen(clips, seen))]
     if not fixed:
         raise UserError(
-            f"{settings.data}: no clip of split {settings.holdout!r} is one that the current model "
-            "was judged on; hold out the same clips as before"
+            f"{settings.data}: split {settings.holdout!r} has none of the clips that the current "
+            "model was evaluated on; hold out the same clips as before"
         )
     new = [clip for clip in clips if clip not in fixed]
     holdouts = {FIXED: fixed, ALL: clips} | ({NEW: new} if new else {})

@@ -1,4 +1,4 @@
-"""Whether a candidate takes the current model's place: a pure function of paired differences."""
+"""The decision whether a candidate is promoted: a pure function of paired differences."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,40 +11,40 @@ from prioritycut_ray.metrics.aggregate import Estimate, Metric
 from prioritycut_ray.retraining.settings import Gate
 
 ALL = "all"
-"""Both holdouts together."""
+"""All held-out clips: the fixed and the new holdout together."""
 Differences = Mapping[str, Mapping[str, Estimate]]
 """Candidate − current, by holdout and metric."""
 
 
-class Check(BaseModel):
-    """One thing that the gate looked at, in words."""
+class GateCheck(BaseModel):
+    """The outcome of one rule."""
 
     passed: bool
     text: str
 
 
 class Verdict(BaseModel):
-    """What the gate decided.
+    """The decision of the gate: the content of ``verdict.json``.
 
     Attributes:
-        promote: every check passed.
-        reason: one line.
-        checks: everything that was looked at.
+        promote: whether every check has passed.
+        reason: the reason, in one line.
+        checks: the outcome of each rule.
     """
 
     promote: bool
     reason: str
-    checks: list[Check]
+    checks: list[GateCheck]
 
 
-class _Named(NamedTuple):
+class _MetricDifference(NamedTuple):
     holdout: str
     metric: Metric
     difference: Estimate
 
 
 def check_rules(metrics: Sequence[Metric], gate: Gate) -> None:
-    """Make sure that the gate can be asked about these metrics.
+    """Make sure that all metrics of the rules are measured.
 
     Raises:
         UserError: a rule names a metric that is not measured.
@@ -52,38 +52,40 @@ def check_rules(metrics: Sequence[Metric], gate: Gate) -> None:
     known = [metric.key for metric in metrics]
     for key in (gate.target, *gate.tolerances):
         if key not in known:
-            raise UserError(f"gate: {key} is not measured; choose among {', '.join(known)}")
+            raise UserError(f"gate: {key} is not measured; use one of {', '.join(known)}")
 
 
 def judge(differences: Differences, metrics: Sequence[Metric], gate: Gate) -> Verdict:
-    """Decide on a candidate.
+    """Decide whether a candidate is promoted.
 
     Args:
-        differences: candidate − current, by holdout; :data:`ALL` holds all held-out clips.
-        metrics: what the numbers mean.
+        differences: candidate − current, by holdout and metric; includes :data:`ALL`.
+        metrics: the measured metrics.
         gate: the rules.
 
     Raises:
-        UserError: see :func:`check_rules`.
+        UserError: a rule names a metric that is not measured.
     """
     check_rules(metrics, gate)
     known = {metric.key: metric for metric in metrics}
     checks = [
-        _regression(_Named(holdout, known[key], by_metric[key]), tolerance)
+        _regression(_MetricDifference(holdout, known[key], by_metric[key]), tolerance)
         for holdout, by_metric in differences.items()
         if holdout != ALL
         for key, tolerance in gate.tolerances.items()
     ]
-    checks.append(_target(_Named(ALL, known[gate.target], differences[ALL][gate.target])))
+    checks.append(
+        _target(_MetricDifference(ALL, known[gate.target], differences[ALL][gate.target]))
+    )
     failed = [check.text for check in checks if not check.passed]
     return Verdict(
         promote=not failed,
-        reason="; ".join(failed) or f"{len(checks)} checks passed, {checks[-1].text}",
+        reason="; ".join(failed) or f"all {len(checks)} checks passed; {checks[-1].text}",
         checks=checks,
     )
 
 
-def _regression(item: _Named, tolerance: float) -> Check:
+def _regression(item: _MetricDifference, tolerance: float) -> GateCheck:
     worse = _worsening(item)
     if worse is None:
         return _undefined(item)
@@ -98,25 +100,25 @@ def _regression(item: _Named, tolerance: float) -> Check:
         )
         + f" (tolerance {tolerance:g})"
     )
-    return Check(passed=at_most <= tolerance, text=text)
+    return GateCheck(passed=at_most <= tolerance, text=text)
 
 
-def _target(item: _Named) -> Check:
+def _target(item: _MetricDifference) -> GateCheck:
     worse = _worsening(item)
     if worse is None:
         return _undefined(item)
-    return Check(
+    return GateCheck(
         passed=worse[0] <= 0,
         text=f"target {item.metric.label} over all held-out clips is "
         f"{'worse' if worse[0] > 0 else 'no worse'} ({item.difference.value:+.3g})",
     )
 
 
-def _worsening(item: _Named) -> tuple[float, float] | None:
-    """By how much the candidate is worse (below 0: better), and at most by how much.
+def _worsening(item: _MetricDifference) -> tuple[float, float] | None:
+    """Return how much worse the candidate is (negative: better), and the upper bound of that.
 
-    The second is the far end of the 95 % interval; the same as the first where there is none. None
-    if the metric is defined on no frame, or is not finite.
+    The upper bound is the far end of the 95 % interval, or the value itself without an interval.
+    None if the metric is undefined on every frame, or not finite.
     """
     value, low, high = item.difference.value, item.difference.low, item.difference.high
     if not all(math.isfinite(number) for number in (value, low, high) if number is not None):
@@ -128,12 +130,12 @@ def _worsening(item: _Named) -> tuple[float, float] | None:
     return value, value if high is None else high
 
 
-def _undefined(item: _Named) -> Check:
-    """What nobody could measure is not a reason to promote."""
+def _undefined(item: _MetricDifference) -> GateCheck:
+    """Fail a metric that could not be measured."""
     holdout = f"the {item.holdout} holdout"
     if item.difference.value is None:
-        text = f"{item.metric.label} is defined on no frame of {holdout}"
+        text = f"{item.metric.label} is undefined on every frame of {holdout}"
     else:
-        text = f"{item.metric.label} of the candidate or of the current model is not finite on "
+        text = f"{item.metric.label} of the candidate or the current model is not finite on "
         text += holdout
-    return Check(passed=False, text=text)
+    return GateCheck(passed=False, text=text)

@@ -1,8 +1,7 @@
-"""A retraining, step by step; each leaves a file, and is not done again when the file is there.
+"""The work on one candidate: found, trained, finished.
 
-A process that is killed anywhere and started again so ends with the same result. Everything that a
-later step depends on is pinned by ``job.json`` and the index beside it: clips that arrive meanwhile
-are for the next time.
+Everything that a later step depends on is pinned by ``job.json`` and the index beside it. Clips
+that arrive in the meantime are left for the next retraining.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ from prioritycut_ray.retraining.registry import (
     RUN,
     current_model,
     former_models,
-    names_of,
+    model_names,
     read_current,
     run_folder,
 )
@@ -46,20 +45,22 @@ from prioritycut_ray.training.checkpoint import fork_checkpoint
 JOB = "job.json"
 EVALUATION = "evaluation.json"
 VERDICT = "verdict.json"
+REPORT = "report.json"
+REPORT_PAGE = "report.html"
 DONE = "done.json"
 
 
-class Job(BaseModel):
-    """What a candidate is made from.
+class RetrainingJob(BaseModel):
+    """What a candidate is made from: the content of ``job.json``.
 
     Attributes:
-        candidate: its name.
-        current: the model that it begins from, and is compared with.
-        checkpoint: path or URL of that model.
-        settings: of the retraining.
-        new_clips: in the split that is trained on.
-        samples: at which the candidate is done.
-        begun: when, ISO 8601.
+        candidate: name of the candidate.
+        current: the model that it is trained from and compared with.
+        checkpoint: path or URL of that model's checkpoint.
+        settings: the settings of the retraining.
+        new_clips: number of new clips in the training split.
+        samples: number of samples at which the training ends.
+        begun: when the job was created, ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,16 +75,17 @@ class Job(BaseModel):
 
 
 class NothingNew(BaseModel):
-    """Why there is nothing to do."""
+    """The reason why there is nothing to do."""
 
     reason: str
 
 
-def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Job | NothingNew:
-    """Step 2: is there a job that was interrupted, or new data?
+def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> RetrainingJob | NothingNew:
+    """Return an interrupted job, or a new one if there are new clips (step 2).
 
     Raises:
-        UserError: there is no current model, or the data set cannot be read.
+        UserError: there is no current model, the data set cannot be read, or the settings are
+            invalid.
     """
     interrupted = unfinished_job(models)
     if interrupted is not None:
@@ -94,13 +96,13 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Job | N
     clips_of(index, settings.holdout)
     if config.data.split == settings.holdout:
         raise UserError(
-            f"holdout={settings.holdout}: the current model was trained on that split; give another"
+            f"holdout={settings.holdout}: the current model was trained on this split; use another"
         )
     seen = read_index(f"{models.url}/{name}")
     fresh = new_clips(index, seen, config.data.split)
     if not fresh:
         return NothingNew(reason=f"{name} has seen all clips of split {config.data.split!r}")
-    job = Job(
+    job = RetrainingJob(
         candidate=_candidate_name(name, index, settings),
         current=name,
         checkpoint=checkpoint,
@@ -109,13 +111,13 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Job | N
         samples=read_progress(find_checkpoint(checkpoint)).samples + settings.budget,
         begun=datetime.now(UTC),
     )
-    # Wrong settings are refused before anything is written.
+    # Reject invalid settings before anything is written.
     candidate_config(models, job)
     check_rules(selected_metrics(Measures(settings.lpips, settings.faces)), settings.gate)
     if models.exists(f"{job.candidate}/{DONE}"):
         verdict = json.loads(models.read(f"{job.candidate}/{VERDICT}"))
         return NothingNew(
-            reason=f"candidate {job.candidate} was made from these clips before and refused: "
+            reason=f"candidate {job.candidate} was trained on these clips before and refused: "
             f"{verdict['reason']}"
         )
     lease.check()
@@ -124,27 +126,27 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Job | N
     return job
 
 
-def unfinished_job(models: Folder) -> Job | None:
-    """The job that was interrupted, if there is one."""
-    for name in names_of(models):
+def unfinished_job(models: Folder) -> RetrainingJob | None:
+    """Return the interrupted job, or None."""
+    for name in model_names(models):
         if models.exists(f"{name}/{JOB}") and not models.exists(f"{name}/{DONE}"):
             return read_job(models, name)
     return None
 
 
-def read_job(models: Folder, candidate: str) -> Job:
-    """What a candidate was made from."""
-    return Job.model_validate_json(models.read(f"{candidate}/{JOB}"))
+def read_job(models: Folder, candidate: str) -> RetrainingJob:
+    """Return the job of a candidate."""
+    return RetrainingJob.model_validate_json(models.read(f"{candidate}/{JOB}"))
 
 
 def new_clips(index: ClipIndex, seen: ClipIndex, split: str) -> list[Clip]:
-    """Clips of a split that are not in another index, byte by byte."""
+    """Return the clips of a split whose key and checksum are not in another index."""
     pairs = zip(index.clips, were_seen(index.clips, seen), strict=True)
     return [clip for clip, is_old in pairs if clip.split == split and not is_old]
 
 
 def _candidate_name(current: str, index: ClipIndex, settings: RetrainSettings) -> str:
-    """The same for the same current model, data and settings."""
+    """Return a name that depends on the current model, the data and the settings only."""
     relevant = settings.model_dump(
         mode="json", include={"holdout", "budget", "replay", "set", "gate"}
     )
@@ -152,8 +154,8 @@ def _candidate_name(current: str, index: ClipIndex, settings: RetrainSettings) -
     return f"candidate-{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
 
 
-def candidate_config(models: Folder, job: Job) -> Config:
-    """The configuration that the candidate is trained with: the current model's, and what is new.
+def candidate_config(models: Folder, job: RetrainingJob) -> Config:
+    """Return the candidate's configuration: the current model's, with the changes of the job.
 
     Raises:
         UserError: the settings change the networks.
@@ -177,18 +179,23 @@ def candidate_config(models: Folder, job: Job) -> Config:
         if key.startswith(NETWORK_KEYS)
     ]
     if networks:
-        raise UserError(f"set: {', '.join(networks)} would be another network: train it afresh")
+        raise UserError(
+            f"set: {', '.join(networks)} changes the networks, which a warm start cannot do; train "
+            "a new model with `prioritycut train` and promote it"
+        )
     return config
 
 
-def train_candidate(models: Folder, job: Job, lease: Lease, train: Callable[[Config], str]) -> None:
-    """Step 3: warm start from the current model, train for the budget; resumes.
+def train_candidate(
+    models: Folder, job: RetrainingJob, lease: Lease, train: Callable[[Config], str]
+) -> None:
+    """Train the candidate from the current model's checkpoint, or resume its training (step 3).
 
     Args:
-        models: folder of the models.
-        job: what to make.
-        lease: of this process.
-        train: runs a training run, or resumes it.
+        models: the models folder.
+        job: the job of the candidate.
+        lease: the lease of this process.
+        train: starts or resumes a training run.
     """
     config = candidate_config(models, job)
     run = run_folder(models, job.candidate)
@@ -199,14 +206,14 @@ def train_candidate(models: Folder, job: Job, lease: Lease, train: Callable[[Con
         train(config)
 
 
-def superseded(models: Folder, job: Job) -> bool:
-    """Whether someone has changed the current model since the job began, by hand for instance."""
+def superseded(models: Folder, job: RetrainingJob) -> bool:
+    """Return whether the current model has changed since the job began, for example by hand."""
     current = read_current(models)
     return current is None or current.model not in (job.current, job.candidate)
 
 
-def finish(models: Folder, job: Job, lease: Lease) -> list[str]:
-    """The end of step 6: mark the job as done, and remove weights that nobody needs any more.
+def finish(models: Folder, job: RetrainingJob, lease: Lease) -> list[str]:
+    """Mark the job as done, and remove weights beyond ``settings.keep`` (the end of step 6).
 
     Returns:
         Names of the models whose weights were removed.
@@ -215,7 +222,9 @@ def finish(models: Folder, job: Job, lease: Lease) -> list[str]:
     models.write(f"{job.candidate}/{DONE}", b"{}")
     current = read_current(models)
     former = former_models(current) if current else []
-    jobs = [read_job(models, name) for name in names_of(models) if models.exists(f"{name}/{DONE}")]
+    jobs = [
+        read_job(models, name) for name in model_names(models) if models.exists(f"{name}/{DONE}")
+    ]
     in_use = {*former, current.model if current else ""}
     refused = [
         job.candidate

@@ -1,9 +1,9 @@
-"""A retraining from its job to the promotion: each finished step is stored and not done again."""
+"""The six steps of a retraining; each leaves a file in the candidate's folder and runs once."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import BaseModel
-from rich.console import Console
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import read_index
@@ -12,13 +12,17 @@ from prioritycut_ray.retraining.comparison import Comparison, compare
 from prioritycut_ray.retraining.gate import Verdict, judge
 from prioritycut_ray.retraining.job import (
     EVALUATION,
+    REPORT,
+    REPORT_PAGE,
     VERDICT,
-    Job,
+    NothingNew,
+    RetrainingJob,
+    find_job,
     finish,
     superseded,
     train_candidate,
 )
-from prioritycut_ray.retraining.notices import (
+from prioritycut_ray.retraining.notifications import (
     RetrainReport,
     make_report,
     post,
@@ -26,43 +30,82 @@ from prioritycut_ray.retraining.notices import (
     write_metrics,
 )
 from prioritycut_ray.retraining.registry import promote, read_current, run_folder
+from prioritycut_ray.retraining.settings import RetrainSettings
 from prioritycut_ray.runs.locate import locate_checkpoint
 from prioritycut_ray.storage.folder import Folder
-from prioritycut_ray.storage.lease import Lease
+from prioritycut_ray.storage.lease import Lease, leased
 from prioritycut_ray.templates import render
 
+Print = Callable[[str], None]
 Stored = TypeVar("Stored", bound=BaseModel)
 
 
-def make_candidate(models: Folder, job: Job, lease: Lease, console: Console) -> RetrainReport:
-    """Do what is left of a job: train, compare, judge, promote or refuse, report."""
+def retrain(settings: RetrainSettings, say: Print) -> RetrainReport | None:
+    """Retrain the current model on new clips, and promote the result if it passes the gate.
+
+    If the process is killed at any point, running it again gives the same result.
+
+    Args:
+        settings: the settings, with absolute paths.
+        say: called with a line for each step.
+
+    Returns:
+        The report, or None if there are no new clips.
+
+    Raises:
+        LeaseHeld: another retraining is running.
+        Superseded: the lease was lost.
+        UserError: the settings, the data set or the current model is invalid.
+    """
+    models = Folder(settings.models)
+    say(f"[1/6] acquiring the lease of {models.url}")
+    with leased(models, settings.lease_seconds) as lease:
+        say(f"[2/6] looking for new clips in {settings.data}")
+        job = find_job(models, settings, lease)
+        if isinstance(job, NothingNew):
+            say(f"nothing new: {job.reason}")
+            if settings.metrics_file:
+                write_metrics(settings.metrics_file, None)
+            return None
+        return _finish_job(models, job, lease, say)
+
+
+def _finish_job(models: Folder, job: RetrainingJob, lease: Lease, say: Print) -> RetrainReport:
+    """Run the steps of a job that have not been run yet."""
     verdict = comparison = None
     if superseded(models, job):
-        reason = f"{job.current} is not the current model any more"
+        reason = f"{job.current} is no longer the current model"
     else:
-        console.print(
+        say(
             f"[3/6] training {job.candidate} from {job.current}: {job.new_clips} new clips, "
-            f"{job.settings.budget} frame pairs",
-            markup=False,
+            f"{job.settings.budget} frame pairs"
         )
         train_candidate(models, job, lease, _train)
-        console.print(f"[4/6] comparing it with {job.current}", markup=False)
+
+        say(f"[4/6] comparing it with {job.current}")
         comparison = _stored(models, job, EVALUATION, Comparison) or _compare(models, job, lease)
-        console.print("[5/6] deciding", markup=False)
+
+        say("[5/6] deciding")
         verdict = _stored(models, job, VERDICT, Verdict) or _judge(models, job, lease, comparison)
         reason = verdict.reason
         if verdict.promote:
             promote(models, lease, job.candidate, reason)
-    console.print("[6/6] reporting", markup=False)
+
+    say("[6/6] reporting")
     current = read_current(models)
     report = make_report(job, current.model if current else "", reason, verdict, comparison)
-    _tell(models, job, lease, report, console)
+    _write_report(models, job, lease, report)
+    for problem in _notify(job.settings, report):
+        say(f"warning: {problem}; the result is not affected")
     removed = finish(models, job, lease)
     if removed:
-        console.print(f"weights removed: {', '.join(removed)}", markup=False)
-    console.print(f"{report.outcome}: {reason}", markup=False)
-    console.print(f"Report: {models.url}/{job.candidate}/report.html", markup=False)
+        say(f"weights removed: {', '.join(removed)}")
+    say(f"{report.outcome}: {reason}")
+    say(f"Report: {models.url}/{job.candidate}/{REPORT_PAGE}")
     return report
+
+
+# Ray is imported late: on most nights there is nothing to do with it.
 
 
 def _train(config: Config) -> str:
@@ -71,13 +114,7 @@ def _train(config: Config) -> str:
     return train(config)
 
 
-def _stored(models: Folder, job: Job, name: str, kind: type[Stored]) -> Stored | None:
-    """What a step has left before this process began; None if it was not done yet."""
-    path = f"{job.candidate}/{name}"
-    return kind.model_validate_json(models.read(path)) if models.exists(path) else None
-
-
-def _compare(models: Folder, job: Job, lease: Lease) -> Comparison:
+def _compare(models: Folder, job: RetrainingJob, lease: Lease) -> Comparison:
     from prioritycut_ray.ray_cluster.tasks import map_tasks
 
     comparison = compare(
@@ -92,32 +129,43 @@ def _compare(models: Folder, job: Job, lease: Lease) -> Comparison:
     return comparison
 
 
-def _judge(models: Folder, job: Job, lease: Lease, comparison: Comparison) -> Verdict:
+def _judge(models: Folder, job: RetrainingJob, lease: Lease, comparison: Comparison) -> Verdict:
     verdict = judge(comparison.differences, comparison.metrics, job.settings.gate)
     _store(models, job, lease, VERDICT, verdict)
     return verdict
 
 
-def _store(models: Folder, job: Job, lease: Lease, name: str, value: BaseModel) -> None:
-    lease.check()
-    models.write(f"{job.candidate}/{name}", value.model_dump_json(indent=1).encode())
-
-
-def _tell(models: Folder, job: Job, lease: Lease, report: RetrainReport, console: Console) -> None:
-    _store(models, job, lease, "report.json", report)
+def _write_report(models: Folder, job: RetrainingJob, lease: Lease, report: RetrainReport) -> None:
+    _store(models, job, lease, REPORT, report)
     page = render(
         "retrain.html.j2",
         report=report,
         difference_text=difference_text,
         estimate_text=lambda metric, estimate: estimate_text(metric, estimate, estimate.frames),
     )
-    models.write(f"{job.candidate}/report.html", page.encode())
-    settings = job.settings
+    models.write(f"{job.candidate}/{REPORT_PAGE}", page.encode())
+
+
+def _notify(settings: RetrainSettings, report: RetrainReport) -> list[str]:
+    """Send the report to everyone in the settings; return what went wrong."""
     if settings.metrics_file:
         write_metrics(settings.metrics_file, report)
     problems = [
         run_command(settings.command, report) if settings.command else "",
         post(settings.webhook, report) if settings.webhook else "",
     ]
-    for problem in filter(None, problems):
-        console.print(f"warning: {problem}; the result stands", markup=False)
+    return [problem for problem in problems if problem]
+
+
+# The files of the steps.
+
+
+def _stored(models: Folder, job: RetrainingJob, name: str, kind: type[Stored]) -> Stored | None:
+    """Return the result of a step that an earlier process has completed, or None."""
+    path = f"{job.candidate}/{name}"
+    return kind.model_validate_json(models.read(path)) if models.exists(path) else None
+
+
+def _store(models: Folder, job: RetrainingJob, lease: Lease, name: str, value: BaseModel) -> None:
+    lease.check()
+    models.write(f"{job.candidate}/{name}", value.model_dump_json(indent=1).encode())

@@ -1,16 +1,16 @@
-"""The models of a project, and which one is current.
+"""The models folder: the models and candidates, and which model is current.
 
 ::
 
-    current.json            the pointer: current model, how it got there, checksum
-    lease/                  who may write
-    NAME/                   a model, or a candidate for one
-      index.json            the clips that it has seen, and the holdout of its time
-      job.json              how it came about
-      run/                  its training, with checkpoints
+    current.json            the pointer: current model, history of promotions, checksum
+    lease/                  which process may write
+    NAME/                   a model or a candidate
+      index.json            the data set that it was trained on, with its holdout
+      job.json              what the candidate was made from
+      run/                  its training run, with checkpoints
       evaluation.json verdict.json report.html report.json    see ``job``
 
-The pointer is replaced in one piece: a reader sees the old or the new one.
+The pointer is replaced atomically: a reader sees the old or the new one.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ RUN = "run"
 
 
 class Promotion(BaseModel):
-    """One move of the pointer.
+    """One entry in the history of the pointer.
 
     Attributes:
-        model: name of the model that became current.
-        at: when, ISO 8601.
-        reason: why, in one line.
-        checkpoint: of the model, below the folder of models.
-        manifest: SHA-256 of the checkpoint's manifest, which holds those of its files.
-        token: of the lease that it was done under.
+        model: name of the promoted model.
+        at: time of the promotion, ISO 8601.
+        reason: the reason, in one line.
+        checkpoint: path of the model's checkpoint, relative to the models folder.
+        manifest: SHA-256 of the checkpoint's manifest, which has the checksums of its files.
+        token: fencing token of the lease that was held.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,10 +54,10 @@ class Promotion(BaseModel):
 
 
 class Current(BaseModel):
-    """The pointer: all moves, the last one being in force.
+    """The pointer: the history of promotions, of which the last one is in force.
 
     Attributes:
-        history: in order.
+        history: promotions and rollbacks, in order.
         checksum: SHA-256 of the history.
     """
 
@@ -73,53 +73,55 @@ class Current(BaseModel):
 
 
 def read_current(models: Folder) -> Current | None:
-    """The pointer; None if no model was promoted yet.
+    """Return the pointer, or None if no model has been promoted.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the pointer is damaged.
     """
     if not models.exists(CURRENT):
         return None
     try:
         current = Current.model_validate_json(models.read(CURRENT))
     except ValidationError as error:
-        raise UserError(
-            f"{models.url}/{CURRENT}: is damaged ({error.error_count()} errors)"
-        ) from error
+        raise _damaged(models, f"{error.error_count()} errors") from error
     if current.checksum != _checksum(current.history):
-        raise UserError(
-            f"{models.url}/{CURRENT}: is damaged (checksum differs); restore it from a backup, or "
-            "remove it and promote a model again"
-        )
+        raise _damaged(models, "the checksum does not match")
     return current
 
 
+def _damaged(models: Folder, reason: str) -> UserError:
+    return UserError(
+        f"{models.url}/{CURRENT}: is damaged ({reason}); restore it from a backup, or remove it "
+        "and promote a model again"
+    )
+
+
 def current_model(models: Folder) -> tuple[str, str]:
-    """Name of the current model, and path or URL of its checkpoint.
+    """Return the name of the current model, and the path or URL of its checkpoint.
 
     Raises:
-        UserError: there is none, or it is not what was promoted.
+        UserError: there is no current model, or its checkpoint is not the promoted one.
     """
     current = read_current(models)
     if current is None:
         raise UserError(
-            f"{models.url}: no current model; `prioritycut models promote RUN --models "
-            f"{models.url}` takes the first one from a training run"
+            f"{models.url}: there is no current model; promote the first one from a training run "
+            f"with `prioritycut models promote RUN --models {models.url}`"
         )
     entry = current.history[-1]
     if _manifest_sum(models, entry.checkpoint) != entry.manifest:
         raise UserError(
-            f"{models.url}/{entry.checkpoint}: is not the checkpoint that was promoted; roll back "
-            "with `prioritycut models rollback`"
+            f"{models.url}/{entry.checkpoint}: has changed since it was promoted; roll back with "
+            "`prioritycut models rollback`"
         )
     return entry.model, f"{models.url}/{entry.checkpoint}"
 
 
 def promote(models: Folder, lease: Lease, model: str, reason: str) -> None:
-    """Make a model current; once is enough.
+    """Make a model current. Idempotent.
 
     Raises:
-        UserError: it has no good checkpoint, or one with weights that are NaN or infinite.
+        UserError: the model has no complete checkpoint, or its weights are NaN or infinite.
         Superseded: the lease was lost.
     """
     current = read_current(models)
@@ -144,26 +146,29 @@ def promote(models: Folder, lease: Lease, model: str, reason: str) -> None:
 
 
 def rollback(models: Folder, lease: Lease) -> tuple[str, str]:
-    """Make the model current again that was before this one.
+    """Roll back to the previously promoted model.
 
     Returns:
         Names of the former and the new current model.
 
     Raises:
-        UserError: there is none before, or its weights are gone.
+        UserError: there is no earlier model, or its weights were removed.
     """
     current = read_current(models)
     earlier = former_models(current) if current else []
     if current is None or not earlier:
-        raise UserError(f"{models.url}: there is no model before the current one to go back to")
+        raise UserError(
+            f"{models.url}: there is no earlier model to roll back to; `prioritycut models list` "
+            "shows the history"
+        )
     promote(models, lease, earlier[0], f"rolled back from {current.model}")
     return current.model, earlier[0]
 
 
 def former_models(current: Current) -> list[str]:
-    """Models that were current before this one, the newest first.
+    """Return the models that were current before this one, newest first.
 
-    One that was rolled back from does not count: a roll-back takes it off the list.
+    A rollback removes the model that was rolled back from.
     """
     stack: list[str] = []
     for entry in current.history:
@@ -175,15 +180,15 @@ def former_models(current: Current) -> list[str]:
 
 
 def adopt(models: Folder, lease: Lease, run: str, model: str) -> None:
-    """Take the newest checkpoint of a training run in as a model, with the index of its data.
+    """Add the newest checkpoint of a training run as a model, with the index of its data set.
 
     Raises:
-        UserError: there is a model of that name, no checkpoint, or no data set any more.
+        UserError: a model of this name exists, or the run has no checkpoint or no data set.
     """
     if models.exists(f"{model}/{INDEX_NAME}"):
         raise UserError(
-            f"{models.url}/{model}: there is such a model; promote it by that name, or give "
-            "the run another --name"
+            f"{models.url}/{model}: this model already exists; promote it by this name, or choose "
+            "another with --name"
         )
     source = find_checkpoint(run)
     config = read_config(source)
@@ -194,12 +199,12 @@ def adopt(models: Folder, lease: Lease, run: str, model: str) -> None:
 
 
 def run_folder(models: Folder, model: str) -> str:
-    """Where a model was trained."""
+    """Return the path or URL of a model's training run."""
     return f"{models.url}/{model}/{RUN}"
 
 
-def names_of(models: Folder) -> list[str]:
-    """Models and candidates, in the order of their names."""
+def model_names(models: Folder) -> list[str]:
+    """Return the names of all models and candidates, sorted."""
     return [name for name in models.names() if models.exists(f"{name}/{INDEX_NAME}")]
 
 
@@ -207,10 +212,13 @@ def _manifest_sum(models: Folder, checkpoint: str) -> str:
     try:
         content = models.read(f"{checkpoint}/{MANIFEST}")
     except FileNotFoundError:
-        raise UserError(f"{models.url}/{checkpoint}: the checkpoint is gone") from None
+        raise UserError(
+            f"{models.url}/{checkpoint}: the checkpoint does not exist; restore it from a backup, "
+            "or roll back with `prioritycut models rollback`"
+        ) from None
     return hashlib.sha256(content).hexdigest()
 
 
 def _checksum(history: list[Promotion]) -> str:
-    facts = [entry.model_dump(mode="json") for entry in history]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    entries = [entry.model_dump(mode="json") for entry in history]
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

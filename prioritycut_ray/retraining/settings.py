@@ -1,19 +1,22 @@
 """The YAML file of ``prioritycut retrain``. Imports neither torch nor ray."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from prioritycut_ray.config import Count, NonNegative, Place, Section
+from prioritycut_ray.config import Count, NonNegative, Place, Section, load_section
+from prioritycut_ray.storage.paths import resolved
 
 
 class Gate(Section):
     """When a candidate is promoted.
 
     Attributes:
-        target: metric whose mean over all held-out clips must be no worse than the current model's.
-        tolerances: by metric, by how much a candidate may be worse on either holdout. The far end
-            of the difference's 95 % interval counts: a regression beyond it must be ruled out.
+        target: the metric whose mean over all held-out clips must be no worse than the current
+            model's.
+        tolerances: how much worse a candidate may be on each holdout, by metric. The far end of the
+            95 % interval of the difference counts, so that a larger regression is ruled out.
     """
 
     target: str = "l1"
@@ -26,20 +29,20 @@ class RetrainSettings(Section):
     """A scheduled retraining.
 
     Attributes:
-        models: folder of the models, a path or an fsspec URL.
-        data: folder of shards that grows by ``prioritycut data append``.
-        holdout: split that models are compared on; never trained on.
-        budget: frame pairs that a candidate trains for.
-        replay: share of them that is drawn from clips which the current model has seen.
-        set: changes to the current model's configuration by dotted key; not of its networks.
+        models: the models folder: a path or an fsspec URL.
+        data: the folder of shards, which grows with ``prioritycut data append``.
+        holdout: the split that models are compared on; never trained on.
+        budget: number of frame pairs that a candidate is trained for.
+        replay: share of them that is drawn from clips the current model has seen.
+        set: changes to the current model's configuration by dotted key; not to its networks.
         gate: see :class:`Gate`.
-        lpips: as for ``evaluate --lpips``.
-        faces: as for ``evaluate --faces``.
-        lease_seconds: the lock of a process that died is free after so long.
-        keep: refused candidates and former models whose weights are kept.
-        command: run by the shell when a retraining has ended, with the report as JSON on its input.
-        webhook: URL that the report is posted to as JSON.
-        metrics_file: written for Prometheus' textfile collector.
+        lpips: as in ``evaluate --lpips``.
+        faces: as in ``evaluate --faces``.
+        lease_seconds: seconds after which the lease of a dead process expires.
+        keep: number of refused candidates and of former models whose weights are kept.
+        command: shell command that is run at the end, with the report as JSON on its stdin.
+        webhook: URL to which the report is posted as JSON.
+        metrics_file: file for the textfile collector of Prometheus' node exporter.
     """
 
     models: Place = "models"
@@ -56,3 +59,20 @@ class RetrainSettings(Section):
     command: str | None = None
     webhook: Annotated[str, Field(pattern=r"^https?://")] | None = None
     metrics_file: Place | None = None
+
+
+def load_settings(file: str | Path, overrides: list[str]) -> RetrainSettings:
+    """Read the settings, with absolute paths.
+
+    Args:
+        file: path or fsspec URL of the YAML file.
+        overrides: changes as ``key=value``.
+
+    Raises:
+        UserError: the file or a value is invalid.
+    """
+    settings = load_section(RetrainSettings, str(file), overrides)
+    places = {key: resolved(getattr(settings, key)) for key in ("models", "data")}
+    if settings.metrics_file:
+        places["metrics_file"] = resolved(settings.metrics_file)
+    return settings.model_copy(update=places)

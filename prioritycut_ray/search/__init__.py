@@ -1,5 +1,6 @@
-"""Hyperparameter search: Ray Tune around :mod:`prioritycut_ray.launch.driver`.
+"""Hyperparameter search with Ray Tune; each trial is a training run.
 
-``space`` says what is searched, ``trial`` runs one point of it, ``driver`` all of them,
-``results`` and ``plots`` turn them into what people look at.
+``space`` is the search file, ``trial`` runs one point of the space, ``driver`` runs all of them
+with Ray Tune (``pbt`` is its scheduler for Population Based Training), ``results``, ``plots`` and
+``report`` show what came out.
 """

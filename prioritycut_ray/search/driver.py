@@ -1,5 +1,6 @@
-"""All trials of a search: Ray Tune decides which run, and when."""
+"""Run all trials of a search with Ray Tune."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -25,59 +26,59 @@ from prioritycut_ray.ray_cluster.filesystem import ray_storage
 from prioritycut_ray.ray_cluster.resources import has_autoscaler, uses_gpu
 from prioritycut_ray.ray_cluster.session import start_ray
 from prioritycut_ray.runs.compatibility import MAY_CHANGE
-from prioritycut_ray.search.population import PopulationScheduler
-from prioritycut_ray.search.results import Trial, collect, reason
+from prioritycut_ray.search.pbt import PBTScheduler
+from prioritycut_ray.search.results import TrialResult, collect, reason
 from prioritycut_ray.search.space import (
+    ASHA,
     DRIVER_CPUS,
+    PBT,
     VARIANT,
     Domain,
-    Halving,
-    Population,
     SearchConfig,
     boundaries,
     check_space,
     describe,
-    spread,
+    max_concurrent_trials,
 )
-from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES, Plan, run_trial
+from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES, TrialContext, run_trial
 from prioritycut_ray.storage.folder import Folder
 
 _TUNE = "tune"
-"""Folder of Ray Tune's own files below a search's."""
+"""Folder of Ray Tune's own files in the folder of a search."""
 _SNAPSHOT = re.compile(r"experiment_state-.*\.json")
-"""What Ray Tune resumes from: without one, a search has not begun."""
-_BEGUN = "search.json"
-"""What the search began with."""
-_TRIALS_WHERE_NODES_ARE_ADDED = 8
-"""How far a cluster can grow is not known; a trial that waits costs its driver's half gigabyte."""
+"""What Ray Tune restores from: without one, the search has not started."""
+_VALUES = "search.json"
+"""The values that the search was started with."""
+_CONCURRENT_WITH_AUTOSCALER = 8
+"""How far a cluster can grow is unknown, and the driver of a waiting trial takes 0.5 GB."""
 
 
 def run_search(
     search: SearchConfig, base: Config, storage: Folder, *, resume: bool
-) -> tuple[list[Trial], Metric]:
-    """Run a search to its end, or go on with one.
+) -> tuple[list[TrialResult], Metric]:
+    """Run a search to its end, or resume it.
 
     Args:
-        search: what to search.
+        search: the search.
         base: the configuration that trials change, with absolute paths.
         storage: folder of the search.
-        resume: go on with the search of this name if there is one.
+        resume: resume the search of this name if it exists.
 
     Returns:
-        The trials in the order in which they began, and the metric that is the objective.
+        The trials in the order in which they started, and the metric that the search optimizes.
 
     Raises:
-        UserError: the space, the data or the objective does not fit, the cluster is too small, or
-            the search began with other values.
+        UserError: the space, the data or the objective is invalid, the cluster is too small, or
+            the search was started with different values.
         Preempted: the search was asked to stop; it can be resumed.
     """
     configs = check_space(search, base)
     metric = check_objective(search, configs)
     start_ray()
     concurrent = concurrency(search, configs)
-    begun = _begin(search, base, storage, resume=resume)
-    tuner = _tuner(search, base, storage, metric, concurrent, resume=begun)
-    _say(f"{storage.url}: up to {concurrent} trials at the same time")
+    exists = _check_resumable(search, base, storage, resume=resume)
+    tuner = _tuner(search, base, storage, metric, concurrent, resume=exists)
+    _say(f"{storage.url}: running up to {concurrent} trials at a time")
     with _sigterm_as_interrupt():
         tuner.fit()
     trials = collect(Folder(f"{storage.url}/{_TUNE}"), base.train.samples)
@@ -85,19 +86,19 @@ def run_search(
     if unfinished:
         raise Preempted(
             f"{storage.url}: stopped with {len(unfinished)} of {len(trials)} trials unfinished; "
-            "the same command with --resume goes on"
+            "run the same command with --resume to continue"
         )
     return trials, metric
 
 
-def _begin(search: SearchConfig, base: Config, storage: Folder, *, resume: bool) -> bool:
-    """Make sure that all trials of a search, before and after a resumption, can be compared.
+def _check_resumable(search: SearchConfig, base: Config, storage: Folder, *, resume: bool) -> bool:
+    """Make sure that all trials of a search are comparable, including those before a resume.
 
     Returns:
-        Whether the search has begun before.
+        Whether the search exists.
 
     Raises:
-        UserError: it has, and is not to be resumed, or its values or clips were others.
+        UserError: it exists, and ``resume`` is false or its values or clips are different.
     """
     now = {
         **base.model_dump(mode="json", exclude={"name"}),
@@ -105,38 +106,38 @@ def _begin(search: SearchConfig, base: Config, storage: Folder, *, resume: bool)
         "fingerprint of data.url": read_index(base.data.url).fingerprint,
     }
     if not any(map(_SNAPSHOT.fullmatch, storage.names(_TUNE))):
-        storage.write(_BEGUN, json.dumps(now, indent=1).encode())
+        storage.write(_VALUES, json.dumps(now, indent=1).encode())
         return False
     if not resume:
         raise UserError(
-            f"{storage.url}: this search exists; --resume goes on with it, another name in the "
-            "file or another storage=... starts afresh"
+            f"{storage.url}: this search already exists; resume it with --resume, or start a new "
+            "one with another name in the file or another storage=..."
         )
     changed = [
         key
-        for key in changed_keys(json.loads(storage.read(_BEGUN)), now)
-        # A search compares trials of one length.
+        for key in changed_keys(json.loads(storage.read(_VALUES)), now)
+        # Trials of different lengths cannot be compared.
         if key == "train.samples" or not key.startswith(MAY_CHANGE)
     ]
     if changed:
         raise UserError(
-            f"{storage.url}: this search began with other values of {', '.join(changed)}; give "
-            "those back to resume it, or another name to search afresh"
+            f"{storage.url}: this search was started with different values of "
+            f"{', '.join(changed)}; restore them to resume it, or use another name"
         )
     return True
 
 
 def check_objective(search: SearchConfig, configs: list[Config]) -> Metric:
-    """Make sure that every trial can be trained and evaluated on its data.
+    """Return the metric to optimize, if every trial can be trained and evaluated on its data.
 
     Raises:
-        UserError: no such metric, data, or split.
+        UserError: the metric, the data or the split does not exist.
     """
     objective = search.objective
     metrics = {m.key: m for m in selected_metrics(Measures(objective.lpips, objective.faces))}
     if objective.metric not in metrics:
         raise UserError(
-            f"objective.metric={objective.metric}: is not measured; choose one of "
+            f"objective.metric={objective.metric}: is not a metric of this evaluation; use one of "
             f"{', '.join(metrics)}"
         )
     for config in configs:
@@ -148,38 +149,38 @@ def check_objective(search: SearchConfig, configs: list[Config]) -> Metric:
                 clips_of(index, name)
             except UserError as error:
                 raise UserError(
-                    f"{url}: {error}; the splits are given in the manifest of `prioritycut shard`, "
-                    "or change objective.split"
+                    f"{url}: {error}; set splits in the manifest of `prioritycut shard`, or change "
+                    "objective.split"
                 ) from error
     return metrics[objective.metric]
 
 
 def concurrency(search: SearchConfig, configs: list[Config]) -> int:
-    """How many trials can run at the same time on this cluster.
+    """Return how many trials can run at the same time on this cluster.
 
-    Where an autoscaler adds nodes, trials that wait for room are what it adds them for.
+    With an autoscaler, at least ``_CONCURRENT_WITH_AUTOSCALER``: it adds nodes for waiting trials.
 
     Raises:
-        UserError: not even one.
+        UserError: a trial does not fit on the cluster.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = [float(resources.get("CPU", 0)) for resources in nodes]
     largest = max(configs, key=lambda c: c.train.worker_range[1] * c.train.cpus_per_worker)
     workers = largest.train.worker_range[1]
-    room = spread(workers, largest.train.cpus_per_worker, cpus)
+    fitting = max_concurrent_trials(workers, largest.train.cpus_per_worker, cpus)
     if uses_gpu(largest):
         gpus = sum(int(resources.get("GPU", 0)) for resources in nodes)
-        room = min(room, gpus // workers)
+        fitting = min(fitting, gpus // workers)
     if has_autoscaler():
-        return max(room, _TRIALS_WHERE_NODES_ARE_ADDED)
-    if room == 0:
+        return max(fitting, _CONCURRENT_WITH_AUTOSCALER)
+    if fitting == 0:
         raise UserError(
-            f"search {search.name}: a trial takes train.workers={workers} × train.cpus_per_worker="
-            f"{largest.train.cpus_per_worker} CPUs and {DRIVER_CPUS} for its driver, more than the "
-            f"cluster's {sum(cpus):g} CPUs leave; lower one of them, or join a larger cluster with "
+            f"search {search.name}: a trial needs train.workers={workers} × train.cpus_per_worker="
+            f"{largest.train.cpus_per_worker} CPUs, plus {DRIVER_CPUS} for its driver, but the "
+            f"cluster has {sum(cpus):g} CPUs; decrease one of them, or join a larger cluster with "
             "RAY_ADDRESS"
         )
-    return room
+    return fitting
 
 
 def _tuner(
@@ -191,21 +192,22 @@ def _tuner(
     *,
     resume: bool,
 ) -> tune.Tuner:
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the only way to a quiet Tune
-    # _Narrator says why; Ray's own traceback is in the trial's error.txt.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the only way to silence Tune's own output
+    # _Narrator prints the reason; the traceback is in the trial's error.txt.
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
-    plan = Plan(search, _for_trials(search, base), f"{storage.url}/runs")
+    context = TrialContext(search, _for_trials(search, base), f"{storage.url}/runs")
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, plan=plan), {"CPU": DRIVER_CPUS}
+        tune.with_parameters(run_trial, context=context), {"CPU": DRIVER_CPUS}
     )
     folder, filesystem = ray_storage(storage)
     if resume:
-        return tune.Tuner.restore(
-            f"{folder}/{_TUNE}",
-            trainable,
-            param_space=_space(search),
-            storage_filesystem=filesystem,
-        )
+        with _explained(storage):
+            return tune.Tuner.restore(
+                f"{folder}/{_TUNE}",
+                trainable,
+                param_space=_space(search),
+                storage_filesystem=filesystem,
+            )
     mode = "max" if metric.higher_is_better else "min"
     return tune.Tuner(
         trainable,
@@ -216,7 +218,7 @@ def _tuner(
             num_samples=search.trials,
             search_alg=_searcher(search, concurrent),
             scheduler=_scheduler(search, base),
-            # Importing torch takes longer than many a short trial.
+            # Importing torch takes longer than a short trial.
             reuse_actors=True,
             trial_dirname_creator=_trial_name,
         ),
@@ -231,13 +233,30 @@ def _tuner(
     )
 
 
+@contextmanager
+def _explained(storage: Folder) -> Iterator[None]:
+    """Explain that a search folder refers to classes of another version of this package."""
+    try:
+        yield
+    except (AttributeError, ImportError) as error:
+        version = importlib.metadata.version("prioritycut_ray")
+        raise UserError(
+            f"{storage.url}/{_TUNE}: cannot be resumed with this version of prioritycut_ray "
+            f"({version}: {error}); resume it with the version that started it, or use another name"
+        ) from error
+
+
+# Ray Tune stores references to _trial_name and _Narrator with the search: renaming or moving them
+# breaks --resume of older searches.
+
+
 def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
 def _for_trials(search: SearchConfig, base: Config) -> Config:
-    """A population takes over checkpoints of reports long past: these are kept, and no others."""
-    if not isinstance(search.scheduler, Population):
+    """Keep the checkpoint of every report for PBT, which may clone any of them."""
+    if not isinstance(search.scheduler, PBT):
         return base
     train = base.train.model_copy(
         update={
@@ -253,14 +272,14 @@ def _searcher(search: SearchConfig, concurrent: int) -> Any:
         return tune.search.ConcurrencyLimiter(
             OptunaSearch(seed=search.seed), max_concurrent=concurrent
         )
-    # A population lives as a whole: who waits for room holds none.
-    limit = 0 if isinstance(search.scheduler, Population) else concurrent
+    # PBT needs all its trials: those that wait hold no resources.
+    limit = 0 if isinstance(search.scheduler, PBT) else concurrent
     return BasicVariantGenerator(max_concurrent=limit, random_state=search.seed)
 
 
 def _scheduler(search: SearchConfig, base: Config) -> Any:
     options = search.scheduler
-    if isinstance(options, Halving):
+    if isinstance(options, ASHA):
         reports = boundaries(base, search.reports)
         return ASHAScheduler(
             time_attr=SAMPLES,
@@ -268,9 +287,9 @@ def _scheduler(search: SearchConfig, base: Config) -> Any:
             grace_period=reports[min(options.grace, len(reports)) - 1],
             reduction_factor=options.reduction,
         )
-    if isinstance(options, Population):
+    if isinstance(options, PBT):
         drawn = {key: domain for key, domain in search.space.items() if not domain.grid}
-        return PopulationScheduler(options, drawn, samples=base.train.samples, seed=search.seed)
+        return PBTScheduler(options, drawn, samples=base.train.samples, seed=search.seed)
     return FIFOScheduler()
 
 
@@ -300,37 +319,37 @@ def _say(line: str) -> None:
 
 
 class _Narrator(tune.Callback):  # type: ignore[misc]  # ray is untyped
-    """Says what becomes of the trials; stateless, since Tune stores it with the search."""
+    """Print the progress of the trials. Stateless, because Tune stores it with the search."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune."""
+        """Print a trial's parameters."""
         _say(f"trial {trial.trial_id}: {describe(trial.config)}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Called by Tune."""
+        """Print a trial's objective."""
         _say(
             f"trial {trial.trial_id}: {result[SAMPLES]} samples, objective {result[OBJECTIVE]:.5g}"
         )
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune."""
-        _say(f"trial {trial.trial_id}: failed, tried again from its last report: {_why(trial)}")
+        """Print why a trial is retried."""
+        _say(f"trial {trial.trial_id}: failed, retrying from its last report: {_why(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune."""
-        _say(f"trial {trial.trial_id}: failed for good: {_why(trial)}")
+        """Print why a trial has failed."""
+        _say(f"trial {trial.trial_id}: failed, not retrying: {_why(trial)}")
 
 
 def _why(trial: Any) -> str:
-    # Its copy in storage may be older.
+    # The copy in storage may be older.
     return reason(Path(trial.error_file).read_text())
 
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Tune ends in order on Ctrl-C, and at once on a second; Kubernetes may send two SIGTERMs."""
+    """Turn SIGTERM into one Ctrl-C: Tune aborts on a second, and Kubernetes sends two SIGTERMs."""
 
     def interrupt_once(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

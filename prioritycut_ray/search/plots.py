@@ -1,4 +1,4 @@
-"""Pictures of a search: the objective against each dimension, all dimensions, learning curves."""
+"""Plots of a search: objective against each dimension, parallel coordinates, learning curves."""
 
 import io
 import math
@@ -15,13 +15,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from prioritycut_ray.metrics.aggregate import Metric
-from prioritycut_ray.search.results import Trial
+from prioritycut_ray.search.results import TrialResult
 
 _COLOURS = colormaps["viridis"]
 
 
-def draw_all(trials: Sequence[Trial], metric: Metric) -> dict[str, bytes]:
-    """PNG pictures by file name."""
+def draw_all(trials: Sequence[TrialResult], metric: Metric) -> dict[str, bytes]:
+    """Return the plots as PNG by file name."""
     reported = [trial for trial in trials if trial.last and math.isfinite(trial.last.value)]
     if not reported:
         return {}
@@ -42,10 +42,10 @@ def draw_all(trials: Sequence[Trial], metric: Metric) -> dict[str, bytes]:
     return pictures
 
 
-def against(axes: Axes, trials: Sequence[Trial], key: str, metric: Metric) -> None:
-    """The objective against one dimension: trials with 95 % intervals, and the mean of each value.
+def against(axes: Axes, trials: Sequence[TrialResult], key: str, metric: Metric) -> None:
+    """Plot the objective against one dimension, with 95 % intervals and the mean of each value.
 
-    Only trials that were trained to the end are comparable; the others are drawn hollow.
+    Only finished trials are comparable; the others are drawn hollow.
     """
     place, ticks = _scale([trial.parameters.get(key) for trial in trials])
     means: dict[float, list[float]] = defaultdict(list)
@@ -58,7 +58,7 @@ def against(axes: Axes, trials: Sequence[Trial], key: str, metric: Metric) -> No
         axes.errorbar(
             x,
             last.value,
-            # A percentile interval need not hold the mean itself.
+            # A percentile interval does not always contain the mean.
             yerr=[[max(last.value - low, 0)], [max(high - last.value, 0)]],
             fmt="o",
             color="#3b82f6" if whole else "#9ca3af",
@@ -81,9 +81,9 @@ def against(axes: Axes, trials: Sequence[Trial], key: str, metric: Metric) -> No
 
 
 def parallel_coordinates(
-    axes: Axes, trials: Sequence[Trial], dimensions: Sequence[str], metric: Metric
+    axes: Axes, trials: Sequence[TrialResult], dimensions: Sequence[str], metric: Metric
 ) -> None:
-    """A line a trial through all its values and the objective; colour is the objective."""
+    """Plot one line per trial through its values and the objective, coloured by the objective."""
     values = [trial.last.value for trial in trials if trial.last]
     colour = Normalize(min(values), max(values))
     columns: list[tuple[str, list[float], list[str]]] = []
@@ -113,8 +113,8 @@ def parallel_coordinates(
         axes.axvline(number, color="#9ca3af", lw=0.8)
 
 
-def learning_curves(axes: Axes, trials: Sequence[Trial], metric: Metric) -> None:
-    """The objective at every report; a cross is where a trial was stopped early, or failed."""
+def learning_curves(axes: Axes, trials: Sequence[TrialResult], metric: Metric) -> None:
+    """Plot the objective at each report; a cross marks a trial that was stopped early or failed."""
     for trial in trials:
         xs = [point.samples for point in trial.points]
         ys = [point.value for point in trial.points]
@@ -128,7 +128,7 @@ def learning_curves(axes: Axes, trials: Sequence[Trial], metric: Metric) -> None
 
 
 def _scale(values: Sequence[Any]) -> tuple[Callable[[Any], float], list[str]]:
-    """Where to draw a value: numbers as they are, anything else in its order with a name."""
+    """Return where to draw a value, and tick labels: numbers as they are, others by their order."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return float, []
     names = list(dict.fromkeys(str(value) for value in values))

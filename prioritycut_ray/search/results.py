@@ -1,4 +1,4 @@
-"""What a search has found: a row a trial, and the best one as a configuration to train."""
+"""The results of a search: one row per trial, and the configuration of the best trial."""
 
 import math
 import re
@@ -15,13 +15,13 @@ from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES
 from prioritycut_ray.storage.folder import Folder
 
 
-class Point(NamedTuple):
-    """One report of a trial.
+class ReportedObjective(NamedTuple):
+    """The objective at one report of a trial.
 
     Attributes:
-        samples: frame pairs seen.
-        value: of the objective.
-        low: lower end of its interval; None if there is none.
+        samples: frame pairs seen by then.
+        value: value of the objective.
+        low: lower end of its 95 % interval; None without an interval.
         high: upper end.
     """
 
@@ -31,15 +31,15 @@ class Point(NamedTuple):
     high: float | None
 
 
-class Trial(NamedTuple):
-    """One point of the space, and what became of it.
+class TrialResult(NamedTuple):
+    """The outcome of a trial.
 
     Attributes:
-        key: its name.
-        parameters: by dotted key, and the variant's name, at the last report.
-        status: what it came to.
-        reason: of a failure; otherwise empty.
-        points: its reports, in order.
+        key: Ray Tune's name of the trial.
+        parameters: values by dotted key, and the name of the variant, at the last report.
+        status: how the trial ended.
+        reason: why it failed; empty if it did not.
+        points: the reports, in order.
         metrics: all metrics at the last report.
     """
 
@@ -47,39 +47,39 @@ class Trial(NamedTuple):
     parameters: dict[str, Any]
     status: Literal["finished", "stopped early", "failed", "unfinished"]
     reason: str
-    points: list[Point]
+    points: list[ReportedObjective]
     metrics: dict[str, float]
 
     @property
-    def last(self) -> Point | None:
-        """The last report; None before the first."""
+    def last(self) -> ReportedObjective | None:
+        """The last report, or None before the first."""
         return self.points[-1] if self.points else None
 
 
-def collect(storage: Folder, samples: int) -> list[Trial]:
-    """Read what Ray Tune has stored: the trials in the order in which they began.
+def collect(storage: Folder, samples: int) -> list[TrialResult]:
+    """Read the trials that Ray Tune has stored, in the order in which they started.
 
     Args:
-        storage: folder of its files.
-        samples: of a whole trial.
+        storage: folder of Ray Tune's files.
+        samples: number of samples of a whole trial.
     """
     folder, filesystem = ray_storage(storage)
     analysis = tune.ExperimentAnalysis(folder, storage_filesystem=filesystem)
     frames = analysis.trial_dataframes
-    # After a resumption Ray Tune lists them in another order.
-    trials = sorted(analysis.trials, key=_began)
+    # Ray Tune lists the trials in another order after a restore.
+    trials = sorted(analysis.trials, key=_start_time)
     return [_trial(trial, frames.get(trial.trial_id), samples) for trial in trials]
 
 
-def _began(trial: Any) -> float:
-    """Time of a trial's first start; those that never started come last."""
+def _start_time(trial: Any) -> float:
+    """Return when a trial first started; infinity if it never did."""
     start: float | None = trial.run_metadata.start_time
     return math.inf if start is None else start
 
 
-def _trial(trial: Any, frame: Any, samples: int) -> Trial:
+def _trial(trial: Any, frame: Any, samples: int) -> TrialResult:
     rows = [] if frame is None else frame.to_dict("records")
-    # A report that was made again after a resumption replaces the first.
+    # A report that was repeated after a restore replaces the first one.
     reports = {int(row[SAMPLES]): row for row in rows if row.get(OBJECTIVE) is not None}
     points = [_point(reports[seen]) for seen in sorted(reports)]
     last = reports[points[-1].samples] if points else {}
@@ -89,9 +89,9 @@ def _trial(trial: Any, frame: Any, samples: int) -> Trial:
         status = "unfinished"
     else:
         status = "finished" if max(reports, default=0) >= samples else "stopped early"
-    return Trial(
+    return TrialResult(
         key=trial.trial_id,
-        # A population may have given it other values since, which nothing was trained with.
+        # PBT may have assigned new values since the last report; none was trained with them yet.
         parameters={
             key: _or_none(last.get(f"config/{key}", value)) for key, value in trial.config.items()
         },
@@ -107,13 +107,13 @@ def _trial(trial: Any, frame: Any, samples: int) -> Trial:
 
 
 def _or_none(value: Any) -> Any:
-    """A value as it was before a table of pandas, which has NaN for None."""
+    """Undo pandas' replacement of None by NaN."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _point(row: dict[str, Any]) -> Point:
+def _point(row: dict[str, Any]) -> ReportedObjective:
     low, high = (None if (end := row.get(key)) is None or end != end else end for key in _ENDS)
-    return Point(int(row[SAMPLES]), float(row[OBJECTIVE]), low, high)
+    return ReportedObjective(int(row[SAMPLES]), float(row[OBJECTIVE]), low, high)
 
 
 _METRICS = "metrics/"
@@ -121,16 +121,16 @@ _ENDS = ("low", "high")
 
 
 def reason(trace: str) -> str:
-    """The last line of a traceback: what was raised, without where."""
+    """Return the last line of a traceback: the exception, without its location."""
     return _OWN_ERROR.sub("", trace.strip().rsplit("\n", 1)[-1].strip())
 
 
-_OWN_ERROR = re.compile(r"^prioritycut_ray\.\w+\.\w+: ")
-"""Errors that were written for people need no class name before them."""
+_OWN_ERROR = re.compile(r"^prioritycut_ray(?:\.\w+)+: ")
+"""The package's own errors are readable without the class name."""
 
 
-def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:
-    """The best of those that were trained to the end with a finite objective; None if none was."""
+def best_trial(trials: Sequence[TrialResult], metric: Metric) -> TrialResult | None:
+    """Return the best trial that finished with a finite objective, or None."""
     finished = [
         (trial.last.value, trial)
         for trial in trials
@@ -141,14 +141,14 @@ def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:
     return best
 
 
-def best_config(search: SearchConfig, base: Config, trial: Trial) -> str:
-    """A trial's configuration as YAML that ``prioritycut train`` takes."""
+def best_config(search: SearchConfig, base: Config, trial: TrialResult) -> str:
+    """Return a trial's configuration as YAML for ``prioritycut train``."""
     name = f"{search.name}-best"
     return dump_config(trial_config(base, search, trial.parameters, name, base.storage))
 
 
-def table(trials: Sequence[Trial]) -> tuple[list[str], list[list[object]]]:
-    """Header and rows, a row a trial."""
+def table(trials: Sequence[TrialResult]) -> tuple[list[str], list[list[object]]]:
+    """Return the header and one row per trial."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
     metrics = list(dict.fromkeys(key for trial in trials for key in trial.metrics))
     header = ["trial", "status", *keys, "objective", "low", "high", "samples", *metrics, "reason"]

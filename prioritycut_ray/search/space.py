@@ -1,4 +1,4 @@
-"""What a search looks for: the YAML file of ``prioritycut tune``, checked before anything starts.
+"""The YAML file of ``prioritycut tune``, checked before anything starts.
 
 Imports neither torch nor ray.
 """
@@ -28,27 +28,27 @@ from prioritycut_ray.config import (
 from prioritycut_ray.errors import UserError
 
 VARIANT = "variant"
-"""Name of the dimension that chooses among ``variants``."""
+"""The dimension that selects one of ``variants``."""
 _OWNED = ("name", "storage", "train.samples")
-"""Keys that the search sets itself."""
+"""Keys that the search sets."""
 _COMBINATIONS = 1000
-"""So many points of a space are checked; all of them, if there are no more."""
+"""Number of points that are checked; a smaller space is checked completely."""
 _WHOLE = 1000
-"""Ranges of whole numbers are checked value by value up to this length."""
+"""Integer ranges up to this length are checked value by value."""
 
 Pair = tuple[float, float]
 Changes = dict[str, Any]
 
 
 class Domain(Section):
-    """The values of one dimension: exactly one kind is given.
+    """The values of one dimension. Exactly one of these is set.
 
     Attributes:
-        grid: every one of these values is tried.
-        choice: one of these, all equally likely.
-        uniform: from a to b.
-        loguniform: from a to b, uniform in the logarithm.
-        whole: a whole number from a to b, both included; ``int`` in YAML.
+        grid: values that are all tried.
+        choice: values that are sampled with equal probability.
+        uniform: lower and upper bound of a uniform distribution.
+        loguniform: lower and upper bound of a log-uniform distribution.
+        whole: lower and upper bound of integers, both inclusive; ``int`` in YAML.
     """
 
     grid: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
@@ -60,22 +60,24 @@ class Domain(Section):
     @model_validator(mode="after")
     def _check(self) -> "Domain":
         if len(self.model_fields_set) != 1 or not self.probes:
-            raise ValueError("give one of grid, choice, uniform, loguniform, int")
+            raise ValueError("needs exactly one of grid, choice, uniform, loguniform, int")
         bounds = self.bounds
         if bounds and not bounds[0] < bounds[1]:
-            raise ValueError(f"the range must go up, not from {bounds[0]:g} to {bounds[1]:g}")
+            raise ValueError(
+                f"the lower bound {bounds[0]:g} must be less than the upper bound {bounds[1]:g}"
+            )
         if self.loguniform and self.loguniform[0] <= 0:
-            raise ValueError("loguniform begins above 0")
+            raise ValueError("the lower bound of loguniform must be greater than 0")
         return self
 
     @property
     def bounds(self) -> Pair | tuple[int, int] | None:
-        """Lowest and highest value of a range; None for a list of values."""
+        """The lower and upper bound of a range, or None for a list of values."""
         return self.uniform or self.loguniform or self.whole
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """Values that stand for all: the whole list or, of a range, both ends and one between."""
+        """Values to check: all of a list; both bounds and one value between them of a range."""
         if self.bounds is None:
             return self.grid or self.choice or ()
         low, high = self.bounds
@@ -83,8 +85,8 @@ class Domain(Section):
             return tuple(range(int(low), int(high) + 1)) if high - low < _WHOLE else (low, high)
         return (low, high, low + (high - low) / math.pi)
 
-    def draw(self, source: random.Random) -> Any:
-        """One of the values, by the distribution of the kind."""
+    def sample(self, source: random.Random) -> Any:
+        """Sample a value."""
         if self.grid or self.choice:
             return source.choice(self.grid or self.choice or ())
         if self.whole:
@@ -97,13 +99,13 @@ class Domain(Section):
 
 
 class Objective(Section):
-    """What is made better.
+    """What the search optimizes.
 
     Attributes:
-        metric: one that ``evaluate`` gives, such as l1, psnr, ssim.
-        split: of the data set; never the one that results are reported on.
-        lpips: as for ``evaluate --lpips``.
-        faces: as for ``evaluate --faces``.
+        metric: a metric of ``prioritycut evaluate``, such as l1, psnr or ssim.
+        split: the split to evaluate on; never the one that results are reported on.
+        lpips: as in ``evaluate --lpips``.
+        faces: as in ``evaluate --faces``.
     """
 
     metric: str = "l1"
@@ -112,42 +114,42 @@ class Objective(Section):
     faces: bool = False
 
 
-class Halving(Section):
-    """ASHA: at each report, trials that are not among the best 1/``reduction`` end."""
+class ASHA(Section):
+    """Asynchronous successive halving: each report stops all but the best 1/``reduction``."""
 
     kind: Literal["asha"]
     reduction: Annotated[float, Field(gt=1)] = 3.0
     grace: Count = 1
-    """Reports that every trial may make before it can be stopped."""
+    """Number of reports before a trial can be stopped."""
 
 
-class Population(Section):
-    """PBT: at each report, the worst go on from the best one's checkpoint with changed values."""
+class PBT(Section):
+    """Population Based Training: at each report, the worst trials clone and perturb the best."""
 
     kind: Literal["pbt"]
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     resample: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Probability that a value is drawn anew and not nudged."""
+    """Probability of sampling a new value instead of perturbing the cloned one."""
 
 
 class SearchConfig(Section):
-    """A search, as its YAML file describes it.
+    """A search, as described by its YAML file.
 
     Attributes:
-        name: of the folder below the base's ``storage``.
-        base: the configuration that trials change: a YAML file or a shipped name.
-        set: changes to the base by dotted key.
-        objective: what is made better.
-        space: a :class:`Domain` by dotted key.
-        variants: named groups of changes that are tried as wholes, such as rows of an ablation.
-        searcher: ``grid`` crosses all grids and variants; ``random`` does so for ``trials`` draws
-            of the other dimensions; ``optuna`` proposes points from what it has seen.
-        scheduler: what ends or changes trials early; None trains all to the end.
-        trials: draws (random, optuna), or the size of the population (PBT).
-        reports: evaluations of a trial, at equal distances; at each, the scheduler decides.
-        retries: of a trial that fails, from its last checkpoint.
+        name: folder of the search below ``storage``.
+        base: the configuration that trials change: a YAML file or a shipped configuration.
+        set: changes to ``base`` by dotted key.
+        objective: what the search optimizes.
+        space: a :class:`Domain` for each dotted key.
+        variants: named groups of changes that are tried together, such as the rows of an ablation.
+        searcher: ``grid`` crosses all grids and variants; ``random`` does so for each of ``trials``
+            samples of the other dimensions; ``optuna`` suggests points from earlier results.
+        scheduler: stops or perturbs trials early; None trains every trial to the end.
+        trials: number of samples (random, optuna) or population size (PBT).
+        reports: number of evaluations of a trial, equally spaced; the scheduler acts at each.
+        retries: how often a failed trial is retried from its last checkpoint.
         seed: of the searcher.
-        smoke: fields of this file that ``--smoke`` replaces.
+        smoke: fields that ``--smoke`` replaces.
     """
 
     name: Name
@@ -157,7 +159,7 @@ class SearchConfig(Section):
     space: dict[str, Domain] = Field(default_factory=dict)
     variants: dict[str, Changes] = Field(default_factory=dict)
     searcher: Literal["grid", "random", "optuna"] = "grid"
-    scheduler: Annotated[Halving | Population, Field(discriminator="kind")] | None = None
+    scheduler: Annotated[ASHA | PBT, Field(discriminator="kind")] | None = None
     trials: Count = 1
     reports: Count = 1
     retries: Annotated[int, Field(ge=0)] = 1
@@ -169,23 +171,29 @@ class SearchConfig(Section):
     def _check_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:
             if key in _OWNED:
-                raise ValueError(f"{key} is set by the search itself")
+                raise ValueError(f"{key} is set by the search: remove it")
         return value
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
         if not self.space and not self.variants:
-            raise ValueError("nothing to search: give space or variants")
+            raise ValueError("nothing to search: set space or variants")
         listed = [key for key, domain in self.space.items() if domain.grid]
         drawn = [key for key in self.space if key not in listed]
         if self.searcher == "grid" and drawn:
-            raise ValueError(f"searcher=grid takes grids alone: {drawn[0]} is none; say random")
+            raise ValueError(f"searcher=grid needs a grid for {drawn[0]}: use one, or random")
         if self.searcher == "optuna" and (listed or self.variants):
-            raise ValueError("searcher=optuna takes no grid and no variants; say choice or random")
-        if isinstance(self.scheduler, Population) and (self.trials < 2 or not drawn):
-            raise ValueError("a population has trials >= 2 and a dimension that is no grid")
+            raise ValueError(
+                "searcher=optuna does not support grid and variants: use choice, or random"
+            )
+        if isinstance(self.scheduler, PBT) and (self.trials < 2 or not drawn):
+            raise ValueError(
+                "scheduler=pbt needs trials of at least 2, and a dimension other than a grid"
+            )
         if self.scheduler is not None and self.reports < 2:
-            raise ValueError(f"scheduler={self.scheduler.kind} decides at reports: give 2 or more")
+            raise ValueError(
+                f"scheduler={self.scheduler.kind} acts at reports: set reports to 2 or more"
+            )
         return self
 
 
@@ -193,41 +201,41 @@ def load_search(path: str | Path, *, smoke: bool) -> SearchConfig:
     """Read a search file.
 
     Args:
-        path: of the YAML file, or an fsspec URL.
-        smoke: take the small size that the file names.
+        path: path or fsspec URL of the YAML file.
+        smoke: apply the file's ``smoke`` section.
 
     Raises:
-        UserError: naming the file, the key and the reason.
+        UserError: the file is invalid; the message names the file, the key and the reason.
     """
     tree = read_mapping(str(path))
     search = parse_section(SearchConfig, tree, str(path))
     if not smoke:
         return search
     if not search.smoke:
-        raise UserError(f"{path}: has no section `smoke`; run it without --smoke, or add one")
+        raise UserError(f"{path}: there is no section `smoke`; add one, or run without --smoke")
     tree = tree | search.smoke | {"name": f"{search.name}-smoke"}
     return parse_section(SearchConfig, tree, f"{path} --smoke")
 
 
 def load_base(search: SearchConfig, overrides: list[str]) -> Config:
-    """The configuration that trials change; words of the command line come last."""
+    """Return the configuration that trials change; the command line's overrides come last."""
     return load_config(search.base, [*as_words(search.set), *overrides])
 
 
 def trial_config(
     base: Config, search: SearchConfig, parameters: Mapping[str, Any], name: str, storage: str
 ) -> Config:
-    """The configuration of one trial.
+    """Return the configuration of a trial.
 
     Args:
         base: see :func:`load_base`.
         search: the search.
-        parameters: by dotted key, and the variant's name.
-        name: of the trial's run.
-        storage: folder of runs.
+        parameters: values by dotted key, and the name of the variant.
+        name: name of the trial's run.
+        storage: folder of the runs.
 
     Raises:
-        UserError: the values do not go together.
+        UserError: the values do not make a valid configuration.
     """
     values = dict(parameters)
     changes = search.variants.get(values.pop(VARIANT, ""), {})
@@ -237,7 +245,7 @@ def trial_config(
 
 
 def describe(parameters: Mapping[str, Any]) -> str:
-    """Parameters in one line."""
+    """Format parameters as one line."""
     return ", ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in parameters.items()
@@ -245,23 +253,20 @@ def describe(parameters: Mapping[str, Any]) -> str:
 
 
 def check_space(search: SearchConfig, base: Config) -> list[Config]:
-    """Resolve the points that stand for the space, all of them if they are few.
-
-    Returns:
-        Their configurations.
+    """Return the configurations of representative points of the space; of all, if they are few.
 
     Raises:
-        UserError: naming the key or the combination that does not make a valid configuration.
+        UserError: a value or a combination of values does not make a valid configuration.
     """
     _check_ranges(search, base)
     return [trial_config(base, search, point, "trial", base.storage) for point in _corners(search)]
 
 
 def _check_ranges(search: SearchConfig, base: Config) -> None:
-    """Refuse a range whose ends are valid and values between are not: a list is wanted.
+    """Reject ranges with valid bounds and invalid values between them.
 
     Raises:
-        UserError: naming the key, the first such value, and how to write what is meant.
+        UserError: naming the key, the first invalid value, and what to write instead.
     """
     corner = next(_corners(search))
     for key, domain in search.space.items():
@@ -273,11 +278,9 @@ def _check_ranges(search: SearchConfig, base: Config) -> None:
             continue
         place = f"search {search.name}: space.{key}"
         if domain.whole:
-            raise UserError(f"{place}: {problems[wrong]}; give a `choice` of values, not a range")
+            raise UserError(f"{place}: {problems[wrong]}; use `choice` instead of a range")
         low, high = (f"{end:.0f}" for end in domain.bounds)
-        raise UserError(
-            f"{place}: takes whole numbers only; give `int: [{low}, {high}]` or a `choice`"
-        )
+        raise UserError(f"{place}: must be an integer; use `int: [{low}, {high}]` or `choice`")
 
 
 def _problem(search: SearchConfig, base: Config, point: Mapping[str, Any]) -> str:
@@ -297,7 +300,7 @@ def _corners(search: SearchConfig) -> Iterator[dict[str, Any]]:
             yield dict(zip(dimensions, values, strict=True))
         return
     draw = random.Random(0)
-    # Every value once at least, then any combination.
+    # Every value at least once, then random combinations.
     for index in range(max(_COMBINATIONS, *map(len, dimensions.values()))):
         known = index < max(map(len, dimensions.values()))
         yield {
@@ -307,7 +310,9 @@ def _corners(search: SearchConfig) -> Iterator[dict[str, Any]]:
 
 
 def boundaries(config: Config, reports: int) -> list[int]:
-    """Samples at which a trial is evaluated: whole steps, at equal distances, the last at the end.
+    """Return the numbers of samples after which a trial reports.
+
+    They are whole steps, equally spaced; the last is the end of the training.
 
     Raises:
         UserError: there are fewer steps than reports.
@@ -315,23 +320,23 @@ def boundaries(config: Config, reports: int) -> list[int]:
     steps = math.ceil(config.train.samples / config.train.batch_size)
     if steps < reports:
         raise UserError(
-            f"train.samples={config.train.samples} is {steps} steps: too short for "
-            f"reports={reports}; raise the one or lower the other"
+            f"train.samples={config.train.samples} is {steps} steps, too few for "
+            f"reports={reports}; increase train.samples or decrease reports"
         )
     ends = [math.ceil(steps * (place + 1) / reports) for place in range(reports)]
     return [*(step * config.train.batch_size for step in ends[:-1]), config.train.samples]
 
 
-def spread(workers: int, cpus_per_worker: int, nodes: list[float]) -> int:
-    """How many trials find room at the same time.
+def max_concurrent_trials(workers: int, cpus_per_worker: int, nodes: list[float]) -> int:
+    """Return how many trials fit on the nodes at the same time.
 
-    Beside its workers, each trial has a driver that reserves a hundredth of a CPU on some node. A
-    node whose CPUs the workers would fill exactly may so lose the room of one worker.
+    Besides its workers, each trial has a driver that reserves ``DRIVER_CPUS`` on some node. On a
+    node that the workers would fill exactly, the driver takes the place of one worker.
 
     Args:
-        workers: of a trial.
-        cpus_per_worker: CPUs that each takes on one node.
-        nodes: CPUs of every node.
+        workers: number of workers of a trial.
+        cpus_per_worker: CPUs that each worker reserves on one node.
+        nodes: number of CPUs of each node.
     """
     room = sum(int(cpus // cpus_per_worker) for cpus in nodes)
     for trials in range(room // workers, 0, -1):
@@ -342,4 +347,4 @@ def spread(workers: int, cpus_per_worker: int, nodes: list[float]) -> int:
 
 
 DRIVER_CPUS = 0.01
-"""Ray Tune asks every trial for some CPU of its own; the least that it accepts in practice."""
+"""CPUs that each trial's driver reserves: the least that Ray Tune accepts in practice."""

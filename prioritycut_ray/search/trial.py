@@ -1,7 +1,7 @@
-"""One trial: trained by :mod:`prioritycut_ray.launch` from report to report, evaluated at each.
+"""One trial: trained by :mod:`prioritycut_ray.launch` up to each report, and evaluated there.
 
-Between two reports a trial is a run like any other. At a report nothing of it is running: what Ray
-Tune stops or changes there leaves no worker and no placement group behind.
+Between two reports a trial is an ordinary training run. At a report none of its workers is running,
+so a scheduler that stops the trial there leaves no worker and no placement group behind.
 """
 
 import hashlib
@@ -40,16 +40,16 @@ logger = logging.getLogger(__name__)
 
 OBJECTIVE = "objective"
 SAMPLES = "samples"
-_POINTER = "trial.json"
+_FILE = "trial.json"
 
 
-class Plan(NamedTuple):
+class TrialContext(NamedTuple):
     """What all trials of a search share.
 
     Attributes:
         search: the search.
         base: the configuration that trials change, with absolute paths.
-        runs: folder of the trials' runs, a path or an fsspec URL.
+        runs: folder of the trials' runs: a path or an fsspec URL.
     """
 
     search: SearchConfig
@@ -57,15 +57,15 @@ class Plan(NamedTuple):
     runs: str
 
 
-class Pointer(BaseModel):
-    """What Ray Tune keeps as a trial's checkpoint: where the real one is.
+class TrialCheckpoint(BaseModel):
+    """The content of a trial's Ray Tune checkpoint: a reference to the run's own checkpoint.
 
     Attributes:
-        trial: that reported it.
-        run: name of its run.
-        parameters: that it was trained with.
+        trial: the trial that reported it.
+        run: name of the trial's run.
+        parameters: the parameters that it was trained with.
         checkpoint: path or URL of the run's checkpoint.
-        samples: that were seen by then.
+        samples: number of samples seen.
     """
 
     trial: str
@@ -75,32 +75,32 @@ class Pointer(BaseModel):
     samples: int
 
 
-def run_trial(parameters: dict[str, Any], *, plan: Plan) -> None:
-    """Train and evaluate one point of the space; the trainable of Ray Tune.
+def run_trial(parameters: dict[str, Any], *, context: TrialContext) -> None:
+    """Train and evaluate one point of the space: the trainable of Ray Tune.
 
-    It begins where its last report stands. Reports that were made before, and lost with the driver,
-    are made again from what is stored, without training.
+    The trial continues from its last report. Reports that were lost with the driver are repeated
+    from what is stored, without training.
 
     Args:
-        parameters: by dotted key, and the variant's name.
-        plan: see :class:`Plan`.
+        parameters: values by dotted key, and the name of the variant.
+        context: see :class:`TrialContext`.
     """
     trial = tune.get_context().get_trial_id()
-    pointer = _pointer()
-    name = _run_name(trial, parameters, pointer)
-    config = trial_config(plan.base, plan.search, parameters, name, plan.runs)
-    reports = boundaries(config, plan.search.reports)
-    done = pointer.samples if pointer else 0
-    if pointer is not None and pointer.run != name:
-        fork_checkpoint(local_copy(pointer.checkpoint), config, config.run)
-    # With none ahead, the last one is made again: where a trial starts again, Ray Tune takes its
-    # log from storage, and loses what was not copied there yet.
+    stored = _stored_checkpoint()
+    name = _run_name(trial, parameters, stored)
+    config = trial_config(context.base, context.search, parameters, name, context.runs)
+    reports = boundaries(config, context.search.reports)
+    done = stored.samples if stored else 0
+    if stored is not None and stored.run != name:
+        fork_checkpoint(local_copy(stored.checkpoint), config, config.run)
+    # Repeat the last report if none is left: Ray Tune reads a restarted trial's log from storage,
+    # and loses reports that were not uploaded yet.
     for samples in [at for at in reports if at > done] or reports[-1:]:
         until = config.model_copy(
             update={"train": config.train.model_copy(update={"samples": samples})}
         )
-        report = _evaluated(until, plan.search.objective)
-        new = Pointer(
+        report = _evaluated(until, context.search.objective)
+        new = TrialCheckpoint(
             trial=trial,
             run=name,
             parameters=parameters,
@@ -108,35 +108,35 @@ def run_trial(parameters: dict[str, Any], *, plan: Plan) -> None:
             samples=samples,
         )
         with TemporaryDirectory() as folder:
-            Path(folder, _POINTER).write_text(new.model_dump_json())
+            Path(folder, _FILE).write_text(new.model_dump_json())
             tune.report(report.metrics(samples), checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-def _pointer() -> Pointer | None:
+def _stored_checkpoint() -> TrialCheckpoint | None:
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return Pointer.model_validate_json(Path(folder, _POINTER).read_text())
+        return TrialCheckpoint.model_validate_json(Path(folder, _FILE).read_text())
 
 
-def _run_name(trial: str, parameters: Mapping[str, Any], pointer: Pointer | None) -> str:
-    """Name of the run to go on with; a new one where a trial takes over another's weights."""
-    if pointer is None:
+def _run_name(trial: str, parameters: Mapping[str, Any], stored: TrialCheckpoint | None) -> str:
+    """Return the name of the run to continue; a new run if the trial clones another's weights."""
+    if stored is None:
         return trial
-    if pointer.trial == trial and pointer.parameters == parameters:
-        return pointer.run
-    origin = json.dumps([pointer.checkpoint, dict(parameters)], sort_keys=True)
+    if stored.trial == trial and stored.parameters == parameters:
+        return stored.run
+    origin = json.dumps([stored.checkpoint, dict(parameters)], sort_keys=True)
     return f"{trial}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}"
 
 
-class Report(BaseModel):
+class TrialReport(BaseModel):
     """The evaluation of a trial at one report.
 
     Attributes:
-        objective: key of the metric that is the objective.
-        checkpoint: path or URL of the one that was evaluated.
-        estimates: mean over clips by metric.
+        objective: key of the metric that the search optimizes.
+        checkpoint: path or URL of the checkpoint that was evaluated.
+        estimates: mean over clips of each metric.
     """
 
     objective: str
@@ -144,7 +144,7 @@ class Report(BaseModel):
     estimates: dict[str, Estimate]
 
     def metrics(self, samples: int) -> dict[str, Any]:
-        """What Ray Tune is told."""
+        """Return the metrics that are reported to Ray Tune."""
         own = self.estimates[self.objective]
         values = {key: estimate.value for key, estimate in self.estimates.items()}
         return {
@@ -157,20 +157,20 @@ class Report(BaseModel):
 
 
 def _samples(run: str) -> int:
-    """Frame pairs that a run's newest checkpoint has seen; 0 if there is none."""
+    """Return the number of frame pairs of a run's newest checkpoint; 0 without one."""
     return read_progress(find_checkpoint(run)).samples if has_checkpoint(run) else 0
 
 
-def _evaluated(config: Config, objective: Objective) -> Report:
-    """Train up to a report and evaluate; what was done before is not done again."""
+def _evaluated(config: Config, objective: Objective) -> TrialReport:
+    """Train up to a report and evaluate, unless that is stored already."""
     storage, name = Folder(config.run), f"reports/{config.train.samples:09d}.json"
     if storage.exists(name):
-        return _checked(Report.model_validate_json(storage.read(name)), config, objective)
+        return _checked(TrialReport.model_validate_json(storage.read(name)), config, objective)
     if _samples(config.run) < config.train.samples:
         try:
             launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
         except RunFailed as failed:
-            # How to resume is for the search to say, not for the trial.
+            # The search says how to resume, not the trial.
             raise UserError(failed.summary) from failed
     checkpoint = locate_checkpoint(config.run)
     evaluation, _ = evaluate_runs(
@@ -178,13 +178,15 @@ def _evaluated(config: Config, objective: Objective) -> Report:
         config.data.url,
         split=objective.split,
         measures=Measures(objective.lpips, objective.faces),
-        # As many as the workers that have just ended: their room is this trial's.
+        # The workers that have just ended leave this trial their resources.
         mapper=partial(map_tasks, workers=config.train.worker_range[0]),
         on_clip=lambda done, total, key: None,
     )
     scores = next(model for model in evaluation.models if model.checkpoint)
     report = _checked(
-        Report(objective=objective.metric, checkpoint=checkpoint, estimates=scores.mean_over_clips),
+        TrialReport(
+            objective=objective.metric, checkpoint=checkpoint, estimates=scores.mean_over_clips
+        ),
         config,
         objective,
     )
@@ -192,16 +194,16 @@ def _evaluated(config: Config, objective: Objective) -> Report:
     return report
 
 
-def _checked(report: Report, config: Config, objective: Objective) -> Report:
-    """Let a trial fail whose objective is not a finite number: nothing can be compared with it.
+def _checked(report: TrialReport, config: Config, objective: Objective) -> TrialReport:
+    """Return the report if its objective is a finite number, which other trials compare with.
 
     Raises:
-        UserError: it is not.
+        UserError: the objective is undefined, NaN or infinite.
     """
     value = report.estimates[objective.metric].value
     if value is None:
         raise UserError(
-            f"{config.run}: {objective.metric} is defined on no frame of split "
+            f"{config.run}: {objective.metric} is undefined on every frame of split "
             f"{objective.split!r}; choose another objective.metric"
         )
     if not math.isfinite(value):

@@ -164,9 +164,9 @@ def test_without_a_current_model_the_way_to_one_is_told(
     ("changes", "words"),
     [
         ({"budgte": 3}, ["unknown key 'budgte'", "budget"]),
-        ({"holdout": "train"}, ["holdout=train", "trained on that split"]),
+        ({"holdout": "train"}, ["holdout=train", "trained on this split"]),
         ({"holdout": "nope"}, ["nope"]),
-        ({"set": {"model.num_keypoints": 5}}, ["model.num_keypoints", "another network"]),
+        ({"set": {"model.num_keypoints": 5}}, ["model.num_keypoints", "changes the networks"]),
         ({"set": {"optim.rl": 5}}, ["optim.rl", "the keys of optim are lr,"]),
         ({"gate": {"target": "l2"}}, ["gate", "l2", "l1"]),
     ],
@@ -256,7 +256,7 @@ def test_poisoned_clips_are_refused_and_not_tried_again(
     assert project.figures()["prioritycut_retrain_promoted"] == 0
     again = prioritycut("retrain", project.settings(replay=0.0, budget=48))
     assert again.returncode == 0
-    assert "was made from these clips before and refused" in again.stdout
+    assert "was trained on these clips before and refused" in again.stdout
 
 
 @contextmanager

@@ -33,8 +33,8 @@ from tests.s3_server import S3
 pytestmark = pytest.mark.integration
 QUIET = Console(quiet=True)
 SHIPPED = sorted((ROOT / "tune_configs").glob("*.yaml"))
-HALVING: dict[str, Any] = {
-    "name": "halving",
+ASHA_SEARCH: dict[str, Any] = {
+    "name": "asha",
     "base": str(TINY),
     "set": {"train.samples": 8, "train.workers": 1, "optim.ema_decay": 0},
     "objective": {"split": "test"},
@@ -70,20 +70,20 @@ def used_by_workers() -> float:
 def wait_until(holds: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
-def halving(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
-    search = prepare(tmp_path_factory.mktemp("search"), shards, HALVING)
+def asha(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
+    search = prepare(tmp_path_factory.mktemp("search"), shards, ASHA_SEARCH)
     tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
     return search
 
 
 @pytest.mark.timeout(600)
-def test_what_lags_behind_is_stopped_early_and_the_table_says_so(halving: Search) -> None:
-    first, second = halving.rows()
+def test_a_bad_trial_is_stopped_early_and_the_table_says_so(asha: Search) -> None:
+    first, second = asha.rows()
     assert (first["optim.lr"], first["status"], first["samples"]) == ("0.005", "finished", "8")
     assert (second["optim.lr"], second["status"], second["samples"]) == (
         "0.0",
@@ -94,7 +94,7 @@ def test_what_lags_behind_is_stopped_early_and_the_table_says_so(halving: Search
     assert 0 < float(first["ssim"]) < 1
 
 
-def test_no_placement_group_and_no_cpu_is_left_behind(halving: Search) -> None:
+def test_no_placement_group_and_no_cpu_is_left_behind(asha: Search) -> None:
     def all_removed() -> bool:
         groups = ray.util.placement_group_table().values()
         return all(group["state"] == "REMOVED" for group in groups)
@@ -104,69 +104,69 @@ def test_no_placement_group_and_no_cpu_is_left_behind(halving: Search) -> None:
     wait_until(lambda: used_by_workers() == 0, 60)
 
 
-def test_the_best_configuration_can_be_trained(halving: Search) -> None:
-    config = load_config(str(halving.folder / "best.yaml"))
+def test_the_best_configuration_can_be_trained(asha: Search) -> None:
+    config = load_config(str(asha.folder / "best.yaml"))
     assert config.optim.lr == 0.005
-    assert config.name == "halving-best"
+    assert config.name == "asha-best"
     assert config.train.samples == 8
 
 
-def test_pictures_and_one_page_without_anything_beside_it(halving: Search) -> None:
-    names = {path.name for path in halving.folder.glob("*.png")}
+def test_pictures_and_one_page_without_anything_beside_it(asha: Search) -> None:
+    names = {path.name for path in asha.folder.glob("*.png")}
     assert names == {"l1_against_optim.lr.png", "parallel_coordinates.png", "learning_curves.png"}
     for name in names:
-        with Image.open(halving.folder / name) as image:
+        with Image.open(asha.folder / name) as image:
             assert min(image.size) >= 400
-    page = (halving.folder / "search.html").read_text()
+    page = (asha.folder / "search.html").read_text()
     assert page.count("data:image/png;base64,") == len(names)
     assert "stopped early" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
-def test_tensorboard_has_a_run_for_each_trial_and_the_hyperparameters(halving: Search) -> None:
-    for row in halving.rows():
-        events = EventAccumulator(str(halving.folder / "tune" / row["trial"]))
+def test_tensorboard_has_a_run_for_each_trial_and_the_hyperparameters(asha: Search) -> None:
+    for row in asha.rows():
+        events = EventAccumulator(str(asha.folder / "tune" / row["trial"]))
         events.Reload()
         assert "ray/tune/objective" in events.Tags()["scalars"]
         assert events.PluginTagToContent("hparams")
 
 
-def test_a_search_that_exists_is_not_begun_again(halving: Search) -> None:
+def test_an_existing_search_is_not_started_again(asha: Search) -> None:
     with pytest.raises(UserError, match="--resume"):
-        tune(halving.file, halving.words, smoke=False, resume=False, console=QUIET)
+        tune(asha.file, asha.words, smoke=False, resume=False, console=QUIET)
 
 
-def test_a_search_goes_on_with_the_values_that_it_began_with_alone(halving: Search) -> None:
+def test_a_search_resumes_only_with_the_values_it_was_started_with(asha: Search) -> None:
     for changes, key in [
         ({"seed": 1}, "seed"),
-        ({"set": HALVING["set"] | {"optim.ema_decay": 0.5}}, "optim.ema_decay"),
-        ({"set": HALVING["set"] | {"train.samples": 16}}, "train.samples"),
+        ({"set": ASHA_SEARCH["set"] | {"optim.ema_decay": 0.5}}, "optim.ema_decay"),
+        ({"set": ASHA_SEARCH["set"] | {"train.samples": 16}}, "train.samples"),
         ({"space": {"optim.lr": {"grid": [0.005, 0.1]}}}, "space.optim.lr.grid"),
     ]:
-        other = halving.file.with_name("other.yaml")
-        other.write_text(yaml.safe_dump(HALVING | changes))
-        with pytest.raises(UserError, match=re.escape(f"other values of {key};")):
-            tune(other, halving.words, smoke=False, resume=True, console=QUIET)
+        other = asha.file.with_name("other.yaml")
+        other.write_text(yaml.safe_dump(ASHA_SEARCH | changes))
+        with pytest.raises(UserError, match=re.escape(f"different values of {key};")):
+            tune(other, asha.words, smoke=False, resume=True, console=QUIET)
 
 
 @pytest.mark.timeout(600)
-def test_resuming_a_search_that_has_ended_trains_nothing(halving: Search) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (halving.folder / "runs").rglob("*")}
-    rows = halving.rows()
-    tune(halving.file, halving.words, smoke=False, resume=True, console=QUIET)
-    assert {p: p.stat().st_mtime_ns for p in (halving.folder / "runs").rglob("*")} == before
-    assert halving.rows() == rows
+def test_resuming_a_search_that_has_ended_trains_nothing(asha: Search) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (asha.folder / "runs").rglob("*")}
+    rows = asha.rows()
+    tune(asha.file, asha.words, smoke=False, resume=True, console=QUIET)
+    assert {p: p.stat().st_mtime_ns for p in (asha.folder / "runs").rglob("*")} == before
+    assert asha.rows() == rows
 
 
 def test_a_search_that_does_not_fit_is_refused_before_anything_starts(
     shards: Path, tmp_path: Path
 ) -> None:
     for changes, words in [
-        ({"objective": {"metric": "l2", "split": "test"}}, "choose one of l1, psnr"),
+        ({"objective": {"metric": "l2", "split": "test"}}, "use one of l1, psnr"),
         ({"objective": {"split": "val"}}, "objective.split"),
         ({"set": {"train.workers": 2}}, "CPUs"),
     ]:
-        search = prepare(tmp_path, shards, HALVING | changes)
+        search = prepare(tmp_path, shards, ASHA_SEARCH | changes)
         with pytest.raises(UserError, match=words):
             tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
         assert not search.folder.exists()
@@ -200,12 +200,12 @@ def test_the_smoke_size_of_every_shipped_search_runs(
     words = [f"data.url={held_out}", f"storage={tmp_path}"]
     folder = Path(tune(file, words, smoke=True, resume=False, console=QUIET))
     rows = Search(file, words, folder).rows()
-    trials = {"ablation": 4, "top_k": 2, "loss_weights": 3, "population": 2}
+    trials = {"ablation": 4, "top_k": 2, "loss_weights": 3, "pbt": 2}
     assert len(rows) == trials[file.stem]
     assert {row["status"] for row in rows} <= {"finished", "stopped early"}
     assert load_config(str(folder / "best.yaml")).data.url == str(held_out)
     assert "data:image/png;base64," in (folder / "search.html").read_text()
-    if file.stem == "population":
+    if file.stem == "pbt":
         assert_weights_were_taken_over(folder)
 
 
@@ -228,7 +228,7 @@ def assert_weights_were_taken_over(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_trial_that_fails_is_tried_again_then_failed_and_the_search_goes_on(
+def test_a_failing_trial_is_retried_then_failed_and_the_search_continues(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = {
@@ -239,21 +239,21 @@ def test_a_trial_that_fails_is_tried_again_then_failed_and_the_search_goes_on(
         "reports": 1,
         "retries": 1,
     }
-    search = prepare(tmp_path, shards, HALVING | changes)
+    search = prepare(tmp_path, shards, ASHA_SEARCH | changes)
     tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
     failed, finished = search.rows()
     assert (failed["status"], finished["status"]) == ("failed", "finished")
     assert "not finite" in failed["reason"]
     assert load_config(str(search.folder / "best.yaml")).optim.lr == 0.005
     said = capsys.readouterr().err
-    for what in ("failed, tried again from its last report", "failed for good"):
+    for what in ("failed, retrying from its last report", "failed, not retrying"):
         assert said.count(f"trial {failed['trial']}: {what}: {failed['reason']}\n") == 1
     assert "Traceback" not in said
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_killed_trial_goes_on_from_its_last_report(
+def test_a_killed_trial_continues_from_its_last_report(
     shards: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -261,7 +261,7 @@ def test_a_killed_trial_goes_on_from_its_last_report(
 ) -> None:
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "1")  # or the trial ends before it is killed
     changes = {"space": {"optim.lr": {"grid": [0.005]}}, "scheduler": None, "retries": 1}
-    search = prepare(tmp_path, shards, HALVING | changes)
+    search = prepare(tmp_path, shards, ASHA_SEARCH | changes)
     first: dict[Path, int] = {}
 
     def kill_it_after_its_first_report() -> None:
@@ -277,7 +277,7 @@ def test_a_killed_trial_goes_on_from_its_last_report(
     killer.join()
     (row,) = search.rows()
     assert (row["status"], row["samples"]) == ("finished", "8")
-    assert "failed, tried again from its last report" in capsys.readouterr().err
+    assert "failed, retrying from its last report" in capsys.readouterr().err
     assert first
     for path, changed in first.items():
         assert path.stat().st_mtime_ns == changed, "what was trained is not trained again"
@@ -294,7 +294,7 @@ def test_after_kill_9_of_the_driver_resume_loses_no_result_and_repeats_none(
         "scheduler": None,
         "reports": 1,
     }
-    search = prepare(tmp_path, shards, HALVING | changes)
+    search = prepare(tmp_path, shards, ASHA_SEARCH | changes)
     said = tmp_path / "said.txt"
     with said.open("w") as file:
         driver = start_driver(search, file)
@@ -327,7 +327,7 @@ def test_after_kill_9_of_the_driver_resume_loses_no_result_and_repeats_none(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_sigterm_twice_ends_the_search_in_order(shards: Path, tmp_path: Path) -> None:
-    search = prepare(tmp_path, shards, HALVING)
+    search = prepare(tmp_path, shards, ASHA_SEARCH)
     said = tmp_path / "said.txt"
     with said.open("w") as file:
         driver = start_driver(search, file)
@@ -340,12 +340,12 @@ def test_sigterm_twice_ends_the_search_in_order(shards: Path, tmp_path: Path) ->
         with suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
         driver.wait(60)
-    assert "--resume goes on" in said.read_text().splitlines()[-1]
+    assert "--resume to continue" in said.read_text().splitlines()[-1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_search_in_a_bucket_goes_on_after_kill_9(
+def test_a_search_in_a_bucket_resumes_after_kill_9(
     shards: Path, tmp_path: Path, bucket: str, server: S3
 ) -> None:
     changes = {
@@ -353,7 +353,7 @@ def test_a_search_in_a_bucket_goes_on_after_kill_9(
         "space": {"optim.lr": {"grid": [0.005, 0.0]}},
         "scheduler": None,
     }
-    search = prepare(tmp_path, shards, HALVING | changes)
+    search = prepare(tmp_path, shards, ASHA_SEARCH | changes)
     words = [f"data.url={shards}", f"storage={bucket}/runs"]
     search = search._replace(words=words, folder=tmp_path / "fetched")
     environ = {
@@ -372,7 +372,7 @@ def test_a_search_in_a_bucket_goes_on_after_kill_9(
     finally:
         driver.kill()
         driver.wait(60)
-    fs, folder = fsspec.filesystem("s3"), f"{bucket}/runs/halving"
+    fs, folder = fsspec.filesystem("s3"), f"{bucket}/runs/asha"
     fs.invalidate_cache()
     reports = fs.glob(f"{folder}/runs/*/reports/*.json")
     assert len(reports) == 2, "of the one that has ended"
@@ -382,7 +382,7 @@ def test_a_search_in_a_bucket_goes_on_after_kill_9(
     with (tmp_path / "refused.txt").open("w") as file:
         driver = start_driver(search, file, environ=environ)
     assert driver.wait(300) == 1
-    assert "--resume goes on with it" in (tmp_path / "refused.txt").read_text()
+    assert "resume it with --resume" in (tmp_path / "refused.txt").read_text()
     with said.open("w") as file:
         driver = start_driver(search, file, "--resume", environ=environ)
     try:
@@ -403,7 +403,7 @@ def test_a_search_in_a_bucket_goes_on_after_kill_9(
     assert "data:image/png;base64," in (search.folder / "search.html").read_text()
     assert (search.folder / "learning_curves.png").exists()
     best = load_config(f"{folder}/best.yaml")
-    assert (best.optim.lr, best.run) == (0.005, f"{bucket}/runs/halving-best")
+    assert (best.optim.lr, best.run) == (0.005, f"{bucket}/runs/asha-best")
 
 
 def start_driver(

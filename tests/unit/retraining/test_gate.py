@@ -45,8 +45,8 @@ BETTER = (estimate(-0.02), estimate(1.0))
         ((estimate(0.0, 0.02), estimate(0.0)), BETTER, estimate(-0.01), "far end"),
         (BETTER, BETTER, estimate(0.001), "target L1"),
         ((estimate(0.02, None), estimate(0.0)), BETTER, estimate(0.0), "without an interval"),
-        ((estimate(None), estimate(0.0)), BETTER, estimate(0.0), "defined on no frame"),
-        (BETTER, BETTER, estimate(None), "defined on no frame"),
+        ((estimate(None), estimate(0.0)), BETTER, estimate(0.0), "undefined on every frame"),
+        (BETTER, BETTER, estimate(None), "undefined on every frame"),
     ],
 )
 def test_the_gate(
@@ -73,5 +73,5 @@ def test_what_is_not_finite_is_never_promoted(value: float) -> None:
 
 
 def test_a_rule_about_an_unmeasured_metric_is_refused() -> None:
-    with pytest.raises(UserError, match=r"gate: akd is not measured; choose among l1, psnr"):
+    with pytest.raises(UserError, match=r"gate: akd is not measured; use one of l1, psnr"):
         judge(differences(BETTER, BETTER, estimate(0.0)), [L1, PSNR], Gate(target="akd"))

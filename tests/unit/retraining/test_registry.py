@@ -67,7 +67,7 @@ def test_rolling_back_goes_further_back_each_time(models: Folder) -> None:
     move(models, "a", "b", "c")
     assert back(models) == "b"
     assert back(models) == "a"
-    with pytest.raises(UserError, match="no model before the current one"):
+    with pytest.raises(UserError, match="no earlier model"):
         back(models)
     move(models, "c")
     assert back(models) == "a"
@@ -96,7 +96,7 @@ def test_a_damaged_pointer_is_named(models: Folder, damage: bytes) -> None:
 def test_a_pointer_that_was_edited_is_named(models: Folder) -> None:
     move(models, "a", "b")
     models.write("current.json", models.read("current.json").replace(b"because b", b"because c"))
-    with pytest.raises(UserError, match="checksum differs"):
+    with pytest.raises(UserError, match="checksum does not match"):
         read_current(models)
 
 
@@ -104,7 +104,7 @@ def test_other_weights_than_those_that_were_promoted_are_refused(models: Folder)
     move(models, "a")
     manifest = Path(models.url, "a", "run", "step_0000001", "manifest.json")
     manifest.write_text(manifest.read_text() + "\n")
-    with pytest.raises(UserError, match="not the checkpoint that was promoted"):
+    with pytest.raises(UserError, match="has changed since it was promoted"):
         current_model(models)
 
 
@@ -135,8 +135,8 @@ def test_the_command_line_lists_promotes_and_rolls_back(
     models: Folder, prioritycut: Callable[..., Result]
 ) -> None:
     where = ("--models", models.url)
-    assert_one_line(prioritycut("models", "rollback", *where), "no model before")
-    assert_one_line(prioritycut("models", "promote", "d", *where), "d: neither one of the models")
+    assert_one_line(prioritycut("models", "rollback", *where), "no earlier model")
+    assert_one_line(prioritycut("models", "promote", "d", *where), "d: is neither a model")
     for name in "ab":
         promoted = prioritycut("models", "promote", name, *where)
         assert promoted.returncode == 0, promoted.stderr
@@ -148,7 +148,7 @@ def test_the_command_line_lists_promotes_and_rolls_back(
     }
     assert [states[name][3] for name in "abc"] == ["former", "current", "adopted"]
     rolled = prioritycut("models", "rollback", *where)
-    assert "a is current, as before b" in rolled.stdout
+    assert "rolled back from b to a" in rolled.stdout
     with leased(models, 60):
         held = prioritycut("models", "promote", "b", *where)
     assert held.returncode == 78

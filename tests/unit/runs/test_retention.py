@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.retraining.job import Job, finish
+from prioritycut_ray.retraining.job import RetrainingJob, finish
 from prioritycut_ray.retraining.registry import promote
 from prioritycut_ray.retraining.settings import RetrainSettings
 from prioritycut_ray.storage.folder import Folder
@@ -47,7 +47,7 @@ def test_only_weights_that_nobody_needs_are_removed(
     gone: list[str] = []
     with leased(models, 60) as lease:
         for night in range(NIGHTS):
-            job = Job(
+            job = RetrainingJob(
                 candidate=f"n{night}",
                 current="n0",
                 checkpoint="",

@@ -13,8 +13,8 @@ from prioritycut_ray.evaluation.report import csv_text
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.search.plots import draw_all
 from prioritycut_ray.search.results import (
-    Point,
-    Trial,
+    ReportedObjective,
+    TrialResult,
     best_config,
     best_trial,
     table,
@@ -26,14 +26,14 @@ L1 = Metric(key="l1", label="L1", definition="mean absolute error", decimals=4)
 PSNR = Metric(key="psnr", label="PSNR", definition="dB", decimals=2, higher_is_better=True)
 
 
-def trial(key: str, status: str, *values: float, **parameters: object) -> Trial:
+def trial(key: str, status: str, *values: float, **parameters: object) -> TrialResult:
     points = [
-        Point(8 * (place + 1), value, value - 0.01, value + 0.02)
+        ReportedObjective(8 * (place + 1), value, value - 0.01, value + 0.02)
         for place, value in enumerate(values)
     ]
     metrics = {"l1": values[-1]} if values else {}
     reason = "learning rate of 1e30" if status == "failed" else ""
-    return Trial(key, dict(parameters), status, reason, points, metrics)  # type: ignore[arg-type]
+    return TrialResult(key, dict(parameters), status, reason, points, metrics)  # type: ignore[arg-type]
 
 
 TRIALS = [
@@ -94,7 +94,7 @@ def test_the_table_has_every_trial_and_the_reason_of_a_failure() -> None:
 
 
 @pytest.mark.parametrize("trials", [TRIALS, TRIALS[:1], TRIALS[1:2]])
-def test_pictures_are_drawn_of_whatever_there_is(trials: list[Trial]) -> None:
+def test_pictures_are_drawn_of_whatever_there_is(trials: list[TrialResult]) -> None:
     pictures = draw_all(trials, L1)
     assert set(pictures) == {
         "l1_against_priority_cut.top_k.png",

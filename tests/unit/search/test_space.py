@@ -14,7 +14,7 @@ from prioritycut_ray.search.space import (
     check_space,
     load_base,
     load_search,
-    spread,
+    max_concurrent_trials,
     trial_config,
 )
 from tests.conftest import TINY
@@ -60,17 +60,17 @@ def test_the_ablation_has_the_four_rows_of_the_paper_with_three_seeds_each() -> 
         ({"space": {"optim.rl": {"grid": [1]}}}, ["unknown key 'optim.rl'", "lr"]),
         ({"space": {"optim.lr": {"grid": [1e-4, "much"]}}}, ["optim.lr", "much"]),
         ({"space": {"optim.lr": {"grid": [1e-4, -1]}}}, ["optim.lr=-1"]),
-        ({"space": {"optim.lr": {"uniform": [1, 0]}}}, ["the range must go up"]),
-        ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, ["loguniform begins above 0"]),
-        ({"space": {"optim.lr": {"grid": [1], "choice": [1]}}}, ["give one of grid"]),
-        ({"space": {"optim.lr": {"grid": None}}}, ["give one of grid"]),
+        ({"space": {"optim.lr": {"uniform": [1, 0]}}}, ["lower bound 1 must be less"]),
+        ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, ["loguniform must be greater than 0"]),
+        ({"space": {"optim.lr": {"grid": [1], "choice": [1]}}}, ["exactly one of grid"]),
+        ({"space": {"optim.lr": {"grid": None}}}, ["exactly one of grid"]),
         ({"space": {"optim.lr": {"normal": [0, 1]}}}, ["normal"]),
-        ({"space": {"optim.lr": {"uniform": [0, 1]}}}, ["takes grids alone"]),
-        ({"space": {"train.samples": {"grid": [8]}}}, ["set by the search itself"]),
+        ({"space": {"optim.lr": {"uniform": [0, 1]}}}, ["searcher=grid needs a grid"]),
+        ({"space": {"train.samples": {"grid": [8]}}}, ["set by the search"]),
         ({"space": {"train.batch_size": {"grid": [4, 5]}}}, ["train.batch_size=5", "divisible"]),
-        ({"searcher": "optuna"}, ["takes no grid"]),
+        ({"searcher": "optuna"}, ["does not support grid"]),
         ({"scheduler": {"kind": "asha"}}, ["reports"]),
-        ({"scheduler": {"kind": "pbt"}, "reports": 2}, ["population"]),
+        ({"scheduler": {"kind": "pbt"}, "reports": 2}, ["scheduler=pbt needs trials"]),
         ({"scheduler": {"kind": "hyperband"}}, ["asha", "pbt"]),
         ({"space": {}}, ["nothing to search"]),
         ({"trails": 3}, ["trails", "trials"]),
@@ -90,8 +90,8 @@ def test_a_search_that_makes_no_sense_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("key", "domain", "words"),
     [
-        ("model.num_keypoints", {"uniform": [5, 15]}, ["whole numbers", "`int: [5, 15]`"]),
-        ("train.seed", {"loguniform": [1, 1000]}, ["whole numbers", "`int: [1, 1000]`"]),
+        ("model.num_keypoints", {"uniform": [5, 15]}, ["an integer", "`int: [5, 15]`"]),
+        ("train.seed", {"loguniform": [1, 1000]}, ["an integer", "`int: [1, 1000]`"]),
         ("data.size", {"int": [32, 96]}, ["data.size=33", "multiple of 32", "`choice`"]),
         ("priority_cut.top_k", {"uniform": [50, 101]}, ["priority_cut.top_k=101"]),
     ],
@@ -139,7 +139,7 @@ def test_reports_are_at_whole_steps_at_equal_distances(
 
 
 def test_more_reports_than_steps_are_refused() -> None:
-    with pytest.raises(UserError, match="8 steps: too short for reports=9"):
+    with pytest.raises(UserError, match="8 steps, too few for reports=9"):
         boundaries(load_config(str(TINY)), 9)
 
 
@@ -158,7 +158,7 @@ def test_more_reports_than_steps_are_refused() -> None:
         (1, 8, [4, 4], 0),
     ],
 )
-def test_no_more_trials_run_at_once_than_find_room(
+def test_concurrent_trials_fit_on_the_nodes(
     workers: int, cpus: int, nodes: list[float], trials: int
 ) -> None:
-    assert spread(workers, cpus, nodes) == trials
+    assert max_concurrent_trials(workers, cpus, nodes) == trials

@@ -1,4 +1,4 @@
-"""What a retraining tells the world: a report, a command, a webhook, figures for Prometheus."""
+"""Who is told about a retraining: a command, a webhook, and Prometheus."""
 
 import os
 import subprocess
@@ -16,26 +16,26 @@ from urllib3.util import Retry
 from prioritycut_ray.metrics.aggregate import Estimate
 from prioritycut_ray.retraining.comparison import Comparison
 from prioritycut_ray.retraining.gate import Verdict
-from prioritycut_ray.retraining.job import Job
+from prioritycut_ray.retraining.job import RetrainingJob
 
-_SECONDS = 30.0
-_ATTEMPTS = 3
+_TIMEOUT_S = 30.0
+_RETRIES = 3
 
 
 class RetrainReport(BaseModel):
-    """All of a retraining that people and programs are told.
+    """The report of a retraining: the content of ``report.json``.
 
     Attributes:
         outcome: promoted, refused or abandoned.
-        candidate: its name.
-        current: the model that is in force now.
+        candidate: name of the candidate.
+        current: name of the current model after the retraining.
         compared_with: the model that the candidate was compared with.
-        reason: of the outcome, in one line.
-        new_clips: that the candidate was trained on.
-        samples: frame pairs that the candidate has seen in all.
-        begun: when, ISO 8601.
-        verdict: of the gate; None if it was not asked.
-        comparison: what it judged by.
+        reason: the reason for the outcome, in one line.
+        new_clips: number of new clips that the candidate was trained on.
+        samples: number of frame pairs that the candidate has seen in total.
+        begun: when the retraining began, ISO 8601.
+        verdict: the verdict of the gate; None if the candidate was not compared.
+        comparison: the comparison behind the verdict.
     """
 
     outcome: str
@@ -51,9 +51,21 @@ class RetrainReport(BaseModel):
 
 
 def make_report(
-    job: Job, current: str, reason: str, verdict: Verdict | None, comparison: Comparison | None
+    job: RetrainingJob,
+    current: str,
+    reason: str,
+    verdict: Verdict | None,
+    comparison: Comparison | None,
 ) -> RetrainReport:
-    """Put the report together."""
+    """Return the report of a job.
+
+    Args:
+        job: the job.
+        current: name of the current model after the retraining.
+        reason: the reason for the outcome.
+        verdict: the verdict of the gate, if there is one.
+        comparison: the comparison, if there is one.
+    """
     refused = "refused" if verdict else "abandoned"
     return RetrainReport(
         outcome="promoted" if current == job.candidate else refused,
@@ -70,10 +82,10 @@ def make_report(
 
 
 def run_command(command: str, report: RetrainReport) -> str:
-    """Run a shell command with the report on its input.
+    """Run a shell command with the report as JSON on its stdin.
 
     Returns:
-        What went wrong; empty if nothing did.
+        What went wrong; empty on success.
     """
     try:
         done = subprocess.run(
@@ -82,32 +94,30 @@ def run_command(command: str, report: RetrainReport) -> str:
             input=report.model_dump_json(),
             text=True,
             capture_output=True,
-            timeout=_SECONDS,
+            timeout=_TIMEOUT_S,
             env=os.environ | {"PRIORITYCUT_OUTCOME": report.outcome},
         )
     except subprocess.TimeoutExpired:
-        return f"command {command!r} did not end within {_SECONDS:g} s"
+        return f"command {command!r} did not end within {_TIMEOUT_S:g} s"
     if done.returncode == 0:
         return ""
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return f"command {command!r} ended with code {done.returncode}: {last}"
+    return f"command {command!r} failed with exit code {done.returncode}: {last}"
 
 
-def post(url: str, report: RetrainReport) -> str:
-    """Post the report as JSON, and again if the server does not answer.
+def post(url: str, report: RetrainReport, *, retries: int = _RETRIES) -> str:
+    """Post the report as JSON, with retries if the server does not answer.
 
     Returns:
-        What went wrong; empty if nothing did.
+        What went wrong; empty on success.
     """
-    retry = Retry(
-        _ATTEMPTS, backoff_factor=1, allowed_methods=None, status_forcelist=(502, 503, 504)
-    )
+    retry = Retry(retries, backoff_factor=1, allowed_methods=None, status_forcelist=(502, 503, 504))
     with requests.Session() as session:
         session.mount("http://", HTTPAdapter(max_retries=retry))
         session.mount("https://", HTTPAdapter(max_retries=retry))
         try:
             session.post(
-                url, json=report.model_dump(mode="json"), timeout=_SECONDS
+                url, json=report.model_dump(mode="json"), timeout=_TIMEOUT_S
             ).raise_for_status()
         except requests.RequestException as error:
             return f"webhook {url}: {error}"
@@ -115,26 +125,28 @@ def post(url: str, report: RetrainReport) -> str:
 
 
 def write_metrics(path: str, report: RetrainReport | None) -> None:
-    """Write figures for Prometheus' textfile collector, in one piece.
+    """Write metrics for the textfile collector of Prometheus' node exporter, atomically.
 
     Args:
-        path: ends in ``.prom``.
-        report: of the retraining; None if there was nothing new.
+        path: a file that ends in ``.prom``.
+        report: the report; None if there were no new clips.
     """
     registry = CollectorRegistry()
 
     def gauge(name: str, text: str, value: float) -> None:
         Gauge(f"prioritycut_retrain_{name}", text, registry=registry).set(value)
 
-    gauge("last_run_timestamp_seconds", "When the retraining last ended.", time.time())
-    gauge("new_clips", "New clips that it found.", report.new_clips if report else 0)
+    gauge("last_run_timestamp_seconds", "Time of the last retraining.", time.time())
+    gauge("new_clips", "Number of new clips.", report.new_clips if report else 0)
     if report:
         gauge("promoted", "1 if the candidate was promoted.", float(report.outcome == "promoted"))
         gauge("samples", "Frame pairs that the candidate has seen.", report.samples)
     if report and report.comparison:
         comparison = report.comparison
-        _by_holdout(registry, "score", "Mean over clips of the candidate.", comparison.candidate)
-        _by_holdout(registry, "difference", "Candidate - current model.", comparison.differences)
+        _by_holdout(registry, "score", "Mean over clips, candidate.", comparison.candidate)
+        _by_holdout(
+            registry, "difference", "Candidate minus current model.", comparison.differences
+        )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_to_textfile(path, registry)
 

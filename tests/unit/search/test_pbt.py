@@ -1,11 +1,11 @@
-"""How a member of a population changes the values that it takes over."""
+"""How PBT perturbs the values that a trial clones."""
 
 import random
 from typing import Any
 
 import pytest
 
-from prioritycut_ray.search.population import Explore
+from prioritycut_ray.search.pbt import Explore
 from prioritycut_ray.search.space import Domain
 
 LISTS: list[tuple[Any, ...]] = [
@@ -29,15 +29,13 @@ def changed(domain: Domain, value: Any, resample: float, times: int = 200) -> li
 
 @pytest.mark.parametrize("resample", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("choice", LISTS, ids=str)
-def test_a_value_of_a_list_becomes_another_one_of_the_list(
-    choice: tuple[Any, ...], resample: float
-) -> None:
+def test_a_perturbed_choice_stays_in_its_list(choice: tuple[Any, ...], resample: float) -> None:
     for value in choice:
         for new in changed(Domain(choice=choice), value, resample):
             assert any(new is item for item in choice)
 
 
-def test_without_drawing_a_value_of_a_list_becomes_a_neighbour() -> None:
+def test_without_resampling_a_choice_becomes_a_neighbour() -> None:
     domain = Domain(choice=("a", "b", "c", "d"))
     assert set(changed(domain, "b", 0.0)) == {"a", "c"}
     assert set(changed(domain, "a", 0.0)) == {"a", "b"}
@@ -58,7 +56,7 @@ def test_a_number_stays_within_its_range(kind: dict[str, Any], resample: float) 
             assert isinstance(new, int) == (domain.whole is not None)
 
 
-def test_a_number_changes_by_a_fifth_and_a_small_whole_one_by_one() -> None:
+def test_a_number_changes_by_a_fifth_and_a_small_integer_by_one() -> None:
     assert set(changed(Domain(uniform=(0.0, 1.0)), 0.5, 0.0)) == {0.4, 0.6}
     assert set(changed(Domain.model_validate({"int": (1, 80)}), 50, 0.0)) == {40, 60}
     assert set(changed(Domain.model_validate({"int": (1, 80)}), 2, 0.0)) == {1, 3}
