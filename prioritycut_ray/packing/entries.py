@@ -1,4 +1,4 @@
-"""A video to pack: where its bytes are, and what is known about it before it is opened."""
+"""A video to pack: where its bytes are, and what is known about it before decoding."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,13 @@ from prioritycut_ray.storage.filesystem import filesystem
 from prioritycut_ray.storage.paths import is_url
 from prioritycut_ray.video.boxes import Box
 
+VIDEO_EXTENSIONS = frozenset(
+    {
+        *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+        *(".vob", ".flv", ".wmv", ".3gp", ".ogv", ".gif"),
+    }
+)
+
 
 class Rejected(NamedTuple):
     """A video that was left out, and why."""
@@ -18,7 +25,7 @@ class Rejected(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where a member lies in its tar: first byte, and number of bytes."""
+    """Where a member lies in its tar: first byte and number of bytes."""
 
     offset: int
     size: int
@@ -29,17 +36,17 @@ class Entry(NamedTuple):
 
     Attributes:
         source: absolute path or URL of the file, or of the tar around it.
-        name: relative path without extension, which its key is made of.
+        name: relative path without extension, from which its key is made.
         identity: who or what is shown.
-        split: as the manifest or the folders say; empty if they do not.
-        box: the part of each frame to keep; the centre square if there is none.
-        frames: the part of the video to keep; all of it if there is none.
+        split: as given by the manifest or the folders; empty if neither does.
+        box: the part of each frame to keep; None keeps the centre square.
+        frames: the part of the video to keep; None keeps all of it.
         span: where it lies in a tar.
         member: its name in the tar.
         size: bytes; 0 if unknown.
         version: changes when the file does.
-        row: the manifest and line that name it; empty if none does.
-        by_name: whether the identity is taken from the file's name, as nothing else gives one.
+        row: the manifest and line that name it; empty without a manifest.
+        by_name: whether the identity is taken from the file name because nothing else gives one.
     """
 
     source: str
@@ -57,27 +64,27 @@ class Entry(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where it lies, through the tar if it is in one."""
+        """Path of the file, or of the member below its tar."""
         return f"{self.source}/{self.member}" if self.member else self.source
 
     @property
     def shown(self) -> str:
-        """What to call it before people."""
+        """Printable path, for messages."""
         return printable(self.path)
 
 
 def printable(name: str) -> str:
-    """Spell a name so that it can be shown and stored: valid Unicode on one line."""
+    """Escape a name so that it can be shown and stored: valid Unicode on one line."""
     clean = name.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clean)
 
 
 @contextmanager
 def opened(entry: Entry) -> Iterator[IO[bytes]]:
-    """Open an entry's file for reading, at the start of its bytes.
+    """Open an entry's file for reading, at its first byte.
 
     Raises:
-        OSError: if it cannot be opened.
+        OSError: it cannot be opened.
     """
     if not is_url(entry.source):
         with open(entry.source, "rb") as file:

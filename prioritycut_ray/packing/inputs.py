@@ -1,68 +1,52 @@
 """What to pack: files, folders, globs, csv manifests and WebDataset shards, local or on fsspec.
 
-Nothing is decoded here. What cannot be a video is set aside by name, so that one bad file does not
-stop a run. No file is ever written, and no member of a tar is given a place by its name.
+Nothing is decoded here. What cannot be a video is rejected by name, so one bad file does not stop a
+run. Nothing is written, and no member of a tar is extracted.
 """
 
 import csv
 import glob
 import itertools
-import json
 import os
 import posixpath
 import stat
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from prioritycut_ray.data.shards import unread_rest
+from braceexpand import braceexpand
+
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.packing.entries import Entry, Rejected, Span, opened, printable
+from prioritycut_ray.packing.entries import (
+    VIDEO_EXTENSIONS,
+    Entry,
+    Rejected,
+    opened,
+    printable,
+)
 from prioritycut_ray.packing.identities import (
     each_once,
     folder_of,
     name_identities,
     split_by_folders,
 )
-from prioritycut_ray.packing.manifest import SPLIT_NAMES, Row, read_rows
+from prioritycut_ray.packing.manifest import Row, read_rows
+from prioritycut_ray.packing.tar_samples import read_samples
 from prioritycut_ray.storage.filesystem import FileSystem, filesystem
 from prioritycut_ray.storage.paths import absolute, expanded, is_url
 
-VIDEO_EXTENSIONS = frozenset(
-    {
-        ".mp4",
-        ".mov",
-        ".m4v",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".vob",
-        ".flv",
-        ".wmv",
-        ".3gp",
-        ".ogv",
-        ".gif",
-    }
-)
 EXTENSIONS = VIDEO_EXTENSIONS | {".tar"}
-LONGEST_JSON = 1 << 20
-# What file systems call the state of a file, the surest first.
+# What file systems call the version of a file, the most reliable first.
 _VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
 class Found(NamedTuple):
-    """What the inputs hold.
+    """What the inputs contain.
 
     Attributes:
-        entries: videos to try, each once, in a fixed order.
-        rejected: what is set aside.
-        notes: what was understood of it that is worth a word, one line each.
+        entries: videos to pack, each once, in a fixed order.
+        rejected: what cannot be packed.
+        notes: decisions worth knowing, one line each.
     """
 
     entries: list[Entry]
@@ -74,18 +58,18 @@ def find_videos(inputs: Sequence[str]) -> Found:
     """List the videos that the inputs name.
 
     Args:
-        inputs: videos, WebDataset shards (``.tar``), folders (searched all through; hidden files
+        inputs: videos, WebDataset shards (``.tar``), folders (searched recursively; hidden files
             are ignored, links to folders are not followed), globs, csv manifests; each a local
-            path or an fsspec URL.
+            path or an fsspec URL. Braces are expanded: ``shard-{000000..000123}.tar``.
 
     Raises:
-        UserError: if an input does not exist, holds no video, or is no usable manifest; if rows
-            contradict each other; or if it is not clear which split a video is for.
+        UserError: an input does not exist, contains no video, or is not a usable manifest; rows
+            contradict each other; or the split of a video is unclear.
     """
     found: list[Entry] = []
     rejected: list[Rejected] = []
     folders: list[str] = []
-    for given in inputs:
+    for given in itertools.chain.from_iterable(map(_expand_braces, inputs)):
         listing = _expand(given)
         items = [*listing.items]
         entries = [item for item in items if isinstance(item, Entry)]
@@ -101,18 +85,40 @@ def find_videos(inputs: Sequence[str]) -> Found:
 
 
 class _Listing(NamedTuple):
-    """What one input holds, and the folder that it names; empty for files, that name none."""
+    """What one input contains, and the folder that it names; empty for a file."""
 
     items: Iterable[Entry | Rejected]
     folder: str = ""
 
 
-def _expand(given: str) -> _Listing:
+def _expand_braces(given: str) -> Iterator[str]:
+    """Expand ``{000000..000123}`` and ``{a,b}``, as webdataset does."""
     given = expanded(given)
+    # A file or folder may have braces in its name.
+    end = given.find("/", given.rfind("{"))
+    if "{" not in given or _exists(given if end < 0 else given[:end]):
+        yield given
+        return
+    try:
+        yield from braceexpand(given)
+    except ValueError:  # braceexpand's UnbalancedBracesError
+        raise UserError(
+            f"{printable(given)}: its braces are not balanced; write {{000000..000123}} or {{a,b}}"
+        ) from None
+
+
+def _exists(given: str) -> bool:
+    if not is_url(given):
+        return os.path.lexists(given)
+    fs, path = filesystem(given)
+    return bool(fs.exists(path))
+
+
+def _expand(given: str) -> _Listing:
     if is_url(given):
         return _expand_url(given)
     if "\0" in given:
-        raise UserError(f"{printable(given)}: is no file name")
+        raise UserError(f"{printable(given)}: is not a valid file name")
     path = Path(given)
     if path.is_dir():
         return _Listing(_wanted(path, _walk(path)), absolute(given))
@@ -124,12 +130,12 @@ def _expand(given: str) -> _Listing:
 
 
 def _inside(entry: Entry) -> Iterable[Entry | Rejected]:
-    """Look into what stands for many videos."""
+    """List the videos of a manifest or a shard; any other file is itself a video."""
     match PurePosixPath(entry.source).suffix.lower():
         case ".csv":
             return _in_manifest(entry.source)
         case ".tar":
-            return _in_shard(entry)
+            return read_samples(entry)
         case _:
             return [entry]
 
@@ -145,7 +151,7 @@ def _local(source: str, name: str) -> Iterable[Entry | Rejected]:
 
 
 def _walk(root: Path) -> Iterator[Path | Rejected]:
-    """List what is below a folder. Links to folders are not followed: they may lead in circles."""
+    """List everything below a folder. Links to folders are not followed: they may form cycles."""
     unreadable: list[OSError] = []
     for folder, folders, files in os.walk(root, onerror=unreadable.append):
         folders[:] = [name for name in folders if _is_shown(name)]
@@ -157,7 +163,7 @@ def _walk(root: Path) -> Iterator[Path | Rejected]:
 def _plain_parts(
     parts: Sequence[str], is_folder: Callable[[Sequence[str]], bool]
 ) -> tuple[list[str], list[str]]:
-    """The folders that a pattern begins with, and the rest; ``clips [1]`` may name a folder."""
+    """Split a pattern into its leading folders and the rest; ``clips [1]`` may be a folder."""
     count = 0
     while count < len(parts) - 1:
         if glob.has_magic(parts[count]) and not is_folder(parts[: count + 1]):
@@ -169,7 +175,7 @@ def _plain_parts(
 def _in_glob(pattern: Path) -> _Listing:
     plain, rest = _plain_parts(pattern.parts, lambda parts: Path(*parts).is_dir())
     root = Path(*plain)
-    # pathlib's, unlike glob's, does not run in circles through links; nor may what it matches.
+    # pathlib's glob, unlike glob's, does not follow cycles of links; nor may its matches.
     matches = [*root.glob(str(Path(*rest)))]
     folders = (path for path in matches if path.is_dir() and not path.is_symlink())
     below = (item for path in folders for item in _walk(path))
@@ -178,7 +184,7 @@ def _in_glob(pattern: Path) -> _Listing:
 
 
 def _wanted(root: Path, items: Iterable[Path | Rejected]) -> list[Entry | Rejected]:
-    """Take the videos and shards among paths below a folder, sorted; hidden ones are none."""
+    """Return the videos and shards among paths below a folder, sorted, without hidden ones."""
     listed = [*items]
     result: list[Entry | Rejected] = [item for item in listed if isinstance(item, Rejected)]
     for path in sorted({item for item in listed if isinstance(item, Path)}):
@@ -191,7 +197,7 @@ def _wanted(root: Path, items: Iterable[Path | Rejected]) -> list[Entry | Reject
 def _or_refuse(place: str, items: list[Entry | Rejected]) -> list[Entry | Rejected]:
     if not items:
         known = " ".join(sorted(EXTENSIONS))
-        raise UserError(f"{printable(place)}: no videos found there; known extensions are {known}")
+        raise UserError(f"{printable(place)}: no videos found; known extensions are {known}")
     return items
 
 
@@ -200,16 +206,16 @@ def _is_shown(name: str) -> bool:
 
 
 def _local_or_not(source: str, name: str) -> Entry | Rejected:
-    """Make an entry of a local file, unless it is no file."""
+    """Make an entry of a local file, or say why it cannot be one."""
     try:
         state = os.stat(source)
     except (OSError, ValueError) as error:
         if os.path.islink(source):
-            return Rejected(printable(source), "is a link that leads nowhere")
+            return Rejected(printable(source), "is a broken link")
         reason = getattr(error, "strerror", None) or str(error)
         return Rejected(printable(source), reason)
     if not stat.S_ISREG(state.st_mode):
-        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "not a regular file"
         return Rejected(printable(source), f"is {kind}")
     return Entry(
         source=source,
@@ -279,7 +285,7 @@ def _in_manifest(manifest: str) -> list[Entry | Rejected]:
             text = file.read().decode("utf-8-sig")
         rows = read_rows(shown, text)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{shown}: is not a csv in UTF-8 ({error})") from None
+        raise UserError(f"{shown}: is not a csv in UTF-8 ({error}); save it as UTF-8") from None
     return [_manifest_entry(manifest, row) for row in rows]
 
 
@@ -299,7 +305,7 @@ def _manifest_entry(manifest: str, row: Row) -> Entry | Rejected:
 
 
 def _named_entry(manifest: str, file: str) -> Entry | Rejected:
-    """Find the file that a row names, relative to the manifest, an absolute path, or a URL."""
+    """Find the file that a row names: relative to the manifest, absolute, or a URL."""
     folder = manifest.rpartition("/")[0]
     file = expanded(file, folder)
     below = file.removeprefix(f"{folder}/")
@@ -315,124 +321,3 @@ def _named_entry(manifest: str, file: str) -> Entry | Rejected:
         return Rejected(printable(file), "No such file or directory")
     except (UserError, OSError) as error:
         return Rejected(printable(file), f"cannot be read ({printable(str(error))})")
-
-
-# ---------------------------------------------------------------------------------------------
-# WebDataset shards of others
-# ---------------------------------------------------------------------------------------------
-
-
-class _Sample(NamedTuple):
-    """The members of one key of a tar."""
-
-    video: tarfile.TarInfo | None = None
-    facts: dict[str, Any] | None = None
-
-
-def _in_shard(shard: Entry) -> list[Entry | Rejected]:
-    """List the samples of a tar: a video and a JSON of the same key each."""
-    shown = shard.shown
-    result: list[Entry | Rejected] = []
-    samples: dict[str, _Sample] = {}
-    try:
-        with opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            result += _read_members(shard, tar, samples)
-    except (OSError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or "is no tar archive"
-        return [Rejected(shown, reason)]
-    except Exception as error:  # Whatever a strange file sets off must not end the run.
-        result.append(Rejected(shown, f"is a damaged tar ({printable(str(error))})"))
-    for key, sample in samples.items():
-        if sample.video is None:
-            result.append(Rejected(f"{shown}/{printable(key)}", "has no video beside its JSON"))
-        elif sample.facts is None:
-            member = printable(sample.video.name)
-            result.append(Rejected(f"{shown}/{member}", "has no usable JSON beside it"))
-        else:
-            result.append(_sample_entry(shard, key, sample.video, sample.facts))
-    return result or [Rejected(shown, "holds no samples")]
-
-
-def _read_members(
-    shard: Entry, tar: tarfile.TarFile, samples: dict[str, _Sample]
-) -> Iterator[Rejected]:
-    """Sort the members of a tar into samples; what is of no use comes back by name."""
-    shown, size = shard.shown, shard.size
-    seen: set[str] = set()
-    try:
-        for member in tar:
-            if member.isdir():
-                continue
-            if reason := _why_not_read(member, seen, size):
-                yield Rejected(f"{shown}/{printable(member.name)}", reason)
-                continue
-            seen.add(member.name)
-            yield from _take(shown, tar, member, samples)
-        damage = unread_rest(tar)
-    except (tarfile.TarError, OSError, EOFError):
-        damage = "is damaged or cut off"
-    if damage:
-        yield Rejected(shown, f"{damage}; the samples before that are used")
-
-
-def _why_not_read(member: tarfile.TarInfo, seen: set[str], size: int) -> str:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\0" in member.name:
-        return "its name leads out of the archive; it is not read"
-    if not member.isreg() or member.issparse():
-        return "is no regular file"
-    if member.offset_data + member.size > size:
-        return "is cut off with the end of the archive"
-    if member.name in seen:
-        return "comes twice; the first one is used"
-    if member.size == 0:
-        return "is empty (0 bytes)"
-    return ""
-
-
-def _take(
-    shown: str, tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Sample]
-) -> Iterator[Rejected]:
-    """Put a member into its sample. As in webdataset, the key ends at the first dot."""
-    folder, _, base = member.name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    key = f"{folder}/{stem}" if folder else stem
-    sample = samples.get(key, _Sample())
-    if f".{extension.lower()}" in VIDEO_EXTENSIONS:
-        if sample.video is not None:
-            yield Rejected(f"{shown}/{printable(member.name)}", "is a second video of its key")
-            return
-        samples[key] = sample._replace(video=member)
-    elif extension.lower() == "json":
-        facts = _json_object(tar, member)
-        if facts is None:
-            yield Rejected(f"{shown}/{printable(member.name)}", "is no JSON object")
-        samples[key] = sample._replace(facts=facts)
-
-
-def _json_object(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any] | None:
-    if member.size > LONGEST_JSON:
-        return None
-    file = tar.extractfile(member)
-    try:
-        value = json.loads(file.read() if file else b"")
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _sample_entry(shard: Entry, key: str, video: tarfile.TarInfo, facts: dict[str, Any]) -> Entry:
-    split = _word(facts.get("split"))
-    return shard._replace(
-        name=f"{shard.name}/{key}",
-        identity=_word(facts.get("identity")) or _word(facts.get("identity_id")),
-        split=SPLIT_NAMES.get(split.casefold(), split),
-        span=Span(video.offset_data, video.size),
-        member=video.name,
-        size=video.size,
-    )
-
-
-def _word(value: Any) -> str:
-    """Read a name out of JSON, which may be a number."""
-    return printable(str(value).strip()) if isinstance(value, str | int) else ""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.entries import Entry, opened, printable
@@ -80,6 +81,32 @@ def test_a_pattern_below_folders_with_brackets_in_their_names(tmp_path: Path) ->
     assert found.source == f"{tmp_path}/clips 1/2.mp4"
 
 
+def test_braces_name_many_shards_or_folders(tmp_path: Path) -> None:
+    for number in range(12):
+        write_tar(tmp_path / f"train-{number:06d}.tar", [("a.mp4", b"x"), ("a.json", FACTS)])
+    touched(tmp_path, "a/1.mp4", "b/1.mp4", "c/1.mp4", "{c,d}/2.mp4", "e{f,g}.mp4")
+
+    def found(pattern: str) -> list[str]:
+        results = [
+            [entry.source for entry in find_videos([f"{place}/{pattern}"]).entries]
+            for place in (str(tmp_path), f"file://{tmp_path}")
+        ]
+        names = [
+            [source.removeprefix("file://").removeprefix(f"{tmp_path}/") for source in sources]
+            for sources in results
+        ]
+        assert names[0] == names[1]
+        return names[0]
+
+    assert found("train-{000003..000005}.tar") == [f"train-00000{n}.tar" for n in (3, 4, 5)]
+    assert found("{a,b}/*.mp4") == ["a/1.mp4", "b/1.mp4"]
+    assert found("{b,a}") == ["b/1.mp4", "a/1.mp4"]
+    # A literal name comes first; a backslash escapes.
+    assert found("{c,d}/*.mp4") == ["{c,d}/2.mp4"]
+    assert found("e{f,g}.mp4") == ["e{f,g}.mp4"]
+    assert found(r"[e]\{f,g\}.mp4") == ["e{f,g}.mp4"]
+
+
 def test_paths_of_a_manifest_are_expanded_as_by_a_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,9 +144,9 @@ def test_what_is_no_file_is_set_aside_by_name(tmp_path: Path) -> None:
         found = find_videos([str(given)])
         assert [Path(entry.source).name for entry in found.entries] == ["good.mp4"]
         assert rejected(given) == {
-            "pipe.mp4": "is no regular file",
-            "loop.mp4": "is a link that leads nowhere",
-            "gone.mp4": "is a link that leads nowhere",
+            "pipe.mp4": "is not a regular file",
+            "loop.mp4": "is a broken link",
+            "gone.mp4": "is a broken link",
         }
 
 
@@ -142,8 +169,10 @@ def test_names_are_spelled_so_that_they_can_be_shown(tmp_path: Path) -> None:
     [
         ("nowhere", "nowhere: does not exist"),
         ("none*.mp4", "no videos found"),
+        ("none{1..3}.mp4", "none1.mp4: does not exist"),
+        ("none{1..3.mp4", r"none\{1\.\.3\.mp4: its braces are not balanced"),
         ("empty", "empty: no videos found"),
-        ("a\0b.mp4", r"a\\x00b.mp4: is no file name"),
+        ("a\0b.mp4", r"a\\x00b.mp4: is not a valid file name"),
         ("nowhere://x/y.mp4", "cannot be reached"),
         ("memory://nowhere/y.mp4", "does not exist"),
         ("words.csv", "words.csv: needs a header with the column 'file'"),
@@ -491,6 +520,20 @@ def test_samples_of_a_shard_are_found_by_their_bytes(tmp_path: Path) -> None:
     assert find_videos([str(tmp_path)]).entries == entries
 
 
+def test_names_are_divided_as_by_webdataset(tmp_path: Path) -> None:
+    names = ["a.b/c.d.mp4", "a.b/c.mp4", "./e.mp4", ".mp4", "._f.mp4", "g", "H.MP4", "x/.i.mp4"]
+    facts = [f"{name.removesuffix('mp4')}json" for name in names if name.endswith(".mp4")]
+    members = [(name, FACTS) for name in [*names, *facts, "H.json"]]
+    path = write_tar(tmp_path / "s.tar", members)
+    with path.open("rb") as file:
+        source = [{"url": str(path), "stream": file}]
+        stock = [*group_by_keys(tar_file_expander(source))]
+    found = find_videos([str(path)])
+    keys = {sample["__key__"] for sample in stock if "mp4" in sample}
+    assert {entry.name.removeprefix("s/") for entry in found.entries} == keys
+    assert {"a.b/c", "./e", "H"} <= keys
+
+
 def test_strange_members_are_named_and_the_others_used(tmp_path: Path) -> None:
     good = [("good.mp4", b"video"), ("good.json", FACTS)]
     path = write_tar(
@@ -514,9 +557,11 @@ def test_strange_members_are_named_and_the_others_used(tmp_path: Path) -> None:
     found = find_videos([str(path)])
     assert [read(entry) for entry in found.entries] == [b"video"]
     reasons = rejected(path)
-    assert reasons["link.mp4"] == reasons["hard.mp4"] == reasons["pipe.mp4"] == "is no regular file"
+    assert {reasons[f"{name}.mp4"] for name in ("link", "hard", "pipe")} == {
+        "is not a regular file"
+    }
     assert "leads out of the archive" in reasons["x.mp4"]
-    assert reasons["list.json"] == reasons["deep.json"] == "is no JSON object"
+    assert reasons["list.json"] == reasons["deep.json"] == "is not a JSON object"
     assert reasons["list.mp4"] == "has no usable JSON beside it"
 
 
@@ -564,4 +609,4 @@ def test_what_is_no_tar_is_named(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(data)
     entries, [item], _ = find_videos([str(tmp_path / "s.tar")])
     assert entries == []
-    assert item.reason in ("is no tar archive", "holds no samples")
+    assert item.reason in ("is not a tar archive", "contains no samples")
