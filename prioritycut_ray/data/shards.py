@@ -113,9 +113,10 @@ def read_index(url: str) -> ClipIndex:
     except ABSENT as error:
         # An object store says here that the bucket is missing; others repeat the path.
         said = "" if INDEX_NAME in str(error) else f" ({error})"
+        names_shards = url.endswith(".tar") or "{" in url
+        way_out = "name the folder of a data set" if names_shards else "check the path"
         raise UserError(
-            f"{path}: there is no index{said}; check the path, or make a data set with "
-            "`prioritycut shard`"
+            f"{path}: there is no index{said}; {way_out}, or make one with `prioritycut shard`"
         ) from None
     except pydantic.ValidationError as error:
         first = error.errors()[0]

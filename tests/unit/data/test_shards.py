@@ -113,6 +113,8 @@ def test_missing_index_says_how_to_make_one(tmp_path: Path) -> None:
         read_index(str(tmp_path))
     with pytest.raises(UserError, match="there is no index"):
         read_index(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"no index; name the folder of a data set, or make one"):
+        read_index(str(tmp_path / "shard-{000000..000003}.tar"))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="there is no index"):
         read_index(str(tmp_path / "file"))
