@@ -147,10 +147,12 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def _heatmaps(value: Tensor, height: int, width: int) -> Tensor:
+def _heatmaps(
+    value: Tensor, height: int, width: int, *, dtype: torch.dtype | None = None
+) -> Tensor:
     grid = coordinate_grid(height, width, dtype=value.dtype, device=value.device)
     squared = (grid - value[:, :, None, None]).square().sum(-1)
-    return torch.exp(-squared / (2 * HEATMAP_VARIANCE))
+    return torch.exp(-squared / (2 * HEATMAP_VARIANCE)).to(dtype)
 
 
 def _warp_by_each(image: Tensor, motions: Tensor) -> Tensor:

@@ -1,0 +1,38 @@
+"""benchmarks/reference_way.py, the baseline of the others, computes what our steps compute."""
+
+import importlib
+
+import pytest
+import torch
+
+from prioritycut_ray.config import load_config
+from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.networks import build_perceptual
+from prioritycut_ray.training.state import new_state
+from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
+from prioritycut_ray.training.worker import Worker
+from tests.places import ROOT, TINY
+
+CPU = torch.device("cpu")
+
+
+def test_its_losses_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = load_config(str(TINY), ["priority_cut.mix_prob=1", "priority_cut.warmup_samples=0"])
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    reference = importlib.import_module("reference_way")
+    torch.manual_seed(0)
+    ours = new_state(tiny, CPU)
+    theirs = reference.reference_state(tiny, CPU)
+    for name in ("animator", "discriminator"):
+        getattr(theirs, name).load_state_dict(getattr(ours, name).state_dict())
+    frames = torch.rand(2, tiny.train.batch_size, 3, tiny.data.size, tiny.data.size)
+    randomness = draw_randomness(tiny, 0, Worker(0, 1, CPU))
+    [batch] = micro_batches(FramePair(*frames), randomness, 1)
+    expected = reference.reference_step(
+        theirs, reference.reference_perceptual(tiny, CPU), batch, tiny
+    )
+    perceptual = build_perceptual(tiny, CPU)
+    computed = training_step(ours, ours.animator, ours.discriminator, perceptual, [batch], tiny)
+    found = {name: computed.losses[name].item() for name in expected}
+    assert len(expected) >= 6
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
