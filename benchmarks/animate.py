@@ -28,6 +28,7 @@ from prioritycut_ray.inference.footage import survey
 from prioritycut_ray.inference.output import write_animation
 from prioritycut_ray.inference.pretrained import Animator
 from prioritycut_ray.inference.scene import Motion, set_scene
+from prioritycut_ray.models.animator import EncodedSource
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import Precision
 from prioritycut_ray.prefetch import prefetch
@@ -63,7 +64,8 @@ def network(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1)
             keypoints = planes.detector(source)
             for frame in driving:
                 moved = planes.detector(to_tensor(frame[None], DEVICE))
-                animation = planes.animate(source, keypoints, moved)
+                encoded = EncodedSource(source, keypoints, (planes.generator.encode(source),))
+                animation = planes.render(encoded, moved)
                 predictions.append(to_uint8(animation.prediction))
         return torch.cat(predictions)
 

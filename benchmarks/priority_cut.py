@@ -23,8 +23,8 @@ from torch.nn.functional import interpolate
 from prioritycut_ray import priority_cut
 from prioritycut_ray.config import Config, PriorityCutConfig, parse_config
 from prioritycut_ray.data.puppets import disoccluded, foreground, render_clip
-from prioritycut_ray.models.animator import FramePair
-from prioritycut_ray.models.first_order.dense_motion import DenseMotion
+from prioritycut_ray.models.animator import Animation, FramePair
+from prioritycut_ray.models.keypoints import Keypoints
 from prioritycut_ray.networks import build_perceptual
 from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.training.checkpoint import load_animator
@@ -89,13 +89,14 @@ def _mask_and_mix(config: Config) -> Callable[[], None]:
     mixing, size, batch = config.priority_cut, config.data.size, config.train.batch_size
     side = int(size * config.model.dense_motion.scale_factor)
     logits = torch.randn(batch, config.model.num_keypoints + 1, side, side)
-    motion = DenseMotion(torch.zeros(batch, side, side, 2), logits.softmax(1), logits[:, :1])
     real, fake = torch.rand(2, batch, 3, size, size)
+    keypoints = Keypoints(torch.zeros(batch, config.model.num_keypoints, 2))
+    animation = Animation(fake, logits[:, :1], logits.softmax(1)[:, :1], keypoints, keypoints)
     uniform = torch.rand(batch, 5)
 
     def call() -> None:
         if mixing is not None:
-            priority_cut.mix(real, fake, draw_mask(motion, uniform, mixing, size))
+            priority_cut.mix(real, fake, draw_mask(animation, uniform, mixing))
 
     return call
 
@@ -143,8 +144,8 @@ def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
     seen = defaultdict(list)
     for truth in _puppet_pairs(clips, config.data.size, seed):
         with torch.inference_mode():
-            motion = animator(truth.pair)[0].motion
-        ours = _foreground(motion, mixing, config.data.size)
+            animation, _ = animator(truth.pair)
+        ours = _foreground(animation, mixing)
         targets = {
             "dis-occluded and foreground as the method has it (M_bg below the threshold)": (
                 truth.disoccluded & ours
@@ -152,7 +153,7 @@ def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
             "dis-occluded and on the puppet": truth.disoccluded & truth.foreground,
             "dis-occluded, of any kind": truth.disoccluded,
         }
-        for name, mask in _masks(motion, mixing, config.data.size, random).items():
+        for name, mask in _masks(animation, mixing, random).items():
             seen[name].append(mask == 0)
         for name, target in targets.items():
             seen[name].append(target)
@@ -175,26 +176,28 @@ def _puppet_pairs(clips: int, size: int, seed: int) -> Iterator[Truth]:
             yield Truth(FramePair(frames[:1], frames[1:]), *masks)
 
 
-def _foreground(motion: DenseMotion, mixing: PriorityCutConfig, size: int) -> Tensor:
+def _foreground(animation: Animation, mixing: PriorityCutConfig) -> Tensor:
     """The foreground that the mask chooses from (method §4, step 1), at image size."""
-    below = motion.mask[:, :1] < mixing.background_threshold
-    return interpolate(below.float(), size=(size, size), mode="nearest").bool()
+    below = animation.background_mask < mixing.background_threshold
+    size = animation.prediction.shape[2:]
+    return interpolate(below.float(), size=size, mode="nearest").bool()
 
 
 def _masks(
-    motion: DenseMotion, mixing: PriorityCutConfig, size: int, random: torch.Generator
+    animation: Animation, mixing: PriorityCutConfig, random: torch.Generator
 ) -> dict[str, Tensor]:
     """Masks of one pair by name; "random k" cuts the same area of the same foreground."""
-    occlusion, background = motion.occlusion_map, motion.mask[:, :1]
+    occlusion, background = animation.occlusion_map, animation.background_mask
     shuffled = torch.rand(occlusion.shape, generator=random)
-    masks = {"CutMix": priority_cut.cutmix_mask(torch.rand(1, 4, generator=random), (size, size))}
+    size = tuple(animation.prediction.shape[2:])
+    masks = {"CutMix": priority_cut.cutmix_mask(torch.rand(1, 4, generator=random), size)}
     for k in TOP_K:
         for name, order in (("priority", occlusion), ("random", shuffled)):
             masks[f"{name} {k}"] = priority_cut.priority_mask(
                 order,
                 background,
                 top_k=k,
-                size=(size, size),
+                size=size,
                 background_threshold=mixing.background_threshold,
             )
     return masks

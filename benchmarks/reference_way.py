@@ -24,7 +24,7 @@ from prioritycut_ray.models.animator import Animation
 from prioritycut_ray.models.batch_norm import BatchNorm2d
 from prioritycut_ray.models.blocks import AntiAliasDownsample, coordinate_grid
 from prioritycut_ray.models.first_order import dense_motion, generator
-from prioritycut_ray.models.first_order.keypoints import HEATMAP_VARIANCE
+from prioritycut_ray.models.keypoints import HEATMAP_VARIANCE
 from prioritycut_ray.models.perceptual import PerceptualPyramid
 from prioritycut_ray.networks import build_perceptual
 from prioritycut_ray.training.state import TrainState, new_state
@@ -122,7 +122,7 @@ def _discriminator_step(
     if mixing is None:
         terms = {"adversarial": losses.discriminator_adversarial(real, fake)}
     else:
-        mask = draw_mask(animation.motion, batch.randomness.mask, mixing, real_frame.shape[-1])
+        mask = draw_mask(animation, batch.randomness.mask, mixing)
         image = priority_cut.mix(real_frame, animation.prediction, mask)
         mixed = state.discriminator(image, keypoints)
         terms = {

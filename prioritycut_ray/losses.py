@@ -15,7 +15,7 @@ from prioritycut_ray import equivariance
 from prioritycut_ray.equivariance import ThinPlateSpline
 from prioritycut_ray.models.blocks import inverse_2x2
 from prioritycut_ray.models.discriminators import DiscriminatorOutput
-from prioritycut_ray.models.first_order.keypoints import Keypoints
+from prioritycut_ray.models.keypoints import Keypoints
 from prioritycut_ray.priority_cut import mix
 
 Scalar = Float[Tensor, ""]
@@ -68,6 +68,8 @@ def equivariance_jacobian(
     driving: Keypoints, transformed: Keypoints, transform: ThinPlateSpline
 ) -> Scalar:
     """Mean |I − (J^D)^-1 · ∇T · J'|, ∇T at the transformed keypoints (method §2)."""
+    assert driving.jacobian is not None
+    assert transformed.jacobian is not None
     product = (
         inverse_2x2(driving.jacobian)
         @ equivariance.jacobian(transform, transformed.value)

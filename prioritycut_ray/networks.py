@@ -12,16 +12,17 @@ from prioritycut_ray.models.discriminators import (
     PatchDiscriminator,
     UNetDiscriminator,
 )
+from prioritycut_ray.models.first_order.animator import FirstOrderAnimator
 from prioritycut_ray.models.first_order.dense_motion import DenseMotionNetwork
+from prioritycut_ray.models.first_order.detector import KeypointDetector
 from prioritycut_ray.models.first_order.generator import Generator
-from prioritycut_ray.models.first_order.keypoints import KeypointDetector
 from prioritycut_ray.models.perceptual import PerceptualPyramid, perceptual_features
 from prioritycut_ray.precision import resolve_precision
 
 
 def build_animator(config: ModelConfig) -> Animator:
     """The generator side, with fresh weights, channels last."""
-    animator = Animator(
+    animator = FirstOrderAnimator(
         KeypointDetector(num_keypoints=config.num_keypoints, **config.detector.model_dump()),
         DenseMotionNetwork(num_keypoints=config.num_keypoints, **config.dense_motion.model_dump()),
         Generator(**config.generator.model_dump()),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from prioritycut_ray.models.first_order.dense_motion import DenseMotion
+from prioritycut_ray.models.animator import Animation
 
 
 def priority_mask(
@@ -87,34 +87,33 @@ def swap_roles(
 
 
 def mixing_mask(
-    motion: DenseMotion,
+    animation: Animation,
     uniform: Float[Tensor, "B 5"],
-    size: tuple[int, int],
     *,
     mask: Literal["priority", "cutmix"],
     top_k: float,
     background_threshold: float,
     swap_prob: float,
 ) -> Float[Tensor, "B 1 H W"]:
-    """The mask M of either kind for a batch of animations; carries no gradient.
+    """The mask M of either kind for a batch of animations, at image size; carries no gradient.
 
     Args:
-        motion: of the animations that are mixed in.
+        animation: the generated frames that are mixed in.
         uniform: five numbers in [0, 1) a sample: four for the CutMix box, one for the swap.
-        size: height and width of the mask.
         mask: which kind.
         top_k: see :func:`priority_mask`.
         background_threshold: see :func:`priority_mask`.
         swap_prob: see :func:`swap_roles`.
     """
+    height, width = animation.prediction.shape[2:]
     if mask == "cutmix":
-        chosen = cutmix_mask(uniform[:, :4], size)
+        chosen = cutmix_mask(uniform[:, :4], (height, width))
     else:
         chosen = priority_mask(
-            motion.occlusion_map.detach(),
-            motion.mask[:, :1].detach(),
+            animation.occlusion_map.detach(),
+            animation.background_mask.detach(),
             top_k=top_k,
-            size=size,
+            size=(height, width),
             background_threshold=background_threshold,
         )
     return swap_roles(chosen, uniform[:, 4], swap_prob)

@@ -70,7 +70,7 @@ def method_columns(
     Black is occluded in the map, and generated in the mask. Without a mask (mixing is off) the
     last two columns are left out.
     """
-    columns = [*pair, animation.prediction, animation.motion.occlusion_map]
+    columns = [*pair, animation.prediction, animation.occlusion_map]
     if mask is not None:
         columns += [mask, mix(pair.driving, animation.prediction, mask)]
     return grid([column[rows] for column in columns])
@@ -108,7 +108,7 @@ def motion_panel(
 
 def _full_size_occlusion(animation: Animation) -> Float[Tensor, "B 1 H W"]:
     size = animation.prediction.shape[2:]
-    return F.interpolate(animation.motion.occlusion_map, size=size, mode="bilinear")
+    return F.interpolate(animation.occlusion_map, size=size, mode="bilinear")
 
 
 def tiles(*rows: Sequence[Float[Tensor, "B 3 H W"]]) -> UInt8[Tensor, "B _H _W 3"]:

@@ -14,31 +14,12 @@ from torch import Tensor
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.animator import Animation, Animator, FramePair
 from prioritycut_ray.models.blocks import in_float32
-from prioritycut_ray.models.first_order.keypoints import (
-    Keypoints,
-    moved_keypoints,
-    movement_scale,
-    pose_distance,
-)
+from prioritycut_ray.models.keypoints import moved_keypoints, movement_scale, pose_distance
 from prioritycut_ray.precision import Precision, autocast, float32_products
 from prioritycut_ray.transfer import send
 
 BATCH = 16
 """Frames that go through the network together."""
-
-
-class Source(NamedTuple):
-    """A source image and all that does not depend on the motion, computed once.
-
-    Attributes:
-        image: in [0, 1], batch 1.
-        keypoints: of the image.
-        features: of the generator's encoder.
-    """
-
-    image: Float[Tensor, "1 3 H W"]
-    keypoints: Keypoints
-    features: Float[Tensor, "1 C h w"]
 
 
 class Rendered(NamedTuple):
@@ -64,23 +45,6 @@ def to_tensor(frames: NDArray[np.uint8], device: torch.device) -> Float[Tensor, 
 
 
 @torch.inference_mode()
-def prepare_source(animator: Animator, image: Float[Tensor, "1 3 H W"]) -> Source:
-    """Detect and encode a source image in [0, 1]."""
-    return Source(image, animator.detector(image), animator.generator.encode(image))
-
-
-@torch.inference_mode()
-def render(animator: Animator, source: Source, driving: Keypoints) -> Animation:
-    """Render a source with the keypoints of some driving frames."""
-    count = len(driving.value)
-    value, jacobian = source.keypoints
-    keypoints = Keypoints(value.expand(count, -1, -1), jacobian.expand(count, -1, -1, -1))
-    motion = animator.dense_motion(source.image.expand(count, -1, -1, -1), keypoints, driving)
-    prediction = animator.generator.decode(source.features.expand(count, -1, -1, -1), motion)
-    return Animation(prediction, keypoints, driving, motion)
-
-
-@torch.inference_mode()
 def reconstruct(animator: Animator, frames: NDArray[np.uint8]) -> Iterator[Rendered]:
     """Rebuild every frame of a clip from its first one (method §5), in batches.
 
@@ -89,10 +53,10 @@ def reconstruct(animator: Animator, frames: NDArray[np.uint8]) -> Iterator[Rende
         frames: the clip, `[T, H, W, 3]`.
     """
     device = _device_of(animator)
-    source = prepare_source(animator, to_tensor(frames[:1], device))
+    source = animator.encode(to_tensor(frames[:1], device))
     for start in range(0, len(frames), BATCH):
         driving = to_tensor(frames[start : start + BATCH], device)
-        animation = render(animator, source, animator.detector(driving))
+        animation = animator.render(source, animator.detect(driving))
         pair = FramePair(source.image.expand(len(driving), -1, -1, -1), driving)
         yield Rendered(pair, animation)
 
@@ -135,17 +99,17 @@ def animate(
             return
         driving = chain([initial], driving)
     with _number_formats(precision, source.device):
-        prepared = prepare_source(animator, source)
-        start = animator.detector(to_tensor(initial[None], source.device))
+        prepared = animator.encode(source)
+        start = animator.detect(to_tensor(initial[None], source.device))
     # Once: the hulls are computed on the CPU, which would wait for the GPU at every batch.
     scale = movement_scale(prepared.keypoints, start) if relative and adapt_scale else 1.0
     for frames in _batches(driving, source.device):
         with _number_formats(precision, source.device):
-            keypoints = animator.detector(frames)
+            keypoints = animator.detect(frames)
             if relative:
                 with in_float32(source):
                     keypoints = moved_keypoints(prepared.keypoints, keypoints, start, scale)
-            animation = render(animator, prepared, keypoints)
+            animation = animator.render(prepared, keypoints)
         require_finite(animation.prediction)
         yield Rendered(FramePair(source.expand(len(frames), -1, -1, -1), frames), animation)
 
@@ -187,9 +151,9 @@ def find_best_frame(
     Raises:
         UserError: the keypoints of the source, or of every driving frame, span no area.
     """
-    own = animator.detector(source).value.cpu()
+    own = animator.detect(source).value.cpu()
     distances = torch.cat(
-        [pose_distance(own, animator.detector(b).value) for b in _batches(driving, source.device)]
+        [pose_distance(own, animator.detect(b).value) for b in _batches(driving, source.device)]
     )
     best = int(distances.argmin())
     if not torch.isfinite(distances[best]):

@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference.animate import require_finite
 from prioritycut_ray.models.animator import Animator
-from prioritycut_ray.models.first_order.keypoints import Keypoints, relative_keypoints
+from prioritycut_ray.models.keypoints import relative_keypoints
 
 TOLERANCE = 1e-4
 """Largest difference between graph and model, of pixels in [0, 1]: below what 8 bits show."""
@@ -31,15 +31,9 @@ class RelativeMotion(nn.Module):
         driving: Float[Tensor, "B 3 S S"],
     ) -> Float[Tensor, "B 3 S S"]:
         """Move a source by the change from the initial driving frame; all in [0, 1]."""
-        batch = driving.shape[0]
-        detector, generator = self.animator.detector, self.animator.generator
-        own = detector(source)
-        moved = relative_keypoints(own, detector(driving), detector(initial))
-        still = Keypoints(own.value.expand(batch, -1, -1), own.jacobian.expand(batch, -1, -1, -1))
-        motion = self.animator.dense_motion(source.expand(batch, -1, -1, -1), still, moved)
-        features = generator.encode(source).expand(batch, -1, -1, -1)
-        prediction: Tensor = generator.decode(features, motion)
-        return prediction
+        detect, still = self.animator.detect, self.animator.encode(source)
+        moved = relative_keypoints(still.keypoints, detect(driving), detect(initial))
+        return self.animator.render(still, moved).prediction
 
 
 def export_graph(animator: Animator, size: int, path: Path) -> float:

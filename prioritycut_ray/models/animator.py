@@ -1,19 +1,17 @@
-"""Detector and generator as one module with one forward pass a training step.
+"""What every generator family provides, and all that the rest of the project knows of one.
 
-DistributedDataParallel expects one forward pass before each backward pass, so all that the
-generator's step needs from the trained networks comes out of :meth:`Animator.forward`. Frames go
-through the networks in a fixed order: every batch norm is a collective operation.
+Training calls :meth:`Animator.forward`, once a step: DistributedDataParallel expects one forward
+pass before each backward pass. Animation calls ``encode`` once for a source frame, and ``detect``
+and ``render`` for batches of driving frames.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prioritycut_ray.models.blocks import warp
-from prioritycut_ray.models.first_order.dense_motion import DenseMotion, DenseMotionNetwork
-from prioritycut_ray.models.first_order.generator import Generator
-from prioritycut_ray.models.first_order.keypoints import KeypointDetector, Keypoints
+from prioritycut_ray.models.keypoints import Keypoints
 
 
 class FramePair(NamedTuple):
@@ -24,52 +22,70 @@ class FramePair(NamedTuple):
 
 
 class Animation(NamedTuple):
-    """The source frame moved like the driving frame, with everything that led there.
+    """A source frame moved to the pose of a driving frame.
 
     Attributes:
         prediction: D̂, values in (0, 1).
-        source_keypoints: of the source frame.
-        driving_keypoints: of the driving frame.
-        motion: from driving to source.
+        occlusion_map: 1 = visible in the source, 0 = occluded, must be inpainted.
+        background_mask: M_bg, the probability that a pixel moves with the background; of the
+            occlusion map's size.
+        source_keypoints: keypoints of the source frame.
+        driving_keypoints: keypoints that the source was moved to.
     """
 
     prediction: Float[Tensor, "B 3 H W"]
+    occlusion_map: Float[Tensor, "B 1 h w"]
+    background_mask: Float[Tensor, "B 1 h w"]
     source_keypoints: Keypoints
     driving_keypoints: Keypoints
-    motion: DenseMotion
 
     def detach(self) -> "Animation":
-        """The same animation without its gradient history."""
+        """Return the same animation without its gradient history."""
         return Animation(
             self.prediction.detach(),
+            self.occlusion_map.detach(),
+            self.background_mask.detach(),
             self.source_keypoints.detach(),
             self.driving_keypoints.detach(),
-            DenseMotion(*(tensor.detach() for tensor in self.motion)),
         )
 
 
-class Animator(nn.Module):
-    """The generator side of the method (§1): keypoints → dense motion → prediction."""
+class EncodedSource(NamedTuple):
+    """A source frame and everything computed from it that does not depend on the motion.
 
-    def __init__(
-        self, detector: KeypointDetector, dense_motion: DenseMotionNetwork, generator: Generator
-    ) -> None:
-        super().__init__()
-        self.detector = detector
-        self.dense_motion = dense_motion
-        self.generator = generator
+    Attributes:
+        image: in [0, 1].
+        keypoints: keypoints of the image.
+        features: encoder maps of the image, as many as the family has.
+    """
 
-    def animate(
-        self,
-        source: Float[Tensor, "B 3 H W"],
-        source_keypoints: Keypoints,
-        driving_keypoints: Keypoints,
-    ) -> Animation:
-        """Render the source frame with given driving keypoints."""
-        motion = self.dense_motion(source, source_keypoints, driving_keypoints)
-        prediction = self.generator(source, motion)
-        return Animation(prediction, source_keypoints, driving_keypoints, motion)
+    image: Float[Tensor, "B 3 H W"]
+    keypoints: Keypoints
+    features: tuple[Tensor, ...]
 
+    def expand_like(self, driving: Keypoints) -> "EncodedSource":
+        """Return one source (B = 1) once for each driving frame, as views."""
+        count = driving.value.shape[0]
+        return EncodedSource(
+            self.image.expand(count, -1, -1, -1),
+            self.keypoints.expand_like(driving),
+            tuple(level.expand(count, -1, -1, -1) for level in self.features),
+        )
+
+
+class Animator(nn.Module, ABC):
+    """The generator side of the method: an interface without an implementation.
+
+    Frames go through the networks in a fixed order in training: every batch norm is a collective
+    operation.
+
+    Attributes:
+        detector: the part that finds keypoints, which may have a learning rate of its own.
+    """
+
+    detector: nn.Module
+
+    @abstractmethod
     def forward(
         self, pair: FramePair, transformed: Float[Tensor, "B 3 H W"] | None = None
     ) -> tuple[Animation, Keypoints | None]:
@@ -83,14 +99,20 @@ class Animator(nn.Module):
         Returns:
             The animation, and the keypoints of ``transformed`` or None.
         """
-        animation = self.animate(
-            pair.source, self.detector(pair.source), self.detector(pair.driving)
-        )
-        return animation, None if transformed is None else self.detector(transformed)
 
+    @abstractmethod
+    def detect(self, frames: Float[Tensor, "B 3 H W"]) -> Keypoints:
+        """Detect keypoints in frames with values in [0, 1]."""
 
-def warped_source(
-    source: Float[Tensor, "B 3 H W"], motion: DenseMotion
-) -> Float[Tensor, "B 3 H W"]:
-    """The source frame warped by the dense motion: the picture before inpainting."""
-    return warp(source, motion.deformation)
+    @abstractmethod
+    def encode(self, image: Float[Tensor, "B 3 H W"]) -> EncodedSource:
+        """Compute what depends on source frames alone, values in [0, 1]."""
+
+    @abstractmethod
+    def render(self, source: EncodedSource, driving: Keypoints) -> Animation:
+        """Move a source to the keypoints of driving frames.
+
+        Args:
+            source: one frame (B = 1), or one for each driving frame.
+            driving: keypoints of B driving frames.
+        """

@@ -15,7 +15,7 @@ from prioritycut_ray.models.blocks import (
     in_conv_format,
     pooled_conv,
 )
-from prioritycut_ray.models.first_order.keypoints import keypoint_heatmaps
+from prioritycut_ray.models.keypoints import keypoint_heatmaps
 from prioritycut_ray.models.spectral import (
     normalised_weights,
     spectral_norm,

@@ -113,7 +113,7 @@ def new_state(config: Config, device: torch.device) -> TrainState:
     # A frozen detector (as in taichi-adv) keeps its weights; its batch statistics go on.
     animator.detector.requires_grad_(optim.detector_lr > 0)
     detector = list(animator.detector.parameters())
-    rest = [*animator.dense_motion.parameters(), *animator.generator.parameters()]
+    rest = list(animator.parameters())[len(detector) :]
     return TrainState(
         animator,
         MovingAverage(animator, optim.ema_decay),

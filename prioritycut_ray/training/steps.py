@@ -15,7 +15,6 @@ from prioritycut_ray.config import Config, PriorityCutConfig
 from prioritycut_ray.equivariance import random_spline, transform_frame
 from prioritycut_ray.models.animator import Animation, FramePair
 from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOutput
-from prioritycut_ray.models.first_order.dense_motion import DenseMotion
 from prioritycut_ray.models.perceptual import PerceptualPyramid
 from prioritycut_ray.models.spectral import normalised_weights
 from prioritycut_ray.precision import autocast
@@ -281,7 +280,7 @@ def judge_mixed(
     if mixing is not None and (
         mixing.variant == "additive" or batch.randomness.mix < _ramp(mixing, samples)
     ):
-        mask = draw_mask(animation.motion, batch.randomness.mask, mixing, real.shape[-1])
+        mask = draw_mask(animation, batch.randomness.mask, mixing)
         mixed = priority_cut.mix(real, fake, mask)
     images = [real, fake] if mixed is None else [real, fake, mixed]
     keypoints = animation.driving_keypoints.value.repeat(len(images), 1, 1)
@@ -314,21 +313,22 @@ def discriminator_losses(judged: Judged, samples: int, mixing: PriorityCutConfig
 
 
 def draw_mask(
-    motion: DenseMotion, uniform: Float[Tensor, "B 5"], mixing: PriorityCutConfig, size: int
+    animation: Animation, uniform: Float[Tensor, "B 5"], mixing: PriorityCutConfig
 ) -> Float[Tensor, "B 1 H W"]:
     """The mask M that the configuration asks for, at image size."""
     options = mixing.model_dump(include={"mask", "top_k", "background_threshold", "swap_prob"})
-    return priority_cut.mixing_mask(motion, uniform, (size, size), **options)
+    return priority_cut.mixing_mask(animation, uniform, **options)
 
 
 def display_mask(animation: Animation, config: Config) -> Float[Tensor, "B 1 H W"] | None:
     """A mask to look at, as training would draw it; None where mixing is off."""
     if config.priority_cut is None:
         return None
-    batch, _, _, size = animation.prediction.shape
     generator = torch.Generator().manual_seed(config.train.seed)
-    uniform = send(torch.rand(batch, 5, generator=generator), animation.prediction.device)
-    return draw_mask(animation.motion, uniform, config.priority_cut, size)
+    uniform = send(
+        torch.rand(len(animation.prediction), 5, generator=generator), animation.prediction.device
+    )
+    return draw_mask(animation, uniform, config.priority_cut)
 
 
 def _ramp(mixing: PriorityCutConfig, samples: int) -> float:

@@ -13,7 +13,7 @@ from prioritycut_ray.evaluation.scoring import Extractors, score_frames
 from prioritycut_ray.inference.animate import animate
 from prioritycut_ray.metrics.aggregate import value_of
 from prioritycut_ray.models.first_order.dense_motion import sparse_motions
-from prioritycut_ray.models.first_order.keypoints import Keypoints, relative_keypoints
+from prioritycut_ray.models.keypoints import Keypoints, relative_keypoints
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import float32_products
 from tests.conftest import TINY

@@ -14,7 +14,7 @@ from prioritycut_ray.equivariance import (
     transform_points,
 )
 from prioritycut_ray.models.discriminators import DiscriminatorOutput
-from prioritycut_ray.models.first_order.keypoints import Keypoints
+from prioritycut_ray.models.keypoints import Keypoints
 from prioritycut_ray.priority_cut import mix
 
 A = log(3)

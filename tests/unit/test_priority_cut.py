@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prioritycut_ray.models.first_order.dense_motion import DenseMotion
+from prioritycut_ray.models.animator import Animation
+from prioritycut_ray.models.keypoints import Keypoints
 from prioritycut_ray.priority_cut import (
     cutmix_mask,
     mix,
@@ -276,24 +277,26 @@ def test_swap_inverts_the_samples_that_are_drawn() -> None:
 
 @pytest.mark.parametrize("kind", ["priority", "cutmix"])
 def test_mixing_mask_takes_the_kind_that_is_asked_for(kind: str) -> None:
-    motion = DenseMotion(
-        deformation=torch.zeros(2, 8, 8, 2),
-        mask=torch.softmax(torch.randn(2, 3, 8, 8, requires_grad=True), 1),
+    keypoints = Keypoints(torch.zeros(2, 3, 2))
+    animation = Animation(
+        prediction=torch.rand(2, 3, 16, 16),
         occlusion_map=torch.sigmoid(torch.randn(2, 1, 8, 8, requires_grad=True)),
+        background_mask=torch.sigmoid(torch.randn(2, 1, 8, 8, requires_grad=True)),
+        source_keypoints=keypoints,
+        driving_keypoints=keypoints,
     )
     uniform = torch.rand(2, 5)
     mask = mixing_mask(
-        motion,
+        animation,
         uniform,
-        (16, 16),
         mask=kind,
         top_k=30.0,
         background_threshold=0.4,
         swap_prob=1.0,
     )
     priority = priority_mask(
-        motion.occlusion_map,
-        motion.mask[:, :1],
+        animation.occlusion_map,
+        animation.background_mask,
         top_k=30.0,
         size=(16, 16),
         background_threshold=0.4,

@@ -24,10 +24,12 @@ from prioritycut_ray.importers.first_order import (
     load_weights,
     read_reference,
 )
-from prioritycut_ray.models.animator import Animation, Animator, FramePair, warped_source
-from prioritycut_ray.models.blocks import AntiAliasDownsample
+from prioritycut_ray.models.animator import Animation, FramePair
+from prioritycut_ray.models.blocks import AntiAliasDownsample, warp
 from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOutput
-from prioritycut_ray.models.first_order.keypoints import Keypoints, relative_keypoints
+from prioritycut_ray.models.first_order.animator import FirstOrderAnimator
+from prioritycut_ray.models.first_order.dense_motion import DenseMotion
+from prioritycut_ray.models.keypoints import Keypoints, relative_keypoints
 from prioritycut_ray.networks import build_animator, build_discriminator
 from tests.places import DATA
 
@@ -63,7 +65,7 @@ ALWAYS = (
 
 class Golden(NamedTuple):
     tensors: dict[str, Tensor]
-    animator: Animator
+    animator: FirstOrderAnimator
     discriminator: Discriminator
 
     def keypoints(self, name: str) -> Keypoints:
@@ -103,8 +105,8 @@ def reproduce(file: Path) -> Iterator[tuple[str, Tensor]]:
     for mode in ("eval", "train"):
         golden = load(file, mode)
         pair = FramePair(golden.tensors["input/source"], golden.tensors["input/driving"])
-        animation, _ = golden.animator(pair)
-        yield from under(f"{mode}/", animation_tensors(pair, animation))
+        animation, motion = animate(golden.animator, pair)
+        yield from under(f"{mode}/", animation_tensors(pair, animation, motion))
         yield from under(f"{mode}/", judged(file, mode, pair.driving, animation))
     golden = load(file, "eval")
     yield from under("equivariance/", equivariance_tensors(golden))
@@ -124,11 +126,22 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor
     return ((f"{prefix}{name}", tensor) for name, tensor in tensors.items())
 
 
-def animation_tensors(pair: FramePair, animation: Animation) -> dict[str, Tensor]:
+def animate(animator: FirstOrderAnimator, pair: FramePair) -> tuple[Animation, DenseMotion]:
+    """The animation of a pair, and the dense motion that led to it."""
+    motions: list[DenseMotion] = []
+    with animator.dense_motion.register_forward_hook(lambda *call: motions.append(call[-1])):
+        animation, _ = animator(pair)
+    [motion] = motions
+    return animation, motion
+
+
+def animation_tensors(
+    pair: FramePair, animation: Animation, motion: DenseMotion
+) -> dict[str, Tensor]:
     return {
         "prediction": animation.prediction,
-        "deformed": warped_source(pair.source, animation.motion),
-        **animation.motion._asdict(),
+        "deformed": warp(pair.source, motion.deformation),
+        **motion._asdict(),
         **dict(under("kp_source.", animation.source_keypoints._asdict())),
         **dict(under("kp_driving.", animation.driving_keypoints._asdict())),
     }

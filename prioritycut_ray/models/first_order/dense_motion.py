@@ -15,7 +15,7 @@ from prioritycut_ray.models.blocks import (
     in_float32,
     inverse_2x2,
 )
-from prioritycut_ray.models.first_order.keypoints import Keypoints, keypoint_heatmaps
+from prioritycut_ray.models.keypoints import Keypoints, keypoint_heatmaps
 from prioritycut_ray.models.sampling import grid_sample
 
 
@@ -98,6 +98,8 @@ def sparse_motions(
     source: Keypoints, driving: Keypoints, height: int, width: int
 ) -> Float[Tensor, "B K1 h w 2"]:
     """T_k(z) = μ_k^S + J_k^S (J_k^D)^-1 (z − μ_k^D), after the background's T_0(z) = z."""
+    assert source.jacobian is not None
+    assert driving.jacobian is not None
     grid = coordinate_grid(height, width, dtype=source.value.dtype, device=source.value.device)
     jacobian = source.jacobian @ inverse_2x2(driving.jacobian)
     offset = grid - driving.value[:, :, None, None]

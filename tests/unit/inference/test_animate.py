@@ -21,7 +21,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference.animate import animate, find_best_frame, to_tensor
 from prioritycut_ray.inference.footage import Limits, survey
 from prioritycut_ray.inference.output import gif_schedule
-from prioritycut_ray.models.first_order.keypoints import pose_distance
+from prioritycut_ray.models.keypoints import pose_distance
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state

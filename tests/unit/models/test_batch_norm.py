@@ -125,7 +125,7 @@ def predict(animator: Animator, frames: Tensor) -> dict[str, Tensor]:
         animation, _ = deepcopy(animator).train()(FramePair(*frames))
     return {
         "keypoints": animation.driving_keypoints.value,
-        "mask": animation.motion.mask,
+        "mask": animation.background_mask,
         "prediction": animation.prediction,
     }
 

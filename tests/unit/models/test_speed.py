@@ -6,12 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prioritycut_ray.config import Config, load_config
-from prioritycut_ray.inference.animate import prepare_source, render
 from prioritycut_ray.losses import feature_distance
 from prioritycut_ray.models import blocks
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.blocks import conv_of_enlarged, coordinate_grid, pooled_conv
-from prioritycut_ray.models.first_order.keypoints import HEATMAP_VARIANCE, keypoint_heatmaps
+from prioritycut_ray.models.keypoints import HEATMAP_VARIANCE, keypoint_heatmaps
 from prioritycut_ray.networks import build_animator, build_discriminator, build_perceptual
 from prioritycut_ray.precision import autocast, has_bfloat16, resolve_precision
 from prioritycut_ray.training.state import TrainState, new_state
@@ -88,7 +87,7 @@ def test_one_source_for_many_driving_frames_equals_repeating_it() -> None:
     source, driving = torch.rand(1, 3, 32, 32), torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         repeated, _ = animator(FramePair(source.expand(3, -1, -1, -1), driving))
-        once = render(animator, prepare_source(animator, source), animator.detector(driving))
+        once = animator.render(animator.encode(source), animator.detect(driving))
     torch.testing.assert_close(once.prediction, repeated.prediction)
     assert once.source_keypoints.value.shape == repeated.source_keypoints.value.shape
 

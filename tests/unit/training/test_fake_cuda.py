@@ -57,22 +57,22 @@ IMAGES = {
     "data/augment.py _turn_hue",
     "data/augment.py augment",
     "equivariance.py transform_frame",
-    "inference.py require_finite",
-    "inference.py to_tensor",
+    "inference/animate.py require_finite",
+    "inference/animate.py to_tensor",
     "losses.py _FeatureDistance.forward",  # of images themselves, a level of EfficientNet's
     "losses.py feature_distance",
     "models/blocks.py AntiAliasDownsample.forward",
     "models/blocks.py channels_last",
-    "models/generator.py Generator.decode",
+    "models/first_order/generator.py Generator.decode",
     "models/perceptual.py PerceptualFeatures.forward",
     "models/perceptual.py _EfficientNetLevels.forward",
     "priority_cut.py cutmix_mask",
     "priority_cut.py mix",
     "priority_cut.py priority_mask",
     "priority_cut.py swap_roles",
-    "steps.py _interleaved",
-    "steps.py judge_mixed",
-    "trainer.py prepare",
+    "training/steps.py _interleaved",
+    "training/steps.py judge_mixed",
+    "training/trainer.py prepare",
     "visualize.py to_uint8",
 }
 """May compute in float32 what has at most three channels: features have 20 times as many."""
@@ -84,13 +84,13 @@ EXACT = {
     "equivariance.py transform_points",
     "models/blocks.py in_conv_format",  # their gradients, come back from convolutions
     "models/blocks.py warp",  # features are sampled in the format of coordinates
-    "models/dense_motion.py DenseMotionNetwork.forward",
-    "models/dense_motion.py heatmap_difference",
-    "models/dense_motion.py sparse_motions",
-    "models/dense_motion.py warp_by_each",
-    "models/keypoints.py KeypointDetector.forward",
-    "models/keypoints.py _expected_map",
-    "models/keypoints.py _expected_position",
+    "models/first_order/dense_motion.py DenseMotionNetwork.forward",
+    "models/first_order/dense_motion.py heatmap_difference",
+    "models/first_order/dense_motion.py sparse_motions",
+    "models/first_order/dense_motion.py warp_by_each",
+    "models/first_order/detector.py KeypointDetector.forward",
+    "models/first_order/detector.py _expected_map",
+    "models/first_order/detector.py _expected_position",
     "models/keypoints.py keypoint_heatmaps",
     "models/sampling.py grid_sample",
     "models/sampling.py DeterministicSample.backward",
@@ -133,7 +133,7 @@ def test_a_training_step_is_right_for_a_gpu(gpu: FakeGpu, kind: str, precision: 
     seen = train(gpu, configured(*STEPS[kind], f"train.precision={precision}"), steps=1)[1]
     in_bfloat16 = may_be_float32 if precision == "bfloat16" else None
     assert seen.complaints(may_be_float32=in_bfloat16) == []
-    assert [place.named() for place in seen.waits] == ["update.py _agree"]
+    assert [place.named() for place in seen.waits] == ["training/gradients.py _agree"]
     assert seen.uploads
     assert seen.convolutions > 100
 
@@ -153,8 +153,8 @@ def test_a_step_that_logs_shows_and_saves_and_one_from_what_was_saved(
     with RunWriter(lease, start=0, retention=Retention(2, 0, 0), metric="loss") as writer:
         seen = train(gpu, config, steps=1, writer=writer, report=save)[1]
     assert Counter(place.named() for place in seen.waits if "_copied" not in str(place)) == {
-        "update.py _agree": 1,
-        "meter.py Meter.summarise": 1,
+        "training/gradients.py _agree": 1,
+        "training/meter.py Meter.summarise": 1,
         "visualize.py to_uint8": 3,
     }
     assert seen.blocking == []
@@ -201,7 +201,7 @@ def test_animation_waits_once_a_batch_at_most(gpu: FakeGpu, precision: Precision
             to_uint8(next(batches).animation.prediction)
         seen = gpu.restart()
         places = [place.named() for place in seen.waits]
-        assert places == ["inference.py require_finite", "visualize.py to_uint8"]
+        assert places == ["inference/animate.py require_finite", "visualize.py to_uint8"]
         seen.waits.pop()  # The caller's, of the result.
         in_bfloat16 = may_be_float32 if precision == "bfloat16" else None
         assert seen.complaints(may_be_float32=in_bfloat16) == []
@@ -210,7 +210,7 @@ def test_animation_waits_once_a_batch_at_most(gpu: FakeGpu, precision: Precision
     # The source's keypoints, and those of either batch.
     seen = gpu.restart()
     assert [place.named() for place in seen.waits] == [
-        "inference.py find_best_frame",
+        "inference/animate.py find_best_frame",
         *["models/keypoints.py pose_distance"] * 2,
     ]
     assert seen.blocking == []
@@ -224,7 +224,7 @@ def test_evaluation_reads_nothing_but_scores(gpu: FakeGpu) -> None:
         baseline, model = score_frames(frames, [animator], extractors)
     assert baseline.keys() == model.keys()
     assert {place.named() for place in gpu.seen.waits} == {
-        "evaluation.py score_frames",
+        "evaluation/scoring.py score_frames",
         "metrics/aggregate.py every_frame",
     }
     # The windows of torchmetrics' SSIM go over planes.

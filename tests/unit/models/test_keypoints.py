@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.models.first_order.keypoints import (
-    KeypointDetector,
-    Keypoints,
-    keypoint_heatmaps,
-    relative_keypoints,
-)
+from prioritycut_ray.models.keypoints import Keypoints, keypoint_heatmaps, relative_keypoints
 
 SQUARE = torch.tensor([[[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [0.1, 0.0]]])
 
@@ -94,20 +89,3 @@ def test_heatmap_peaks_at_its_keypoint_and_falls_off_like_a_gaussian() -> None:
         heatmap[0, 0, 3, 12].item(), math.exp(-(0.2**2) / 0.02), rtol=1e-4, atol=0.0
     )
     assert heatmap[0, 1, 0, 0] == 1
-
-
-@pytest.mark.parametrize("single", [True, False])
-def test_fresh_detector_gives_identity_jacobians_inside_the_frame(single: bool) -> None:
-    detector = KeypointDetector(
-        num_keypoints=3,
-        block_expansion=4,
-        max_features=8,
-        num_blocks=2,
-        scale_factor=0.5,
-        temperature=0.1,
-        single_jacobian_map=single,
-    )
-    found = detector.eval()(torch.rand(2, 3, 32, 32))
-    assert (found.value.abs() <= 1).all()
-    torch.testing.assert_close(found.jacobian, torch.eye(2).expand(2, 3, 2, 2))
-    assert detector.jacobian.out_channels == (4 if single else 12)
