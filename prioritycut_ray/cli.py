@@ -1,6 +1,5 @@
 """The command line: one verb a job. Heavy packages are imported when a verb runs, not before."""
 
-import errno
 import os
 import shlex
 import sys
@@ -15,7 +14,7 @@ from rich.console import Console
 from typer.models import OptionInfo
 
 from prioritycut_ray.config import dump_config, load_config
-from prioritycut_ray.errors import DiskFull, ExitCode, UserError
+from prioritycut_ray.errors import DiskFull, ExitCode, UserError, describe, is_disk_full
 from prioritycut_ray.storage.paths import expanded
 
 app = typer.Typer(
@@ -741,7 +740,7 @@ def _writing_to(place: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise DiskFull(
                 f"{place}: no space left on its disk; free some and run the same command again"
             ) from error
@@ -765,5 +764,4 @@ def explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    reason = (str(error).strip().splitlines() or [""])[0]
-    return f"unexpected {type(error).__name__}: {reason}; run again with --debug and report it"
+    return f"unexpected {describe(error)}; run again with --debug and report it"

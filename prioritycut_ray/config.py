@@ -4,12 +4,10 @@ This module imports neither torch nor ray, so the command line can validate a co
 print help at once. Models never see these classes: they take plain keyword arguments.
 """
 
-import difflib
 import json
 import math
 import re
-import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -24,11 +22,10 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage.paths import expanded, resolved
+from prioritycut_ray.validation import describe_problems, keys_of, mapping_values, section_type
 from prioritycut_ray.yaml_text import Loader, Number, TextLoader, parse_yaml
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -68,11 +65,6 @@ def _check_workers(workers: int | str) -> int | str:
 AutoYesNo = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)]
 
 
-def _keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields by the names that they have in files."""
-    return {field.alias or name: field for name, field in section.model_fields.items()}
-
-
 def _wants_text(annotation: Any) -> bool:
     if get_origin(annotation) is Annotated:
         return _wants_text(get_args(annotation)[0])
@@ -99,7 +91,7 @@ class Section(BaseModel):
         """Where text is wanted, a number is how it was written: a run may be named ``1.10``."""
         if not isinstance(tree, Mapping):
             return tree
-        fields = _keys(cls)
+        fields = keys_of(cls)
         return {
             key: _as_text(value) if key in fields and _wants_text(fields[key].annotation) else value
             for key, value in tree.items()
@@ -440,7 +432,7 @@ def parse_section(section: type[AnySection], tree: Mapping[str, Any], source: st
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{source}: {_describe(error.errors(), section)}") from error
+        raise UserError(f"{source}: {describe_problems(error, section)}") from error
 
 
 def load_section(
@@ -544,9 +536,9 @@ def _parts(key: str, section: type[BaseModel] | None) -> tuple[list[str], type[y
     while names:
         parts.append(names.pop(0))
         field = section.model_fields.get(parts[-1]) if section else None
-        values = _mapping_values(field.annotation) if field else None
+        values = mapping_values(field.annotation) if field else None
         if values is None:
-            section = _section_type(field.annotation) if field else None
+            section = section_type(field.annotation) if field else None
         elif isinstance(values, type) and issubclass(values, BaseModel):
             parts += names[:1]
             names, section = names[1:], values
@@ -554,120 +546,6 @@ def _parts(key: str, section: type[BaseModel] | None) -> tuple[list[str], type[y
             loader = Loader if values is Any else TextLoader
             return [*parts, ".".join(names)], loader
     return parts, Loader
-
-
-def _describe(errors: Sequence[ErrorDetails], root: type[BaseModel]) -> str:
-    """Validation problems in words, one a key: the branches of a union have one each."""
-    problems: dict[str, list[str]] = {}
-    for item in errors:
-        key, kind = _locate(item["loc"], root)
-        problems.setdefault(key, []).append(_problem(item, key, kind))
-    return "; ".join(" or ".join(dict.fromkeys(messages)) for messages in problems.values())
-
-
-def _problem(item: ErrorDetails, key: str, kind: Any) -> str:
-    message, value = str(item["msg"]).removeprefix("Value error, "), item["input"]
-    match item["type"]:
-        case "extra_forbidden":
-            return f"unknown key {key!r}{_suggestion(key, kind)}"
-        case "model_type" | "model_attributes_type":
-            message = "is a section: give its keys"
-            message += ", or null to switch it off" if type(None) in get_args(kind) else ""
-        case "string_type" if value is None:
-            message = "an empty value, null and ~ mean nothing in YAML; to mean text, quote it"
-        case "string_type" if isinstance(value, bool | int | float):
-            message = f"YAML reads this as a {_NAMES[type(value)]}; to mean text, quote it"
-            message += f" ({key}='\"{json.dumps(value)}\"' on the command line)"
-        case "int_from_float" | "int_parsing":
-            message = "takes a whole number"
-        case "dict_type":
-            message = "takes keys and values, as {key: value}"
-        case "missing":
-            message = "is required"
-    if not key:
-        return message
-    is_section = isinstance(value, dict | BaseModel)
-    return f"{key}: {message}" if is_section else f"{key}={reprlib.repr(value)}: {message}"
-
-
-_NAMES = {bool: "boolean", int: "number", float: "number", Number: "number"}
-
-
-def _locate(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, Any]:
-    """The dotted key of a problem, and the type there; of an unknown key, that of its section.
-
-    pydantic puts its names of a union's branches, and a mark of a mapping's keys, in between.
-    """
-    parts: list[str] = []
-    kind: Any = root
-    for place, part in enumerate(location):
-        section = next((s for s in _section_types(kind) if part in _keys(s)), None)
-        if section:
-            kind = _keys(section)[str(part)].annotation
-        elif _element_type(kind) is not None and part != "[key]":
-            kind = _element_type(kind)
-        elif place < len(location) - 1 or not _section_types(kind):
-            continue
-        parts.append(str(part))
-    return ".".join(parts), kind
-
-
-def _suggestion(key: str, kind: Any) -> str:
-    """What may have been meant, among the keys of the section that the wrong one is in."""
-    parents, _, wrong = key.rpartition(".")
-    keys = [name for section in _section_types(kind) for name in _keys(section)]
-    if not keys:
-        return ""
-    near = difflib.get_close_matches(wrong, keys, n=1)
-    if near:
-        return f"; did you mean {'.'.join(filter(None, [parents, near[0]]))!r}?"
-    return f"; the keys{f' of {parents}' if parents else ''} are {', '.join(keys)}"
-
-
-def _section_types(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a value may be."""
-    if get_origin(annotation) is Annotated:
-        return _section_types(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [section for option in get_args(annotation) for section in _section_types(option)]
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return [annotation] if is_section else []
-
-
-def _section_type(annotation: Any) -> type[BaseModel] | None:
-    return next(iter(_section_types(annotation)), None)
-
-
-def _mapping_values(annotation: Any) -> Any:
-    """The type of a mapping's values; None if it is not a mapping."""
-    return get_args(annotation)[1] if get_origin(annotation) is dict else None
-
-
-def _element_type(annotation: Any) -> Any:
-    """The type of the items of a list, or of a mapping's values."""
-    if get_origin(annotation) in (list, tuple):
-        return get_args(annotation)[0]
-    return _mapping_values(annotation)
-
-
-NETWORK_KEYS = ("model.", "discriminator.", "data.size")
-"""Begins of keys that determine the shapes of the weights."""
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted keys whose values differ between two trees, as ``model_dump(mode="json")`` gives."""
-
-    def flatten(tree: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(tree, dict):
-            return {prefix: tree}
-        items = (
-            flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()
-        )
-        return {key: value for part in items for key, value in part.items()}
-
-    before, after = (flatten(dict(tree), "") for tree in (old, new))
-    keys = before | after
-    return [key for key in keys if before.get(key) != after.get(key)]
 
 
 def with_absolute_paths(config: Config) -> Config:

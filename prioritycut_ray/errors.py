@@ -1,5 +1,7 @@
 """Exit codes, the errors that carry them, and the words for any error; the lowest module of all."""
 
+import errno
+import re
 from enum import IntEnum
 
 
@@ -87,3 +89,50 @@ class LeaseHeld(UserError):
     """Raised when another process holds the lease that this one needs."""
 
     exit_code = ExitCode.LEASE_HELD
+
+
+def describe(error: BaseException) -> str:
+    """Describe an error on one line: its type, and the line of its text that says what happened.
+
+    That is the last line in Python, and the first one in CUDA's libraries, which add advice. NCCL's
+    first line gives the category and its last line the cause: both are kept. An error of this
+    project is its message alone.
+    """
+    headline = _headline(str(error))
+    if isinstance(error, UserError):
+        return headline
+    return ": ".join(filter(None, (type(error).__name__, headline)))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why something failed, for a message that names the file already."""
+    reason: str | None = getattr(error, "strerror", None)  # of the system, or of FFmpeg
+    return " ".join(reason.split()) if reason else describe(error)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a write failed because no space was left, as any of the writers says it."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return True
+    return _NO_SPACE.search(str(error)) is not None
+
+
+def without_appendix(text: str) -> str:
+    """Strip the C++ stack, or the advice to developers, that torch may append to an error."""
+    return re.split(r"Exception raised from |Set TORCHDYNAMO_VERBOSE=1 ", text)[0]
+
+
+def _headline(text: str) -> str:
+    text = without_appendix(text).strip().removesuffix("Last error:").strip()
+    lines = [" ".join(line.split()) for line in text.splitlines()] or [""]
+    of_library = [line for line in lines if _LIBRARY.search(line)]
+    if not of_library:
+        return lines[-1]
+    first, last = of_library[0], lines[-1]
+    return f"{first}: {last}" if "NCCL" in first and first != last else first
+
+
+_NO_SPACE = re.compile(r"No space left on device|PytorchStreamWriter failed")
+_LIBRARY = re.compile(
+    r"(CUDA|cuDNN|cusolver|cuFFT|cuSPARSE|NCCL)( \w+)? error|ran out of memory", re.I
+)

@@ -1,4 +1,4 @@
-"""Attempts that save one checkpoint after another, as processes of their own: tests kill them.
+"""Attempts that save one checkpoint after another, in processes of their own that tests kill.
 
 ``python -m tests.saving URL`` takes a run over and saves until it is killed or loses the run; it
 prints every step that is committed. ``python -m tests.saving FOLDER STRIDE`` saves in forked
@@ -17,12 +17,12 @@ from types import FrameType
 from typing import Any
 
 from prioritycut_ray.errors import Superseded
-from prioritycut_ray.runs import checkpoints as run_storage
-from prioritycut_ray.runs import writer as run_writer
-from prioritycut_ray.runs.attempts import Lease, claim
+from prioritycut_ray.runs import checkpoints, writer
+from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.checkpoints import fetch, steps
 from prioritycut_ray.runs.retention import Retention
 from prioritycut_ray.runs.writer import RunWriter
+from prioritycut_ray.storage.claims import Claim
 from prioritycut_ray.storage.folder import Folder
 
 FILES = 6
@@ -35,26 +35,26 @@ def fill(directory: Path, attempt: int) -> None:
 
 
 def authors(directory: Path) -> set[bytes]:
-    """Who wrote the files of a checkpoint."""
+    """Return who wrote the files of a checkpoint."""
     return {path.read_bytes()[:4] for path in directory.glob("*.bin")}
 
 
-def attempt_of(url: str, launch: str) -> tuple[Lease, int]:
-    """Take a run over; the lease and the step to start from."""
-    storage = Folder(url)
-    lease = claim(storage, launch, first=True)
-    return lease, max(steps(storage), default=0)
+def attempt_of(url: str, launch: str) -> tuple[Claim, int]:
+    """Take a run over; return the claim and the step to start from."""
+    folder = Folder(url)
+    claim = claim_run(folder, launch, first=True)
+    return claim, max(steps(folder), default=0)
 
 
 def save_steps(url: str, steps: int | None = None) -> None:
-    """Save so many steps, or until this process is killed or has lost the run."""
-    lease, start = attempt_of(url, str(os.getpid()))
+    """Save ``steps`` steps, or until this process is killed or has lost the run."""
+    claim, start = attempt_of(url, str(os.getpid()))
     numbers = count(start + 1) if steps is None else range(start + 1, start + steps + 1)
-    with RunWriter(lease, start=start, retention=Retention(2, 0, 0), metric="loss") as writer:
+    with RunWriter(claim, start=start, retention=Retention(2, 0, 0), metric="loss") as run:
         for step in numbers:
-            writer.log({"step": step, "loss": 0.5})
-            writer.save(step, {"loss": 0.5}, partial(fill, attempt=lease.attempt.number))
-            writer.wait()
+            run.log({"step": step, "loss": 0.5})
+            run.save(step, {"loss": 0.5}, partial(fill, attempt=claim.number))
+            run.wait()
             sys.stdout.write(f"{step}\n")
             sys.stdout.flush()
 
@@ -64,7 +64,7 @@ class Killer:
 
     def __init__(self, line: int) -> None:
         self._left = line
-        self._files = {run_storage.__file__, run_writer.__file__}
+        self._files = {checkpoints.__file__, writer.__file__}
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
@@ -78,10 +78,10 @@ class Killer:
 
 
 def killed_at_every_line(folder: Path, stride: int) -> int:
-    """Fork savers and kill each a few lines later than the one before; gives the number of lines.
+    """Fork savers and kill each a few lines later than the one before; return the number of lines.
 
-    After each, everything that can be seen is whole, and nothing that was committed is lost; every
-    tenth time another attempt goes on and leaves nothing behind.
+    After each, every visible checkpoint is intact, and nothing that was committed is lost; every
+    tenth time another attempt continues and leaves nothing behind.
     """
     first, run = folder / "first", folder / "run"
     save_steps(str(first), steps=2)
@@ -89,10 +89,10 @@ def killed_at_every_line(folder: Path, stride: int) -> int:
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(first, run)
         status = _save_and_die(run, line)
-        storage = Folder(run)
-        assert steps(storage) in ([1, 2], [1, 2, 3], [2, 3]), f"line {line}: {steps(storage)}"
-        for step in steps(storage):
-            fetch(storage, step, folder)  # raises if it is damaged
+        kept = Folder(run)
+        assert steps(kept) in ([1, 2], [1, 2, 3], [2, 3]), f"line {line}: {steps(kept)}"
+        for step in steps(kept):
+            fetch(kept, step, folder)  # raises if it is damaged
         if status == 0:
             return line
         assert status == -signal.SIGKILL
@@ -103,7 +103,7 @@ def killed_at_every_line(folder: Path, stride: int) -> int:
 
 
 def _save_and_die(run: Path, line: int) -> int:
-    """Save a step in a forked process that is killed at a line; its exit code."""
+    """Save a step in a forked process that is killed at a line; return its exit code."""
     child = os.fork()
     if child == 0:
         killer = Killer(line)

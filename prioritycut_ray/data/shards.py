@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage.filesystem import ABSENT, filesystem
 from prioritycut_ray.storage.reading import read_bytes
+from prioritycut_ray.validation import describe_problems
 
 INDEX_NAME = "index.json"
 TEMPORARY_NAME = ".writing.tmp"
@@ -119,11 +120,9 @@ def read_index(url: str) -> ClipIndex:
             f"{path}: there is no index{said}; {way_out}, or make one with `prioritycut shard`"
         ) from None
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = f"{where + ': ' if where else ''}{first['msg']}"
         raise UserError(
-            f"{path}: the index is damaged ({reason}); rebuild it with `prioritycut shard`"
+            f"{path}: the index is damaged ({describe_problems(error, ClipIndex)}); rebuild it "
+            "with `prioritycut shard`"
         ) from None
 
 

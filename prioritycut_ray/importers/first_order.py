@@ -25,7 +25,7 @@ from prioritycut_ray.config import (
     ModelConfig,
     parse_config,
 )
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, describe
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.models.blocks import gaussian_kernel
 from prioritycut_ray.models.discriminators import Discriminator
@@ -34,6 +34,7 @@ from prioritycut_ray.runs.locate import has_checkpoint
 from prioritycut_ray.storage.tensors import not_finite, read_tensors
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
+from prioritycut_ray.validation import describe_problems
 
 NETWORKS = ("generator", "kp_detector", "discriminator")
 REQUIRED = NETWORKS[:2]
@@ -191,16 +192,14 @@ def _read_safetensors(file: Path) -> ReferenceModel:
         config = ReferenceConfig.model_validate(json.loads(metadata["config"]))
         size = int(metadata["size"])
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-        )
         raise UserError(
-            f"{file}: its config is none that this project can build: {problems}"
+            f"{file}: its config is not one that this project can build: "
+            f"{describe_problems(error, ReferenceConfig)}"
         ) from error
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{file}: a .safetensors file of First Order Motion has the metadata config and size "
-            f"({type(error).__name__}: {error})"
+            f"({describe(error)})"
         ) from error
     weights, notes = _as_today(weights)
     return ReferenceModel(weights, config, size, notes)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prioritycut_ray.config import Config, parse_config
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, describe
 from prioritycut_ray.inference.animate import (
     Rendered,
     animate,
@@ -195,8 +195,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
             snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS_NAME, CONFIG_NAME])
         )
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{name}: no such folder, and it cannot be had from the Hugging Face hub ({reason}); "
-            "give the folder of a run or of an export, or check the name and the network"
+            f"{name}: no such folder, and it cannot be had from the Hugging Face hub "
+            f"({describe(error)}); give the folder of a run or of an export, or check the "
+            "name and the network"
         ) from error

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from prioritycut_ray.data.shards import read_clip, read_index
+from prioritycut_ray.errors import describe
 from prioritycut_ray.ray_cluster.nodes import Node, on_every_node
 from prioritycut_ray.ray_cluster.session import start_ray
 from prioritycut_ray.storage.filesystem import filesystem
@@ -109,7 +110,7 @@ def _of_node(place: str, answer: Any, expected: Mapping[str, str]) -> list[Check
 
 def unanswered(place: str, error: BaseException) -> Check:
     """A finding on a node where the checks could not run."""
-    words = f"{type(error).__name__}: {_last_line(error)}"
+    words = describe(error)
     if isinstance(error, WorkerCrashedError):
         fix = "run there: python -c 'import torch, decord, av'; reinstall the one that crashes"
         return Check(place, "checks", False, f"their process died ({words})", fix)
@@ -169,11 +170,7 @@ def _look(name: str, look: Callable[[], str], fix: str) -> Check:
         found, fix = wrong.args
         return Check("", name, False, found, fix)
     except Exception as error:  # Whatever it is, it is what the user wants to know.
-        return Check("", name, False, f"{type(error).__name__}: {_last_line(error)}", fix)
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[-1]
+        return Check("", name, False, describe(error), fix)
 
 
 def _versions() -> dict[str, str]:

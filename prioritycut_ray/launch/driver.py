@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ from prioritycut_ray.launch.worker import (
 from prioritycut_ray.ray_cluster.filesystem import ray_storage
 from prioritycut_ray.ray_cluster.resources import check_capacity, uses_gpu
 from prioritycut_ray.ray_cluster.session import start_ray
-from prioritycut_ray.runs.attempts import take_over
+from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.compatibility import check_resumable
 from prioritycut_ray.runs.locate import (
     find_checkpoint,
@@ -91,7 +92,8 @@ def launch(config: Config, on_progress: Progress, on_warning: Callable[[str], No
     start_ray()
     check_capacity(config)
     check_nodes(config, on_warning)
-    monitor, launch_id = start_monitor(), take_over(config)
+    monitor, launch_id = start_monitor(), uuid.uuid4().hex
+    claim_run(Folder(config.run), launch_id, first=True)
     policy = RetryPolicy(config.train.max_failures)
     with StopSignals() as signals:
         while True:

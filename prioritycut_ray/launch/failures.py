@@ -3,7 +3,6 @@
 docs/failures.md says for each kind and its exit code what to do.
 """
 
-import errno
 import re
 import shlex
 import signal
@@ -16,7 +15,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from prioritycut_ray.errors import ExitCode, UserError
+from prioritycut_ray.errors import ExitCode, UserError, describe, is_disk_full, without_appendix
 from prioritycut_ray.launch.crash_evidence import CrashEvidence, inspect_process
 from prioritycut_ray.launch.heartbeat import SILENT_AFTER_S, Heartbeat, ReceivedHeartbeat
 from prioritycut_ray.training.worker import PHASES
@@ -163,7 +162,7 @@ def _cause(error: BaseException) -> tuple[ExitCode | None, str]:
     """Exit code and reason of what one rank raised; None where it only lost the connection."""
     error = getattr(error, "health_check_failure", error)
     text = str(error).strip()
-    reason = f"{type(error).__name__}: {_headline(text)}"
+    reason = describe(error)
     if isinstance(error, UserError):
         return error.exit_code, text
     if isinstance(error, OutOfMemoryError) or "node running low on memory" in text:
@@ -177,36 +176,17 @@ def _cause(error: BaseException) -> tuple[ExitCode | None, str]:
         return ExitCode.OUT_OF_MEMORY, reason
     if _GPU_FAULT.search(text):
         return ExitCode.GPU_FAULT, reason
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or _NO_SPACE.search(text):
+    if is_disk_full(error):
         place = getattr(error, "filename", None)
         return ExitCode.DISK_FULL, f"{place}: no space left" if place else reason
     if type(error).__name__ in _RAY_TIME_OUTS:
         return ExitCode.HANG, reason
     if isinstance(error, RuntimeError) and not _OWN_GPU.search(reason):
-        if _TIMED_OUT.search(_without_appendix(text)):
+        if _TIMED_OUT.search(without_appendix(text)):
             return ExitCode.HANG, reason
         if _COLLECTIVE.search(reason):
             return None, reason
     return ExitCode.WORKER_ERROR, reason
-
-
-def _headline(text: str) -> str:
-    """The line of an error's text that says what happened.
-
-    It is the last one in Python, and the first one of CUDA's libraries, which add advice. NCCL's
-    first line gives the category and its last line the cause: both are kept.
-    """
-    lines = _without_appendix(text).strip().removesuffix("Last error:").strip().splitlines() or [""]
-    of_library = [line for line in lines if _LIBRARY.search(line)]
-    if not of_library:
-        return lines[-1]
-    first, last = of_library[0], lines[-1]
-    return f"{first}: {last}" if "NCCL" in first and first != last else first
-
-
-def _without_appendix(text: str) -> str:
-    """An error's text without the C++ stack, or the advice to developers, that torch may append."""
-    return re.split(r"Exception raised from |Set TORCHDYNAMO_VERBOSE=1 ", text)[0]
 
 
 # The texts below are those of torch 2.11 to 2.14, CUDA 13, cuBLAS, cuDNN 9 and 8, NCCL 2.30, gloo
@@ -224,10 +204,6 @@ _GPU_FAULT = re.compile(
     r"uncorrectable (ECC|NVLink) error|over nvlink or a hardware error|hardware stack error"
     r"|CUDA-capable device\(s\) is/are busy or unavailable|no CUDA-capable device is detected"
     r"|GPU is lost|fallen off the bus"
-)
-_NO_SPACE = re.compile(r"No space left on device|PytorchStreamWriter failed writing")
-_LIBRARY = re.compile(
-    r"(CUDA|cuDNN|cusolver|cuFFT|cuSPARSE|NCCL)( \w+)? error|ran out of memory", re.I
 )
 _OWN_GPU = re.compile(
     r"(CUDA|cuDNN|cusolver|cuFFT|cuSPARSE)( \w+)? error: |NCCL error.*"

@@ -26,8 +26,8 @@ from prioritycut_ray.launch.heartbeat import (
     HeartbeatThread,
     terminated,
 )
-from prioritycut_ray.runs.attempts import claim
-from prioritycut_ray.runs.checkpoints import fetch, newest_good
+from prioritycut_ray.runs.attempts import claim_run
+from prioritycut_ray.runs.checkpoints import fetch, newest_intact
 from prioritycut_ray.runs.retention import Retention
 from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.storage.folder import Folder
@@ -118,11 +118,11 @@ def _begin(
     if rank != 0:
         step = broadcast_from_rank_zero(None)
         return None, None if step is None else fetch(storage, step, scratch)
-    lease = claim(storage, launch, first=False)
-    step, checkpoint = newest_good(storage, scratch) or (None, None)
+    claim = claim_run(storage, launch, first=False)
+    step, checkpoint = newest_intact(storage, scratch) or (None, None)
     options = config.train
     writer = RunWriter(
-        lease,
+        claim,
         start=step or 0,
         retention=Retention(options.keep_checkpoints, options.keep_best, options.keep_every),
         metric=options.best_metric,

@@ -12,11 +12,9 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict
 
 from prioritycut_ray.config import (
-    NETWORK_KEYS,
     Config,
     apply_overrides,
     as_words,
-    changed_keys,
     parse_config,
 )
 from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index, were_seen
@@ -32,6 +30,7 @@ from prioritycut_ray.retraining.registry import (
     run_folder,
 )
 from prioritycut_ray.retraining.settings import RetrainSettings
+from prioritycut_ray.runs.compatibility import NETWORK_KEYS, changed_keys
 from prioritycut_ray.runs.locate import (
     find_checkpoint,
     has_checkpoint,

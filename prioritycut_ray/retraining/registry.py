@@ -26,6 +26,7 @@ from prioritycut_ray.runs.manifest import MANIFEST
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.lease import Lease
 from prioritycut_ray.training.checkpoint import check_weights, fork_checkpoint
+from prioritycut_ray.validation import describe_problems
 
 CURRENT = "current.json"
 RUN = "run"
@@ -83,7 +84,7 @@ def read_current(models: Folder) -> Current | None:
     try:
         current = Current.model_validate_json(models.read(CURRENT))
     except ValidationError as error:
-        raise _damaged(models, f"{error.error_count()} errors") from error
+        raise _damaged(models, describe_problems(error, Current)) from error
     if current.checksum != _checksum(current.history):
         raise _damaged(models, "the checksum does not match")
     return current

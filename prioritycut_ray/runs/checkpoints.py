@@ -1,16 +1,16 @@
-"""The folder of a run, local or on any fsspec storage: who may write there, and what it holds.
+"""The checkpoints of a run, in a local folder or on any storage that fsspec knows.
 
 ::
 
-    attempts/000003.json     who has trained this run, in order; the newest alone may write
+    attempts/000003.json     which process trains this run; only the newest may write
     step_0000400/            a checkpoint: files, and manifest.json with the SHA-256 of each
     metrics/000003-0000.jsonl  scalars that attempt 3 has logged
     tensorboard/             event files
 
-A checkpoint is written under another name, flushed, and renamed when it is whole. Object stores
-know no renaming: there the manifest is uploaded last, and without it there is no checkpoint.
+A checkpoint is written under another name, flushed, and renamed once it is complete. Object stores
+cannot rename: there the manifest is uploaded last, and a folder without one is not a checkpoint.
 
-Knows neither torch nor Ray.
+This module knows neither torch nor Ray.
 """
 
 import logging
@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.runs.attempts import Lease
 from prioritycut_ray.runs.manifest import MANIFEST, parse_manifest, seal, verify
 from prioritycut_ray.runs.retention import Retention, expendable
 from prioritycut_ray.storage.atomic import flush
+from prioritycut_ray.storage.claims import Claim
 from prioritycut_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -36,50 +36,50 @@ _STEP_NAME = re.compile(r"step_(\d{7,})")
 
 
 def steps(folder: Folder) -> list[int]:
-    """Steps with a checkpoint, good or damaged, in ascending order."""
+    """Return the steps that have a checkpoint, intact or damaged, in ascending order."""
     matches = filter(None, map(_STEP_NAME.fullmatch, folder.names()))
     found = sorted((int(match[1]), match[0]) for match in matches)
     return [step for step, name in found if folder.local or folder.exists(f"{name}/{MANIFEST}")]
 
 
-def newest_good(folder: Folder, scratch: Path) -> tuple[int, Path] | None:
-    """The newest checkpoint that is whole; damaged ones are passed over with a warning.
+def newest_intact(folder: Folder, scratch: Path) -> tuple[int, Path] | None:
+    """Find the newest intact checkpoint; damaged ones are skipped with a warning.
 
     Args:
-        folder: of the run.
-        scratch: folder where a checkpoint is put that is not on this machine.
+        folder: the run's folder.
+        scratch: local folder that a remote checkpoint is copied to.
 
     Returns:
-        Its step and its directory; None if the run has no checkpoint, good or damaged.
+        Its step and its directory; None if the run has no checkpoint, intact or damaged.
 
     Raises:
-        UserError: there are checkpoints, and all are damaged.
+        UserError: if the run has checkpoints, and all are damaged.
     """
     found, damage = steps(folder), ""
     for step in reversed(found):
         try:
             return step, fetch(folder, step, scratch)
         except UserError as error:
-            logger.warning("%s; trying the one before it", error)
-            damage = damage or f"; the newest is not: {error}"
+            logger.warning("%s; trying the previous one", error)
+            damage = damage or f" ({error})"
     if not found:
         return None
     raise UserError(
-        f"{folder.url}: no usable checkpoint among the {len(found)} here{damage}; give the "
-        "folder of a run that has written at least one, see train.checkpoint_every"
+        f"{folder.url}: none of the {len(found)} checkpoints is usable{damage}; restore one from a "
+        "backup, or train under another name=..."
     )
 
 
 def fetch(folder: Folder, step: int, scratch: Path) -> Path:
-    """A checkpoint as a verified local directory.
+    """Return a checkpoint as a verified local directory.
 
     Args:
-        folder: of the run.
-        step: of the checkpoint.
-        scratch: folder to put it into if it is not on this machine.
+        folder: the run's folder.
+        step: step of the checkpoint.
+        scratch: local folder that a remote checkpoint is copied to.
 
     Raises:
-        UserError: it is damaged.
+        UserError: if it is damaged.
     """
     name = STEP_FORMAT.format(step)
     if folder.local is not None:
@@ -94,53 +94,53 @@ def fetch(folder: Folder, step: int, scratch: Path) -> Path:
         for file in [MANIFEST, *parse_manifest(folder.read(f"{name}/{MANIFEST}"))]:
             folder.fs.get_file(folder.path(f"{name}/{file}"), str(partial / file))
     except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{folder.url}/{name}: no complete checkpoint ({error})") from error
+        raise UserError(f"{folder.url}/{name}: is not a complete checkpoint ({error})") from error
     verify(partial)
     os.replace(partial, directory)
     return directory
 
 
-def clean(lease: Lease) -> None:
-    """Remove what killed writes have left; older attempts that still write fail and notice."""
-    storage = lease.storage
-    for name in storage.names():
-        unfinished = storage.local is None and not storage.exists(f"{name}/{MANIFEST}")
+def clean(claim: Claim) -> None:
+    """Remove what killed writers have left; older attempts that still write fail and notice."""
+    folder = claim.folder
+    for name in folder.names():
+        unfinished = folder.local is None and not folder.exists(f"{name}/{MANIFEST}")
         if name.startswith(".step_") or (_STEP_NAME.fullmatch(name) and unfinished):
-            storage.remove(name)
-    for folder in ("attempts", "metrics"):
-        for name in storage.names(folder):
+            folder.remove(name)
+    for subfolder in ("attempts", "metrics"):
+        for name in folder.names(subfolder):
             if name.startswith("."):
-                storage.remove(f"{folder}/{name}")
+                folder.remove(f"{subfolder}/{name}")
 
 
-def write_checkpoint(lease: Lease, step: int, write: Callable[[Path], None]) -> None:
-    """Write a checkpoint; nobody sees it before it is whole.
+def write_checkpoint(claim: Claim, step: int, write: Callable[[Path], None]) -> None:
+    """Write a checkpoint, which nobody sees before it is complete.
 
     Args:
-        lease: of this attempt.
-        step: of the checkpoint.
+        claim: the claim of this attempt.
+        step: step of the checkpoint.
         write: fills an empty directory.
 
     Raises:
-        Superseded: a newer attempt has taken the run over.
-        OSError: the storage refused, for instance because it is full.
+        Superseded: if a newer attempt has taken the run over.
+        OSError: if the storage fails, for instance because it is full.
     """
-    lease.check()
-    with _staging(lease, step) as directory:
+    claim.check()
+    with _staging(claim, step) as directory:
         write(directory)
         seal(directory)
-        _commit(lease, step, directory)
+        _commit(claim, step, directory)
 
 
 @contextmanager
-def _staging(lease: Lease, step: int) -> Iterator[Path]:
-    """An empty directory to write in; beside the checkpoints if they are local."""
-    storage, name = lease.storage, STEP_FORMAT.format(step)
-    if storage.local is None:
-        with tempfile.TemporaryDirectory(prefix="prioritycut-") as folder:
-            yield Path(folder)
+def _staging(claim: Claim, step: int) -> Iterator[Path]:
+    """Make an empty directory to write to, beside the checkpoints if they are local."""
+    folder = claim.folder
+    if folder.local is None:
+        with tempfile.TemporaryDirectory(prefix="prioritycut-") as temporary:
+            yield Path(temporary)
         return
-    directory = storage.local / f".{name}.{lease.attempt.number}"
+    directory = folder.local / f".{STEP_FORMAT.format(step)}.{claim.number}"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     try:
@@ -149,64 +149,64 @@ def _staging(lease: Lease, step: int) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _commit(lease: Lease, step: int, directory: Path) -> None:
-    storage, name = lease.storage, STEP_FORMAT.format(step)
-    lease.check()
-    if step in steps(storage):
+def _commit(claim: Claim, step: int, directory: Path) -> None:
+    folder, name = claim.folder, STEP_FORMAT.format(step)
+    claim.check()
+    if step in steps(folder):
         with tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch:
             try:
-                fetch(storage, step, Path(scratch))
+                fetch(folder, step, Path(scratch))
             except UserError as error:
-                logger.warning("%s; it is written anew", error)
+                logger.warning("%s; writing it again", error)
             else:
-                return  # an attempt that was fenced later has written the same before
-        lease.check()
-        _retract(storage, name)
-    if storage.local is not None:
-        lease.check()
-        os.replace(directory, storage.local / name)
-        flush(storage.local)
+                return  # An attempt that was fenced off later has written the same before.
+        claim.check()
+        _retract(folder, name)
+    if folder.local is not None:
+        claim.check()
+        os.replace(directory, folder.local / name)
+        flush(folder.local)
         return
     for file in parse_manifest((directory / MANIFEST).read_bytes()):
-        _upload(lease, directory / file, f"{name}/{file}")
-    _upload(lease, directory / MANIFEST, f"{name}/{MANIFEST}")
+        _upload(claim, directory / file, f"{name}/{file}")
+    _upload(claim, directory / MANIFEST, f"{name}/{MANIFEST}")
 
 
-def _upload(lease: Lease, file: Path, name: str) -> None:
+def _upload(claim: Claim, file: Path, name: str) -> None:
     """Upload one file of a checkpoint.
 
-    Only one of an older attempt's requests can still be under way when it has lost the lease. It
-    must not replace what the newer attempt has written meanwhile: hence "create", not "replace".
+    When an older attempt loses the run, one of its requests may still be under way. It must not
+    replace what the newer attempt has written meanwhile: hence "create", not "replace".
     """
-    storage = lease.storage
-    lease.check()
+    folder = claim.folder
+    claim.check()
     try:
-        storage.fs.put_file(str(file), storage.path(name), mode="create")
+        folder.fs.put_file(str(file), folder.path(name), mode="create")
     except OSError:
-        if not storage.exists(name):
+        if not folder.exists(name):
             raise
-        lease.check()
-        storage.fs.put_file(str(file), storage.path(name))
+        claim.check()
+        folder.fs.put_file(str(file), folder.path(name))
 
 
-def _retract(storage: Folder, name: str) -> None:
-    """Remove a checkpoint so that it is at no time half there."""
-    if storage.local is not None:
+def _retract(folder: Folder, name: str) -> None:
+    """Remove a checkpoint such that nobody ever sees a part of it."""
+    if folder.local is not None:
         aside = f".{name}.removed"
-        storage.remove(aside)
-        os.replace(storage.local / name, storage.local / aside)
-        storage.remove(aside)
+        folder.remove(aside)
+        os.replace(folder.local / name, folder.local / aside)
+        folder.remove(aside)
         return
-    storage.remove(f"{name}/{MANIFEST}")
-    storage.remove(name)
+    folder.remove(f"{name}/{MANIFEST}")
+    folder.remove(name)
 
 
-def prune(lease: Lease, scores: dict[int, float | None], retention: Retention) -> None:
+def prune(claim: Claim, scores: dict[int, float | None], retention: Retention) -> None:
     """Remove the checkpoints that need not be kept, from storage and from ``scores``.
 
-    To be called when the newest of ``scores`` has just been written, so that one is good.
+    Call it when the newest checkpoint in ``scores`` has just been written: that one is intact.
     """
     for step in expendable(scores, retention):
-        lease.check()
-        _retract(lease.storage, STEP_FORMAT.format(step))
+        claim.check()
+        _retract(claim.folder, STEP_FORMAT.format(step))
         del scores[step]

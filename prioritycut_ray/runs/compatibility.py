@@ -1,46 +1,15 @@
 """Which values a resumed run may change."""
 
-from prioritycut_ray.config import NETWORK_KEYS, Config, changed_keys
+from collections.abc import Mapping
+from typing import Any
+
+from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.runs.checkpoints import STEP_FORMAT
-from prioritycut_ray.runs.locate import (
-    find_checkpoint,
-    read_config,
-    read_progress,
-)
+from prioritycut_ray.runs.locate import find_checkpoint, read_config, read_progress
 
-
-def check_resumable(config: Config, data: str) -> None:
-    """Refuse to continue a run under a configuration or on data that would change its result.
-
-    A run that was imported and has not trained yet may be trained in any way that fits it.
-
-    Args:
-        config: resolved.
-        data: fingerprint of the data set.
-
-    Raises:
-        UserError: naming the keys that differ.
-    """
-    directory, run = find_checkpoint(config.run), config.run
-    trained_on = read_progress(directory).data
-    if trained_on not in ("", data):
-        raise UserError(
-            f"{run}: the run was trained on other clips (fingerprint {trained_on[:12]}) than those "
-            f"at data.url={config.data.url} (fingerprint {data[:12]}); give that data back to "
-            "resume it, or another name=... to start afresh"
-        )
-    before = read_config(directory).model_dump(mode="json")
-    changed = changed_keys(before, config.model_dump(mode="json"))
-    if directory.name == STEP_FORMAT.format(0):
-        changed = [key for key in changed if key.startswith(NETWORK_KEYS)]
-    changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
-    if changed:
-        raise UserError(
-            f"{run}: the run exists with other values of {', '.join(changed)}; give those back to "
-            "resume it, or another name=... to start afresh"
-        )
-
+NETWORK_KEYS = ("model.", "discriminator.", "data.size")
+"""Prefixes of the keys that determine the shapes of the weights."""
 
 MAY_CHANGE = (
     "storage",
@@ -62,4 +31,52 @@ MAY_CHANGE = (
     "train.grace_seconds",
     "train.collective_timeout_s",
 )
-"""Begins of keys that a resumed run may change: its length, its rhythm, and where things are."""
+"""Prefixes of the keys that a resumed run may change: its length, its intervals, its places."""
+
+
+def check_resumable(config: Config, data: str) -> None:
+    """Check that a run can continue with a configuration and data without changing its result.
+
+    A run that was imported and has not been trained yet may be trained in any way that fits it.
+
+    Args:
+        config: the resolved configuration.
+        data: fingerprint of the data set.
+
+    Raises:
+        UserError: if the data or the configuration differ; it names the keys.
+    """
+    directory, run = find_checkpoint(config.run), config.run
+    trained_on = read_progress(directory).data
+    if trained_on not in ("", data):
+        raise UserError(
+            f"{run}: this run was trained on other clips (fingerprint {trained_on[:12]}) than "
+            f"those at data.url={config.data.url} (fingerprint {data[:12]}); restore that data to "
+            "resume it, or set another name=... to start a new run"
+        )
+    before = read_config(directory).model_dump(mode="json")
+    changed = changed_keys(before, config.model_dump(mode="json"))
+    if directory.name == STEP_FORMAT.format(0):
+        changed = [key for key in changed if key.startswith(NETWORK_KEYS)]
+    changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
+    if changed:
+        raise UserError(
+            f"{run}: this run was started with different values of {', '.join(changed)}; restore "
+            "them to resume it, or set another name=... to start a new run"
+        )
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys that differ between two trees of ``model_dump(mode="json")``."""
+
+    def flatten(tree: Any, prefix: str) -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix: tree}
+        items = (
+            flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()
+        )
+        return {key: value for part in items for key, value in part.items()}
+
+    before, after = (flatten(dict(tree), "") for tree in (old, new))
+    keys = before | after
+    return [key for key in keys if before.get(key) != after.get(key)]

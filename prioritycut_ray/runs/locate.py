@@ -1,4 +1,4 @@
-"""The checkpoint of a run, and what it says of itself."""
+"""Find the checkpoint of a run, and read what it says about itself."""
 
 import functools
 import hashlib
@@ -11,9 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prioritycut_ray.config import Config, parse_config, read_mapping
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.runs.checkpoints import fetch, newest_good, steps
+from prioritycut_ray.runs.checkpoints import fetch, newest_intact, steps
 from prioritycut_ray.runs.manifest import MANIFEST, verify
 from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.validation import describe_problems
+
+COPIES = 4
+"""Copies of remote checkpoints that a process keeps; each may be a gigabyte."""
 
 
 class Progress(BaseModel):
@@ -22,11 +26,11 @@ class Progress(BaseModel):
     Attributes:
         step: optimiser steps taken.
         samples: frame pairs seen by all workers together.
-        skipped: updates skipped because something was not finite.
-        skipped_in_a_row: how many of them come last, for each network.
+        skipped: updates that were skipped because they were not finite.
+        skipped_in_a_row: number of most recent updates that were skipped, by network.
         averaged: updates of the moving average.
-        seed: of everything random.
-        data: fingerprint of the data set; empty for weights that were imported.
+        seed: seed of everything random.
+        data: fingerprint of the data set; empty for imported weights.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,50 +45,47 @@ class Progress(BaseModel):
 
 
 def read_config(directory: Path) -> Config:
-    """The resolved configuration stored in a checkpoint."""
+    """Read the resolved configuration in a checkpoint."""
     path = str(directory / "config.yaml")
     return parse_config(read_mapping(path), path)
 
 
 def read_progress(directory: Path) -> Progress:
-    """How far the run had come.
+    """Read how far the run had come.
 
     Raises:
-        UserError: an older version of this project wrote the checkpoint.
+        UserError: if another version of this project wrote the checkpoint.
     """
     path = directory / "progress.json"
     try:
         return Progress.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        problem = error.errors()[0]
         raise UserError(
-            f"{path}: written by another version of this project "
-            f"({problem['loc'][0]}: {problem['msg']}); train with that version, or start afresh "
-            "under another name=..."
+            f"{path}: was written by another version of this project "
+            f"({describe_problems(error, Progress)}); train with that version, or set another "
+            "name=... to start a new run"
         ) from error
 
 
 def locate_checkpoint(run: str | Path) -> str:
-    """Where the newest good checkpoint of a run is, as every machine can find it.
+    """Return the path or URL of a run's newest intact checkpoint, as every machine can find it.
 
     Args:
         run: the folder of a run, or one of its checkpoints; a path or any fsspec URL.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is none.
     """
-    storage, directory = Folder(run), find_checkpoint(run)
-    if storage.local is not None:
+    folder, directory = Folder(run), find_checkpoint(run)
+    if folder.local is not None:
         return str(directory)
-    return (
-        storage.url if storage.url.endswith(directory.name) else f"{storage.url}/{directory.name}"
-    )
+    return folder.url if folder.url.endswith(directory.name) else f"{folder.url}/{directory.name}"
 
 
 def local_copy(checkpoint: str | Path) -> Path:
-    """A checkpoint as a directory on this machine, copied there if it is elsewhere.
+    """Return a checkpoint as a directory on this machine; a remote one is copied.
 
-    A copy lives until :data:`COPIES` others have been asked for.
+    A copy is kept until :data:`COPIES` others have been requested.
     """
     if "://" not in str(checkpoint):
         return Path(checkpoint)
@@ -96,44 +97,44 @@ def local_copy(checkpoint: str | Path) -> Path:
 
 
 def find_checkpoint(run: str | Path) -> Path:
-    """The newest good checkpoint of a run; damaged ones are passed over with a warning.
+    """Return the newest intact checkpoint of a run; damaged ones are skipped with a warning.
 
     Args:
-        run: the folder of a run, or one of its checkpoints; a path or any fsspec URL. What is not
-            on this machine is copied, as by :func:`local_copy`.
+        run: the folder of a run, or one of its checkpoints; a path or any fsspec URL. A remote
+            checkpoint is copied, as by :func:`local_copy`.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is none.
     """
-    storage = Folder(run)
-    if storage.exists(MANIFEST):  # one of its checkpoints
-        directory = local_copy(storage.url)
+    folder = Folder(run)
+    if folder.exists(MANIFEST):  # one of its checkpoints
+        directory = local_copy(folder.url)
         verify(directory)
         return directory
-    if not storage.names() and not storage.exists(""):
+    if not folder.names() and not folder.exists(""):
         raise UserError(f"{run}: no such run folder; `prioritycut train` makes one below runs/")
-    found = newest_good(storage, _scratch(storage.url))
+    found = newest_intact(folder, _scratch(folder.url))
     if found is None:
         raise UserError(
-            f"{run}: no usable checkpoint here; give the folder of a run that has written at least "
-            "one, see train.checkpoint_every"
+            f"{run}: contains no checkpoint; give the folder of a run that has written one, see "
+            "train.checkpoint_every"
         )
-    return _kept(found[1]) if storage.local is None else found[1]
+    return _kept(found[1]) if folder.local is None else found[1]
 
 
 @functools.cache
 def _scratch_of_process() -> "tempfile.TemporaryDirectory[str]":
-    """Removed when this process ends."""
+    """Make a folder that is removed when this process ends."""
     return tempfile.TemporaryDirectory(prefix="prioritycut-")
 
 
 def _scratch(run: str) -> Path:
-    """A folder for copies of one run's checkpoints."""
+    """Return the folder for copies of one run's checkpoints."""
     return Path(_scratch_of_process().name, hashlib.sha256(run.encode()).hexdigest()[:16])
 
 
 def _kept(copy: Path) -> Path:
-    """Note that a copy is in use, and remove those that have not been for longest."""
+    """Mark a copy as used, and remove the least recently used ones."""
     os.utime(copy)
     copies = Path(_scratch_of_process().name).glob("*/step_*")
     for old in sorted(copies, key=lambda path: path.stat().st_mtime_ns)[:-COPIES]:
@@ -142,9 +143,5 @@ def _kept(copy: Path) -> Path:
 
 
 def has_checkpoint(run: str | Path) -> bool:
-    """Whether a run has written any checkpoint, good or damaged."""
+    """Return whether a run has any checkpoint, intact or damaged."""
     return bool(steps(Folder(run)))
-
-
-COPIES = 4
-"""So many copies of checkpoints from elsewhere a process keeps: each may be a gigabyte."""

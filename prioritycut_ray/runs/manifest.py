@@ -27,23 +27,27 @@ def verify(directory: Path) -> None:
     """Compare every file of a checkpoint directory with its manifest.
 
     Raises:
-        UserError: naming the file that is missing or damaged.
+        UserError: if a file is missing or damaged.
     """
     try:
         for name, expected in parse_manifest((directory / MANIFEST).read_bytes()).items():
             if _sha256(directory / name) != expected:
-                raise UserError(f"{directory / name}: damaged checkpoint (checksum differs)")
+                raise UserError(f"{directory / name}: is damaged (checksum differs)")
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise UserError(f"{directory}: no complete checkpoint ({error})") from error
+        raise UserError(f"{directory}: is not a complete checkpoint ({error})") from error
 
 
 def parse_manifest(content: bytes) -> dict[str, str]:
-    """Names and checksums; a damaged manifest is a ValueError."""
+    """Return the checksums by file name.
+
+    Raises:
+        ValueError: if the manifest is damaged.
+    """
     manifest = json.loads(content)
     if not isinstance(manifest, dict) or not manifest:
-        raise ValueError(f"{MANIFEST} names no files")
+        raise ValueError(f"{MANIFEST} does not name any files")
     if not all(name == Path(name).name for name in manifest):
-        raise ValueError(f"{MANIFEST} names files elsewhere")
+        raise ValueError(f"{MANIFEST} names files in other folders")
     return manifest
 
 

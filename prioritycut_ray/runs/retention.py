@@ -1,4 +1,4 @@
-"""Which checkpoints are kept."""
+"""Decide which checkpoints are kept."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ class Retention(NamedTuple):
     """Which checkpoints are kept.
 
     Attributes:
-        newest: so many of the newest, at least 1.
-        best: so many of the best by a metric, lower being better.
-        every: those at multiples of so many steps; 0 = none.
+        newest: number of newest checkpoints that are kept, at least 1.
+        best: number of best checkpoints by a metric that are kept; lower is better.
+        every: keep those at multiples of this many steps; 0 = none.
     """
 
     newest: int
@@ -20,14 +20,14 @@ class Retention(NamedTuple):
 
 
 def expendable(scores: Mapping[int, float | None], retention: Retention) -> list[int]:
-    """Steps whose checkpoints need not be kept.
+    """Return the steps whose checkpoints need not be kept.
 
     Args:
-        scores: the metric of every checkpoint, by step; None where it is unknown.
-        retention: which are kept.
+        scores: metric of every checkpoint, by step; None if it is unknown.
+        retention: which checkpoints are kept.
     """
     steps = sorted(scores)
-    kept = {0, *steps[-retention.newest :]}  # 0: weights that were imported, not trained here
+    kept = {0, *steps[-retention.newest :]}  # 0: imported weights, not trained here
     if retention.every:
         kept |= {step for step in steps if step % retention.every == 0}
     scored = sorted(

@@ -17,7 +17,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from prioritycut_ray.config import Config, changed_keys
+from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
@@ -25,7 +25,7 @@ from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.ray_cluster.filesystem import ray_storage
 from prioritycut_ray.ray_cluster.resources import has_autoscaler, uses_gpu
 from prioritycut_ray.ray_cluster.session import start_ray
-from prioritycut_ray.runs.compatibility import MAY_CHANGE
+from prioritycut_ray.runs.compatibility import MAY_CHANGE, changed_keys
 from prioritycut_ray.search.pbt import PBTScheduler
 from prioritycut_ray.search.results import TrialResult, collect, reason
 from prioritycut_ray.search.space import (

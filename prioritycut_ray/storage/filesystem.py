@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, describe
 
 log = logging.getLogger(__name__)
 
@@ -194,8 +194,8 @@ def _storage_error(url: str, error: Exception) -> StorageError:
         way_out = "correct the URL or the settings (S3: AWS_PROFILE, AWS_ENDPOINT_URL=http://...)"
     else:
         reason, way_out = "the storage does not answer", "check the storage and the network to it"
-        return StorageError(f"{url}: {reason} ({reason_of(error)}); {way_out}")
-    return final_error(url, f"{reason} ({reason_of(error)})", way_out)
+        return StorageError(f"{url}: {reason} ({describe(error)}); {way_out}")
+    return final_error(url, f"{reason} ({describe(error)})", way_out)
 
 
 def final_error(url: str, reason: str, way_out: str) -> StorageError:
@@ -217,8 +217,3 @@ def _lacks_bucket(error: BaseException) -> bool:
     if not isinstance(error, FileNotFoundError):
         return False
     return "bucket does not exist" in str(error) or type(error.__cause__).__name__ == "NoSuchBucket"
-
-
-def reason_of(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

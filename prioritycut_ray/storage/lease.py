@@ -1,16 +1,12 @@
-"""A lock on shared storage that outlives no dead owner: lease, expiry, fencing token.
+"""A lock on shared storage that does not outlive its holder: a claim that is renewed or expires.
 
 ::
 
-    lease/000007.json     owner, time of the last renewal, whether it was given back
+    lease/000007.json     holder, time of the last renewal, whether it was released
 
-Whoever creates the next number owns the lease; of several who try, storage lets one succeed. The
-number is the fencing token: it only grows, and an owner whose number is no longer the highest may
-not write any more.
-
-Clocks of two machines differ. A clock can say that a lease is fresh; it is never believed that one
-has run out: the challenger then watches the file for a whole lease's time by its own monotonic
-clock, and takes over only if the owner did not renew it meanwhile.
+The clocks of two machines differ. A challenger trusts a clock that says a lease is fresh, but
+never one that says it has expired: it then watches the file for the whole duration of the lease by
+its own monotonic clock, and takes over only if the holder did not renew the lease meanwhile.
 """
 
 import os
@@ -18,29 +14,31 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from prioritycut_ray.errors import LeaseHeld, Superseded
+from prioritycut_ray.errors import LeaseHeld
+from prioritycut_ray.storage.claims import Claim, Claims
 from prioritycut_ray.storage.folder import Folder
 
-_FOLDER = "lease"
 _RENEWALS = 4
-"""Renewals in a lease's time: some may be late."""
+"""Renewals during the duration of a lease, so that some may be late."""
+
+Clock = Callable[[], datetime]
 
 
-class Holder(BaseModel):
+class LeaseRecord(BaseModel):
     """Content of a lease file.
 
     Attributes:
         owner: host, process, and a random part.
-        renewed: time of day at the owner, ISO 8601.
-        seconds: that it lasts without a renewal.
-        renewals: grows by one with each.
-        released: it was given back.
+        renewed: the holder's time of day at the last renewal, ISO 8601.
+        seconds: how long the lease lasts without renewal.
+        renewals: number of renewals.
+        released: whether the holder released it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,137 +49,127 @@ class Holder(BaseModel):
     renewals: int = 0
     released: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.owner}, renewed {self.renewed:%Y-%m-%d %H:%M:%S} UTC by its clock"
+
 
 class Lease:
-    """The lock, while it is held.
+    """A lease that this process holds, renewed by a thread.
 
-    Attributes:
-        token: grows with every owner.
+    Args:
+        claim: the claim that the lease keeps alive.
+        record: content of its file.
+        clock: gives the time of day.
     """
 
-    def __init__(self, storage: Folder, token: int, holder: Holder) -> None:
-        self.token = token
-        self._storage, self._holder = storage, holder
+    def __init__(self, claim: Claim, record: LeaseRecord, clock: Clock) -> None:
+        self._claim, self._record, self._clock = claim, record, clock
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def token(self) -> int:
+        """Fencing token: it grows with every holder."""
+        return self._claim.number
 
     def check(self) -> None:
-        """Make sure that the lease is still ours; to be called before every lasting write.
+        """Check that this process still holds the lease; to be called before every lasting write.
 
         Raises:
-            Superseded: another process has taken over.
+            Superseded: if another process has taken over.
         """
-        newest = _newest(self._storage)
-        if newest != self.token:
-            raise Superseded(
-                f"{self._storage.url}: this process lost its lease (number {self.token}) to "
-                f"another one (number {newest}) and stops without writing; see who that is in "
-                f"{_FOLDER}/{newest:06d}.json"
-            )
+        self._claim.check()
+
+    def release(self) -> None:
+        """Stop the renewal, and release the lease unless another process has taken over."""
+        self._ended.set()
+        self._thread.join()
+        if self._claim.is_newest():
+            self._write(released=True)
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._holder.seconds / _RENEWALS):
+        while not self._ended.wait(self._record.seconds / _RENEWALS):
             try:
-                if _newest(self._storage) == self.token:
+                if self._claim.is_newest():
                     self._write(released=False)
-            except OSError:  # storage is away for a while; check() speaks up if that cost the lease
+            except OSError:  # An outage: check() reports it if that cost the lease.
                 continue
 
     def _write(self, *, released: bool) -> None:
-        self._holder = self._holder.model_copy(
+        self._record = self._record.model_copy(
             update={
-                "renewed": datetime.now(UTC),
-                "renewals": self._holder.renewals + 1,
+                "renewed": self._clock(),
+                "renewals": self._record.renewals + 1,
                 "released": released,
             }
         )
-        self._storage.write(_name(self.token), self._holder.model_dump_json().encode())
+        self._claim.claims.write(self._claim.number, self._record)
 
-    def start(self) -> None:
-        """Begin to renew it."""
-        self._thread.start()
 
-    def release(self) -> None:
-        """Stop renewing, and give it back if it is still ours."""
-        self._ended.set()
-        self._thread.join()
-        if _newest(self._storage) == self.token:
-            self._write(released=True)
+def utc_now() -> datetime:
+    """Return the time of day of this machine."""
+    return datetime.now(UTC)
 
 
 @contextmanager
-def leased(storage: Folder, seconds: float) -> Iterator[Lease]:
-    """Hold the lease while the body runs.
+def leased(folder: Folder, seconds: float, clock: Clock = utc_now) -> Iterator[Lease]:
+    """Hold the lease of a folder while the body runs.
 
     Args:
-        storage: folder that the lease protects.
-        seconds: after which the lease of a dead owner is free.
+        folder: the folder that the lease protects.
+        seconds: time after which the lease of a dead holder expires.
+        clock: gives the time of day.
 
     Raises:
-        LeaseHeld: another process has it.
+        LeaseHeld: if another process holds it.
     """
-    lease = _acquire(storage, seconds)
-    lease.start()
+    lease = _acquire(folder, seconds, clock)
     try:
         yield lease
     finally:
         lease.release()
 
 
-def _acquire(storage: Folder, seconds: float) -> Lease:
-    number = _newest(storage)
+def _acquire(folder: Folder, seconds: float, clock: Clock) -> Lease:
+    leases = Claims(folder, "lease", LeaseRecord)
+    number = leases.newest()
     if number:
-        _wait_for_the_dead(storage, number)
-    holder = Holder(
+        _await_expiry(leases, number, clock)
+    record = LeaseRecord(
         owner=f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}",
-        renewed=datetime.now(UTC),
+        renewed=clock(),
         seconds=seconds,
     )
-    if not storage.create(_name(number + 1), holder.model_dump_json().encode()):
-        raise _held(storage, number + 1)
-    for old in range(max(1, number - 1), number):
-        storage.remove(_name(old))
-    return Lease(storage, number + 1, holder)
+    claim = leases.create(number + 1, record)
+    if claim is None:
+        raise _held(folder, leases.read(number + 1))
+    if number > 1:
+        folder.remove(leases.file(number - 1))
+    return Lease(claim, record, clock)
 
 
-def _wait_for_the_dead(storage: Folder, number: int) -> None:
-    """Return when the lease's owner has given it back, or has not renewed it for its whole time.
+def _await_expiry(leases: Claims[LeaseRecord], number: int, clock: Clock) -> None:
+    """Return once the lease was released, or was not renewed for its whole duration.
 
     Raises:
-        LeaseHeld: it is alive.
+        LeaseHeld: if its holder is alive.
     """
-    first = _read(storage, number)
+    first = leases.read(number)
     if first.released:
         return
-    age = (datetime.now(UTC) - first.renewed).total_seconds()
+    age = (clock() - first.renewed).total_seconds()
     if abs(age) < first.seconds:
-        raise _held(storage, number)
+        raise _held(leases.folder, first)
     deadline = time.monotonic() + first.seconds
     while time.monotonic() < deadline:
         time.sleep(min(0.5, first.seconds / _RENEWALS))
-        now = _read(storage, number)
+        now = leases.read(number)
         if now.released:
             return
-        if now.renewals != first.renewals:  # alive, and one of the two clocks is wrong
-            raise _held(storage, number)
+        if now.renewals != first.renewals:  # Alive: one of the two clocks is wrong.
+            raise _held(leases.folder, now)
 
 
-def _held(storage: Folder, number: int) -> LeaseHeld:
-    holder = _read(storage, number)
-    return LeaseHeld(
-        f"{storage.url}: another run is at work there ({holder.owner}, renewed "
-        f"{holder.renewed:%Y-%m-%d %H:%M:%S} UTC by its clock); let it finish"
-    )
-
-
-def _read(storage: Folder, number: int) -> Holder:
-    return Holder.model_validate_json(storage.read(_name(number)))
-
-
-def _newest(storage: Folder) -> int:
-    stems = (name.removesuffix(".json") for name in storage.names(_FOLDER))
-    return max((int(stem) for stem in stems if stem.isdigit()), default=0)
-
-
-def _name(number: int) -> str:
-    return f"{_FOLDER}/{number:06d}.json"
+def _held(folder: Folder, record: LeaseRecord) -> LeaseHeld:
+    return LeaseHeld(f"{folder.url}: another process is working there ({record}); let it finish")

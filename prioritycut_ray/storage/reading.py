@@ -16,7 +16,7 @@ from tenacity import (
     wait_random,
 )
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, describe
 from prioritycut_ray.storage.filesystem import (
     ABSENT,
     WITHOUT_RANGES,
@@ -25,7 +25,6 @@ from prioritycut_ray.storage.filesystem import (
     final_error,
     is_local,
     may_pass,
-    reason_of,
 )
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def read_bytes(
         if not may_pass(error):
             raise
         raise UserError(
-            f"{name}: cannot be read, tried {ATTEMPTS} times ({reason_of(error)}); check the "
+            f"{name}: cannot be read, tried {ATTEMPTS} times ({describe(error)}); check the "
             "storage and the network to it, then start the same command again"
         ) from error
     if end is not None and len(data) > end - (start or 0):
@@ -124,6 +123,6 @@ def _log_retry(name: str, state: RetryCallState) -> None:
         name,
         state.attempt_number,
         ATTEMPTS,
-        reason_of(error),
+        describe(error),
         state.next_action.sleep,
     )

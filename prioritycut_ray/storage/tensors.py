@@ -1,4 +1,4 @@
-"""Reading tensors from files that may come from anywhere."""
+"""Read tensors from files of any origin, without running code in them."""
 
 import codecs
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from numpy._core.multiarray import scalar
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, describe
 
 _NUMPY_SCALARS: list[Any] = [
-    # A learning rate or an epoch may be one; by the names of numpy 2 and of numpy 1.
+    # A learning rate or an epoch may be one; the names are those of numpy 2 and of numpy 1.
     *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OVMm"},
     (codecs.encode, "_codecs.encode"),
 ]
-"""What a pickle needs for numbers of numpy, beside tensors: it cannot run code either."""
+"""What a pickle needs for numpy numbers besides tensors; none of it can run code."""
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -31,10 +31,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
         Names and tensors; a pickle may nest further dictionaries, lists and numbers.
 
     Raises:
-        UserError: the file is missing, is damaged, or holds anything but tensors and plain data.
+        UserError: if the file is missing, damaged, or contains anything but tensors and plain data.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file with tensors")
+        raise UserError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -42,34 +42,33 @@ def read_tensors(path: Path) -> dict[str, Any]:
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(
-            f"{path}: no file of tensors, or one that would run code when it is loaded; it is "
-            "not loaded"
+            f"{path}: is not a file of tensors, or would run code when it is loaded; it was not "
+            "loaded"
         ) from error
     except Exception as error:  # parsers raise errors of many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not readable as tensors ({reason})") from error
+        raise UserError(f"{path}: cannot be read as tensors ({describe(error)})") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{path}: holds a {type(stored).__name__}, not named tensors")
+        raise UserError(f"{path}: contains a {type(stored).__name__}, not named tensors")
     return stored
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """As :func:`read_tensors`, for the weights of a network.
+    """Read the weights of a network, as :func:`read_tensors`.
 
     Raises:
-        UserError: as there, or a weight is NaN or infinite.
+        UserError: as there, or if a weight is NaN or infinite.
     """
     weights = read_tensors(path)
     if wrong := not_finite(weights):
         raise UserError(
-            f"{path}: these weights are NaN or infinite: {wrong}; they cannot be used, take those "
-            "of an earlier checkpoint or of another file"
+            f"{path}: these weights are NaN or infinite: {wrong}; use an earlier checkpoint or "
+            "another file"
         )
     return weights
 
 
 def not_finite(weights: Mapping[str, Any]) -> str:
-    """Names of the tensors that hold NaN or infinite values, the first few; empty if none does."""
+    """Name the first few tensors with NaN or infinite values; empty if there are none."""
     names = [
         name
         for name, tensor in weights.items()

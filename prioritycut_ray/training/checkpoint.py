@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from prioritycut_ray.config import Config, dump_config
-from prioritycut_ray.errors import NotFiniteError, UserError
+from prioritycut_ray.errors import NotFiniteError, UserError, describe
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.networks import build_animator
-from prioritycut_ray.runs.attempts import claim
+from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.checkpoints import steps, write_checkpoint
 from prioritycut_ray.runs.locate import Progress, local_copy, read_config, read_progress
 from prioritycut_ray.runs.manifest import MANIFEST, seal, verify
@@ -131,7 +131,7 @@ def fork_checkpoint(source: Path, config: Config, run: str) -> None:
         begun = progress.model_copy(update={"data": ""})
         (directory / "progress.json").write_text(begun.model_dump_json(indent=1))
 
-    write_checkpoint(claim(storage, uuid.uuid4().hex, first=True), progress.step, write)
+    write_checkpoint(claim_run(storage, uuid.uuid4().hex, first=True), progress.step, write)
 
 
 def check_weights(directory: Path) -> None:
@@ -212,8 +212,6 @@ def load_module(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(read_weights(path))
     except RuntimeError as error:
-        reason = str(error).splitlines()
         raise UserError(
-            f"{path}: the weights are of another model than the config describes: "
-            f"{' '.join(line.strip() for line in reason[:3])}"
+            f"{path}: the weights are of another model than the config describes: {describe(error)}"
         ) from error

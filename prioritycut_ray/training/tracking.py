@@ -37,7 +37,7 @@ class Tracker:
     def __init__(self, run: RunWriter, *, start: int) -> None:
         self._run = run
         self._remove_scratch: Callable[[], object] | None = None
-        folder = run.storage.local
+        folder = run.folder.local
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="prioritycut-"))
             # Also where an attempt fails and never closes its tracker.
@@ -82,7 +82,7 @@ class Tracker:
             full = path.stat().st_size > _EVENT_FILE_BYTES
             if full:
                 self._writer.close()  # the next event begins another file
-            self._run.storage.write(f"tensorboard/{path.name}", path.read_bytes())
+            self._run.folder.write(f"tensorboard/{path.name}", path.read_bytes())
             if full:
                 path.unlink()
 

@@ -56,7 +56,10 @@ def test_of_two_drivers_the_older_one_ends(shards: Path, tmp_path: Path) -> None
         await_step(2, run, older)
         with Training(tmp_path / "newer", words, ENVIRON) as newer:
             assert older.end() == 77, older.output()
-            assert "superseded by attempt 3 (host " in older.output().splitlines()[-1]
+            assert (
+                "superseded by a newer one (attempts/000003.json: host "
+                in older.output().splitlines()[-1]
+            )
             await_step(steps(Folder(run))[-1] + 2, run, newer)
             newer.process.terminate()
             assert newer.end() == 75, newer.output()

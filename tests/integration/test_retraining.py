@@ -149,7 +149,7 @@ def test_the_second_of_two_at_once_leaves_with_a_code_of_its_own(
         done = prioritycut("retrain", project.settings())
     assert done.returncode == 78
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "another run is at work" in done.stderr
+    assert "another process is working there" in done.stderr
     assert prioritycut("retrain", project.settings()).returncode == 0
 
 
@@ -295,7 +295,7 @@ def test_of_two_at_once_one_makes_a_model_and_the_other_leaves(
     assert sorted(codes) == [0, 78]
     left = (tmp_path / f"said{codes.index(78)}.txt").read_text().splitlines()
     assert len([line for line in left if line.startswith("error: ")]) == 1
-    assert "another run is at work" in left[-1]
+    assert "another process is working there" in left[-1]
     first, candidate = project.current()
     assert first == "first"
     assert {p.name for p in project.models.iterdir()} == {

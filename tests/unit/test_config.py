@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from prioritycut_ray.config import (
     Config,
     as_words,
-    changed_keys,
     dump_config,
     load_config,
     load_section,
@@ -293,14 +292,6 @@ def test_the_tree_is_frozen(minimal: str) -> None:
     config = load_config(minimal)
     with pytest.raises(ValidationError, match="frozen"):
         config.name = "other"  # type: ignore[misc]
-
-
-def test_changed_keys_are_dotted(minimal: str) -> None:
-    old, new = load_config(minimal), load_config(minimal, ["optim.lr=1", "priority_cut=null"])
-    changed = changed_keys(old.model_dump(mode="json"), new.model_dump(mode="json"))
-    assert "optim.lr" in changed
-    assert "priority_cut.top_k" in changed
-    assert "name" not in changed
 
 
 def test_config_and_command_line_import_neither_torch_nor_ray() -> None:

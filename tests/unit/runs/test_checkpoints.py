@@ -1,8 +1,7 @@
-"""Who may write into a run's folder, what is seen there, and what is kept; local and on S3."""
+"""Who may write into a run's folder, and what is seen there; local and on S3."""
 
 import json
 import logging
-import math
 import os
 import signal
 import subprocess
@@ -13,13 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from prioritycut_ray.errors import Superseded, UserError
-from prioritycut_ray.runs.attempts import Lease, claim
-from prioritycut_ray.runs.checkpoints import clean, fetch, newest_good, steps, write_checkpoint
-from prioritycut_ray.runs.retention import Retention, expendable
+from prioritycut_ray.runs.attempts import claim_run
+from prioritycut_ray.runs.checkpoints import clean, fetch, newest_intact, steps, write_checkpoint
+from prioritycut_ray.storage.claims import Claim
 from prioritycut_ray.storage.folder import Folder
 from tests import saving
 from tests.places import ROOT
@@ -34,29 +31,29 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{bucket}/runs/mine"
 
 
-def write(lease: Lease, step: int) -> None:
-    write_checkpoint(lease, step, lambda directory: saving.fill(directory, lease.attempt.number))
+def write(claim: Claim, step: int) -> None:
+    write_checkpoint(claim, step, lambda directory: saving.fill(directory, claim.number))
 
 
 def newest(url: str, scratch: Path) -> int:
-    found = newest_good(Folder(url), scratch)
+    found = newest_intact(Folder(url), scratch)
     assert found is not None
     return found[0]
 
 
-def test_a_checkpoint_is_seen_when_it_is_whole(url: str, tmp_path: Path) -> None:
-    lease = claim(Folder(url), "a", first=True)
-    assert newest_good(Folder(url), tmp_path) is None
+def test_a_checkpoint_is_seen_once_it_is_complete(url: str, tmp_path: Path) -> None:
+    claim = claim_run(Folder(url), "a", first=True)
+    assert newest_intact(Folder(url), tmp_path) is None
 
     def fill(directory: Path) -> None:
         saving.fill(directory, 1)
         assert steps(Folder(url)) == []
 
-    write_checkpoint(lease, 7, fill)
+    write_checkpoint(claim, 7, fill)
     assert steps(Folder(url)) == [7]
     assert saving.authors(fetch(Folder(url), 7, tmp_path)) == {b"\0\0\0\1"}
     with pytest.raises(RuntimeError, match="in the middle"):
-        write_checkpoint(lease, 8, lambda directory: _fail())
+        write_checkpoint(claim, 8, lambda directory: _fail())
     assert steps(Folder(url)) == [7]
 
 
@@ -65,77 +62,80 @@ def _fail() -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing", "manifest", "elsewhere"])
-def test_damage_is_passed_over_and_told(
+def test_damaged_checkpoints_are_skipped_and_named(
     url: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = Folder(url)
-    lease = claim(storage, "a", first=True)
+    folder = Folder(url)
+    claim = claim_run(folder, "a", first=True)
     for step in (1, 2, 3):
-        write(lease, step)
+        write(claim, step)
     file = "step_0000003/3.bin"
     if damage == "truncated":
-        storage.write(file, storage.read(file)[:-1])
+        folder.write(file, folder.read(file)[:-1])
     elif damage == "altered":
-        storage.write(file, storage.read(file)[:-1] + b"?")
+        folder.write(file, folder.read(file)[:-1] + b"?")
     elif damage == "missing":
-        storage.remove(file)
+        folder.remove(file)
     elif damage == "manifest":
-        manifest = storage.read("step_0000003/manifest.json")
-        storage.write("step_0000003/manifest.json", manifest[: len(manifest) // 2])
+        manifest = folder.read("step_0000003/manifest.json")
+        folder.write("step_0000003/manifest.json", manifest[: len(manifest) // 2])
     else:
-        storage.write("step_0000003/manifest.json", json.dumps({"../1.bin": "0"}).encode())
+        folder.write("step_0000003/manifest.json", json.dumps({"../1.bin": "0"}).encode())
     with caplog.at_level(logging.WARNING):
         assert newest(url, tmp_path) == 2
     assert "step_0000003" in caplog.text
-    assert "trying the one before it" in caplog.text
-    write(lease, 3)
-    assert newest(url, tmp_path) == 3, "written anew when the run comes there again"
+    assert "trying the previous one" in caplog.text
+    write(claim, 3)
+    assert newest(url, tmp_path) == 3, "written again when the run gets there"
 
 
-def test_if_all_are_damaged_the_run_is_not_begun_afresh(url: str, tmp_path: Path) -> None:
-    storage = Folder(url)
-    write(claim(storage, "a", first=True), 1)
-    storage.write("step_0000001/3.bin", b"?")
-    with pytest.raises(UserError, match=r"no usable checkpoint among the 1.*3\.bin"):
-        newest_good(storage, tmp_path)
+def test_a_run_does_not_start_over_if_all_checkpoints_are_damaged(url: str, tmp_path: Path) -> None:
+    folder = Folder(url)
+    write(claim_run(folder, "a", first=True), 1)
+    folder.write("step_0000001/3.bin", b"?")
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints is usable.*3\.bin"):
+        newest_intact(folder, tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------
-# Attempts
-# ---------------------------------------------------------------------------------------------
-
-
-def test_of_all_who_take_a_run_over_at_once_the_last_holds_it(url: str) -> None:
-    def take(number: int) -> Lease:
-        return claim(Folder(url), str(number), first=True)
+def test_the_last_of_many_simultaneous_claims_holds_the_run(url: str) -> None:
+    def take(number: int) -> Claim:
+        return claim_run(Folder(url), str(number), first=True)
 
     with ThreadPoolExecutor(8) as pool:
-        leases = sorted(pool.map(take, range(8)), key=lambda lease: lease.attempt.number)
-    assert [lease.attempt.number for lease in leases] == list(range(1, 9))
-    leases[-1].check()
-    for lease in leases[:-1]:
-        with pytest.raises(Superseded, match=r"superseded by attempt \d.*process"):
-            lease.check()
+        claims = sorted(pool.map(take, range(8)), key=lambda claim: claim.number)
+    assert [claim.number for claim in claims] == list(range(1, 9))
+    claims[-1].check()
+    for claim in claims[:-1]:
+        with pytest.raises(Superseded, match=r"attempts/000008\.json: host .*, process \d"):
+            claim.check()
 
 
-def test_a_group_of_an_older_launch_does_not_take_over(url: str) -> None:
-    storage = Folder(url)
-    claim(storage, "old", first=True)
-    group = claim(storage, "old", first=False)
-    claim(storage, "new", first=True)
-    with pytest.raises(Superseded, match="by attempt 3"):
-        group.check()
-    with pytest.raises(Superseded, match="by attempt 3"):
-        claim(storage, "old", first=False)
-    assert claim(storage, "new", first=False).attempt.number == 4
+def test_an_attempt_whose_claim_was_removed_writes_nothing(url: str) -> None:
+    claim = claim_run(Folder(url), "old", first=True)
+    claim.folder.remove("attempts")
+    with pytest.raises(Superseded, match=r"attempts/000001\.json\) was removed"):
+        write(claim, 1)
+    assert claim_run(Folder(url), "new", first=True).number == 1
+
+
+def test_workers_of_an_older_command_do_not_take_over(url: str) -> None:
+    folder = Folder(url)
+    claim_run(folder, "old", first=True)
+    workers = claim_run(folder, "old", first=False)
+    claim_run(folder, "new", first=True)
+    with pytest.raises(Superseded, match=r"attempts/000003\.json"):
+        workers.check()
+    with pytest.raises(Superseded, match=r"attempts/000003\.json"):
+        claim_run(folder, "old", first=False)
+    assert claim_run(folder, "new", first=False).number == 4
 
 
 def test_what_an_older_attempt_is_writing_is_never_seen(url: str, tmp_path: Path) -> None:
-    old = claim(Folder(url), "old", first=True)
+    old = claim_run(Folder(url), "old", first=True)
 
     def overtaken(directory: Path) -> None:
-        saving.fill(directory, old.attempt.number)
-        new = claim(Folder(url), "new", first=True)
+        saving.fill(directory, old.number)
+        new = claim_run(Folder(url), "new", first=True)
         clean(new)
         write(new, 5)
 
@@ -143,10 +143,10 @@ def test_what_an_older_attempt_is_writing_is_never_seen(url: str, tmp_path: Path
         write_checkpoint(old, 5, overtaken)
     with pytest.raises(Superseded):
         write(old, 6)
-    storage = Folder(url)
-    assert steps(storage) == [5]
-    assert saving.authors(fetch(storage, 5, tmp_path)) == {b"\0\0\0\2"}
-    assert [name for name in storage.names() if name.startswith(".")] == []
+    folder = Folder(url)
+    assert steps(folder) == [5]
+    assert saving.authors(fetch(folder, 5, tmp_path)) == {b"\0\0\0\2"}
+    assert [name for name in folder.names() if name.startswith(".")] == []
 
 
 @contextmanager
@@ -172,14 +172,14 @@ def saver(url: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 def await_step(process: "subprocess.Popen[str]") -> int:
-    """The next step that a saver has committed."""
+    """Return the next step that a saver commits."""
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, process.stderr.read() if process.stderr else ""
     return int(line)
 
 
-def test_of_two_processes_the_older_one_ends(url: str, tmp_path: Path) -> None:
+def test_the_older_of_two_processes_ends(url: str, tmp_path: Path) -> None:
     with saver(url) as old:
         await_step(old)
         with saver(url) as new:
@@ -187,12 +187,14 @@ def test_of_two_processes_the_older_one_ends(url: str, tmp_path: Path) -> None:
                 last = await_step(new)
             _, errors = old.communicate(timeout=120)
             assert errors.startswith("77 "), errors
-            assert "superseded by attempt 2" in errors
+            assert "superseded by a newer one (attempts/000002.json: " in errors
             last = await_step(new)
     assert newest(url, tmp_path) >= last
-    storage = Folder(url)
-    for step in steps(storage):
-        assert len(saving.authors(fetch(storage, step, tmp_path))) == 1, "never two hands in one"
+    folder = Folder(url)
+    for step in steps(folder):
+        assert len(saving.authors(fetch(folder, step, tmp_path))) == 1, (
+            "one process wrote all of it"
+        )
 
 
 @pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 5])
@@ -217,44 +219,10 @@ def test_killed_while_uploading(bucket: str, tmp_path: Path) -> None:
             for _ in range(kill + 1):
                 last = await_step(process)
             os.killpg(process.pid, signal.SIGKILL)
-        storage = Folder(url)
+        folder = Folder(url)
         assert newest(url, tmp_path) in (last, last + 1)
-        for step in steps(storage):
-            fetch(storage, step, tmp_path)  # raises if it is damaged
-    clean(claim(storage, "next", first=True))
-    seen = {name for name in storage.names() if name.startswith("step_")}
-    assert seen == {f"step_{step:07d}" for step in steps(storage)}
-
-
-# ---------------------------------------------------------------------------------------------
-# Retention
-# ---------------------------------------------------------------------------------------------
-
-
-@given(
-    scores=st.dictionaries(st.integers(1, 500), st.none() | st.floats(), min_size=1, max_size=40),
-    newest=st.integers(1, 5),
-    best=st.integers(0, 5),
-    every=st.integers(0, 50),
-)
-def test_retention(scores: dict[int, float | None], newest: int, best: int, every: int) -> None:
-    retention = Retention(newest, best, every)
-    removed = set(expendable(scores, retention))
-    kept = scores.keys() - removed
-    steps = sorted(scores)
-    assert kept >= set(steps[-newest:]), "the last one always"
-    assert not every or all(step in kept for step in steps if step % every == 0)
-    ranked = sorted((s, -i) for i, s in scores.items() if s is not None and math.isfinite(s))
-    assert kept >= {-step for _, step in ranked[:best]}
-    assert len(kept) <= newest + best + (len(steps) if every else 0)
-    after = {step: scores[step] for step in kept}
-    assert expendable(after, retention) == [], "removing once is enough"
-
-
-def test_imported_weights_are_not_removed() -> None:
-    assert expendable({0: None, 1: None, 2: None}, Retention(1, 0, 0)) == [1]
-
-
-def test_an_unknown_scheme_is_told() -> None:
-    with pytest.raises(UserError, match="cannot be reached"):
-        Folder("nosuch://bucket/mine")
+        for step in steps(folder):
+            fetch(folder, step, tmp_path)  # raises if it is damaged
+    clean(claim_run(folder, "next", first=True))
+    seen = {name for name in folder.names() if name.startswith("step_")}
+    assert seen == {f"step_{step:07d}" for step in steps(folder)}

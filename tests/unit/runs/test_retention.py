@@ -1,66 +1,34 @@
-"""What a retraining leaves behind: weights that somebody may need, and all reports."""
+"""Which checkpoints are kept."""
 
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+import math
 
-import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from prioritycut_ray.config import Config
-from prioritycut_ray.retraining.job import RetrainingJob, finish
-from prioritycut_ray.retraining.registry import promote
-from prioritycut_ray.retraining.settings import RetrainSettings
-from prioritycut_ray.storage.folder import Folder
-from prioritycut_ray.storage.lease import leased
-from prioritycut_ray.training.checkpoint import save_checkpoint
-from prioritycut_ray.training.state import new_state
-
-NIGHTS = 7
+from prioritycut_ray.runs.retention import Retention, expendable
 
 
-@pytest.fixture
-def models(tiny: Config, tmp_path: Path) -> Folder:
-    """A candidate a night, of random weights."""
-    storage = Folder(str(tmp_path / "models"))
-    state = new_state(tiny, torch.device("cpu"))
-    for night in range(NIGHTS):
-        save_checkpoint(state, tiny, tmp_path / "models" / f"n{night}" / "run" / "step_0000001")
-        storage.write(f"n{night}/index.json", b"{}")
-        storage.write(f"n{night}/report.html", b"kept")
-    return storage
-
-
-@pytest.mark.parametrize(
-    ("promoted", "keep", "removed"),
-    [
-        ({0}, 2, [1, 2, 3, 4]),  # night after night refused: the newest refused ones stay
-        ({0, 1, 2, 3, 4, 5, 6}, 2, [0, 1, 2, 3]),  # all promoted: the newest former ones stay
-        ({0, 2, 4}, 1, [0, 1, 3, 5]),
-        ({0, 2, 4}, 9, []),
-    ],
+@given(
+    scores=st.dictionaries(st.integers(1, 500), st.none() | st.floats(), min_size=1, max_size=40),
+    newest=st.integers(1, 5),
+    best=st.integers(0, 5),
+    every=st.integers(0, 50),
 )
-def test_only_weights_that_nobody_needs_are_removed(
-    models: Folder, promoted: set[int], keep: int, removed: list[int]
+def test_the_newest_the_best_and_every_nth_are_kept(
+    scores: dict[int, float | None], newest: int, best: int, every: int
 ) -> None:
-    settings = RetrainSettings(data="data", budget=1, keep=keep)
-    begun = datetime(2026, 1, 1, tzinfo=UTC)
-    gone: list[str] = []
-    with leased(models, 60) as lease:
-        for night in range(NIGHTS):
-            job = RetrainingJob(
-                candidate=f"n{night}",
-                current="n0",
-                checkpoint="",
-                settings=settings,
-                new_clips=1,
-                samples=1,
-                begun=begun + timedelta(days=night),
-            )
-            models.write(f"n{night}/job.json", job.model_dump_json().encode())
-            if night in promoted:
-                promote(models, lease, job.candidate, "better")
-            gone += finish(models, job, lease)
-    assert sorted(gone) == [f"n{night}" for night in removed]
-    for night in range(NIGHTS):
-        assert models.exists(f"n{night}/run/step_0000001") == (night not in removed)
-        assert models.exists(f"n{night}/report.html")
+    retention = Retention(newest, best, every)
+    removed = set(expendable(scores, retention))
+    kept = scores.keys() - removed
+    steps = sorted(scores)
+    assert kept >= set(steps[-newest:]), "the last one always"
+    assert not every or all(step in kept for step in steps if step % every == 0)
+    ranked = sorted((s, -i) for i, s in scores.items() if s is not None and math.isfinite(s))
+    assert kept >= {-step for _, step in ranked[:best]}
+    assert len(kept) <= newest + best + (len(steps) if every else 0)
+    after = {step: scores[step] for step in kept}
+    assert expendable(after, retention) == [], "removing once is enough"
+
+
+def test_imported_weights_are_not_removed() -> None:
+    assert expendable({0: None, 1: None, 2: None}, Retention(1, 0, 0)) == [1]

@@ -13,8 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prioritycut_ray.errors import DiskFull, Superseded
-from prioritycut_ray.runs.attempts import claim
-from prioritycut_ray.runs.checkpoints import newest_good, steps
+from prioritycut_ray.runs.attempts import claim_run
+from prioritycut_ray.runs.checkpoints import newest_intact, steps
 from prioritycut_ray.runs.retention import Retention
 from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.storage.folder import Folder
@@ -33,18 +33,18 @@ def new_bucket(request: pytest.FixtureRequest) -> str:
 
 
 def writer_of(url: str, *, start: int = 0, best: int = 0, every: int = 0) -> RunWriter:
-    """Of a new attempt."""
-    lease = claim(Folder(url), "test", first=True)
-    return RunWriter(lease, start=start, retention=Retention(2, best, every), metric="loss")
+    """Return the writer of a new attempt."""
+    claim = claim_run(Folder(url), "test", first=True)
+    return RunWriter(claim, start=start, retention=Retention(2, best, every), metric="loss")
 
 
 fill = partial(saving.fill, attempt=1)
 
 
 def rows(url: str) -> list[int]:
-    storage = Folder(url)
-    names = [f"metrics/{name}" for name in storage.names("metrics")]
-    return [json.loads(line)["step"] for name in names for line in storage.read(name).splitlines()]
+    folder = Folder(url)
+    names = [f"metrics/{name}" for name in folder.names("metrics")]
+    return [json.loads(line)["step"] for name in names for line in folder.read(name).splitlines()]
 
 
 def test_rows_beyond_the_start_are_dropped(url: str) -> None:
@@ -94,15 +94,15 @@ def test_one_checkpoint_is_written_at_a_time(tmp_path: Path) -> None:
 
     with writer_of(str(tmp_path)) as writer:
         writer.save(1, {}, slow)
-        order.append("training goes on")
+        order.append("training continues")
         threading.Timer(0.1, let_go).start()
         writer.save(2, {}, fill)
         order.append("saved again")
-    assert order == ["training goes on", "let go", "saved again"]
+    assert order == ["training continues", "let go", "saved again"]
     assert steps(Folder(tmp_path)) == [1, 2]
 
 
-def test_an_error_of_the_background_is_raised_by_the_next_call(tmp_path: Path) -> None:
+def test_a_background_error_is_raised_by_the_next_call(tmp_path: Path) -> None:
     def broken(directory: Path) -> None:
         raise RuntimeError("broken")
 
@@ -146,7 +146,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_named_and_spares_what_is_there(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_leaves_checkpoints_intact(
+    small_disk: Path, tmp_path: Path
+) -> None:
     run = small_disk / "mine"
 
     def too_much(directory: Path) -> None:
@@ -159,15 +161,15 @@ def test_a_full_disk_is_named_and_spares_what_is_there(small_disk: Path, tmp_pat
     with pytest.raises(DiskFull, match=f"{run}: no space left") as caught, writer:
         pass
     assert caught.value.exit_code == 73
-    found = newest_good(Folder(run), tmp_path)
+    found = newest_intact(Folder(run), tmp_path)
     assert found is not None
     assert found[0] == 1
     with writer_of(str(run), start=1) as writer:
         writer.save(2, {}, fill)
-    assert steps(Folder(run)) == [1, 2], "with less to write the run goes on"
+    assert steps(Folder(run)) == [1, 2], "with less to write the run continues"
 
 
-def test_tensorboard_goes_on_in_place(url: str) -> None:
+def test_tensorboard_continues_in_place(url: str) -> None:
     """Killed before the first checkpoint, then once more after one at step 4."""
     for start, numbers in ((0, (2, 4, 6)), (0, (2, 4, 6)), (4, (6, 8))):
         with writer_of(url, start=start) as writer:

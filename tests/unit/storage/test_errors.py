@@ -11,7 +11,7 @@ import s3fs
 from prioritycut_ray.data.shard_writer import Member, ShardWriter
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.packing.workspace import Workspace
-from prioritycut_ray.runs.attempts import claim
+from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.storage.filesystem import StorageError, filesystem
 from prioritycut_ray.storage.folder import Folder
@@ -72,7 +72,7 @@ USES: dict[str, Callable[[str], object]] = {
     "read": lambda url: Folder(url).read("a"),
     "write": lambda url: Folder(url).write("a", b""),
     "create": lambda url: Folder(url).create("a", b""),
-    "claim": lambda url: claim(Folder(url), "launch", first=True),
+    "claim": lambda url: claim_run(Folder(url), "launch", first=True),
     "find_checkpoint": find_checkpoint,
     "write_shards": write_shards,
     "workspace": claim_workspace,

@@ -143,7 +143,7 @@ def test_the_newest_good_checkpoint_is_found(
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no usable checkpoint"):
+    with pytest.raises(UserError, match="contains no checkpoint"):
         find_checkpoint(tmp_path)
     with pytest.raises(UserError, match="no such run"):
         find_checkpoint(tmp_path / "missing")

@@ -20,7 +20,7 @@ from prioritycut_ray.inference.animate import animate, find_best_frame, to_tenso
 from prioritycut_ray.losses import feature_distance
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.precision import Precision
-from prioritycut_ray.runs.attempts import claim
+from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.manifest import verify
 from prioritycut_ray.runs.retention import Retention
 from prioritycut_ray.runs.writer import RunWriter
@@ -149,8 +149,8 @@ def test_a_step_that_logs_shows_and_saves_and_one_from_what_was_saved(
         if state is not None:
             save_checkpoint(state, config, folder)
 
-    lease = claim(storage, "a launch", first=True)
-    with RunWriter(lease, start=0, retention=Retention(2, 0, 0), metric="loss") as writer:
+    claim = claim_run(storage, "a launch", first=True)
+    with RunWriter(claim, start=0, retention=Retention(2, 0, 0), metric="loss") as writer:
         seen = train(gpu, config, steps=1, writer=writer, report=save)[1]
     assert Counter(place.named() for place in seen.waits if "_copied" not in str(place)) == {
         "training/gradients.py _agree": 1,
