@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar where people watch, lines where a log is kept."""
+"""Progress in a terminal: a bar for people, lines for a log."""
 
 import time
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressBar:
-    """Counts a job's units with speed and ETA; use as a context manager.
+    """Shows the progress and the ETA of a task; a context manager.
 
     Args:
         label: what is being done.
-        total: how many units there are.
-        console: where to draw; standard error unless given.
+        total: number of units.
+        console: the console to draw on; standard error by default.
     """
 
     def __init__(self, label: str, total: float, console: Console | None = None) -> None:
@@ -66,11 +66,11 @@ class ProgressBar:
         self._console.print(f"{self._label}: {percent:.0f}% · ETA {eta} · {note}", markup=False)
 
     def print(self, line: str) -> None:
-        """Say something without disturbing the bar."""
+        """Print a line without disturbing the bar."""
         self._console.print(line, markup=False)
 
     def _eta(self, done: float, now: float) -> str:
-        """Time left, from the speed since the first update: a resumed job starts late."""
+        """Estimate the time left from the speed since the first update of a resumed task."""
         if self._first is None:
             self._first, self._started = done, now
         if done <= self._first:
@@ -80,7 +80,7 @@ class ProgressBar:
 
 
 def training_note(metrics: Mapping[str, float]) -> str:
-    """The figures of a training run that people watch, in one line."""
+    """Format the main metrics of a training run on one line."""
     parts = [f"step {metrics['step']:.0f}", f"{metrics['speed/samples_per_second']:.1f} samples/s"]
     shown = ("generator/perceptual", "generator/adversarial", "discriminator/total")
     parts += [f"{name} {metrics[name]:.3g}" for name in shown if name in metrics]

@@ -1,4 +1,4 @@
-"""YAML as people mean it: each key once, numbers with exponents, and no other surprises.
+"""YAML as people mean it: unique keys, numbers with exponents, and no surprises.
 
 YAML 1.1, which PyYAML reads, takes ``1e6`` for text, ``007`` for an octal number, ``12:30`` for 750
 and ``yes`` for true. Here numbers are decimal, ``true`` and ``false`` are the booleans (YAML 1.2's
@@ -14,10 +14,10 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class Number(float):
-    """A number with a point or an exponent, and how it was written: a name may look like one.
+    """A number with a point or an exponent that keeps its spelling: a name may look like one.
 
     Attributes:
-        text: as written, such as ``1.10``.
+        text: the number as written, such as ``1.10``.
     """
 
     def __new__(cls, text: str) -> "Number":
@@ -29,7 +29,7 @@ class Number(float):
     text: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To other processes it goes as a plain number."""
+        """Pickle as a plain number."""
         return float, (float(self),)
 
 
@@ -38,7 +38,7 @@ class Loader(yaml.SafeLoader):
 
 
 class TextLoader(yaml.SafeLoader):
-    """Resolves no scalar: everything is text."""
+    """Resolves nothing: every scalar is text."""
 
 
 Loader.yaml_implicit_resolvers = {}
@@ -65,7 +65,7 @@ def _number(loader: Loader, node: yaml.ScalarNode) -> Number:
 def _refuse(loader: Loader, node: yaml.Node) -> None:
     name = node.tag.removeprefix(_TAG)
     raise yaml.constructor.ConstructorError(
-        problem=f"nothing here is of the kind !!{name}", problem_mark=node.start_mark
+        problem=f"the tag !!{name} is not supported", problem_mark=node.start_mark
     )
 
 
@@ -75,16 +75,16 @@ for _name in ("binary", "timestamp", "omap", "pairs", "set"):
 
 
 def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = Loader) -> Any:
-    """The plain values of one YAML document; None if it is empty.
+    """Parse one YAML document to plain values; None if it is empty.
 
     Raises:
-        ValueError: it is not valid YAML, or gives a key twice; the message is one line.
+        ValueError: if it is not valid YAML, or gives a key twice; the message is one line.
     """
     try:
         reader = loader(text)
         try:
             root = reader.get_single_node()
-            refuse_duplicates(root)
+            check_nodes(root)
             return None if root is None else reader.construct_document(root)
         finally:
             reader.dispose()
@@ -96,14 +96,15 @@ def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = Loader) -> Any
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError("is nested too deeply") from error
 
 
-def refuse_duplicates(root: yaml.Node | None) -> None:
-    """Look at every node, before merge keys are filled in: these may be overridden.
+def check_nodes(root: yaml.Node | None) -> None:
+    """Check every node before merge keys are filled in, since these may be overridden.
 
     Raises:
-        ValueError: a key is given twice, a text is not one, or an alias leads into itself.
+        ValueError: if a key is given twice, a text is not valid Unicode, or an alias contains
+            itself.
     """
     if root is not None:
         _check(root, above=set(), done=set())
@@ -112,12 +113,12 @@ def refuse_duplicates(root: yaml.Node | None) -> None:
 def _check(node: yaml.Node, above: set[int], done: set[int]) -> None:
     line = node.start_mark.line + 1
     if id(node) in above:
-        raise ValueError(f"the alias on line {line} leads into itself")
+        raise ValueError(f"the alias on line {line} contains itself")
     if id(node) in done:
         return
     if isinstance(node, yaml.ScalarNode):
         if "\0" in node.value or any("\ud800" <= c <= "\udfff" for c in node.value):
-            raise ValueError(f"the text on line {line} holds something that is not a character")
+            raise ValueError(f"the text on line {line} contains an invalid character")
     elif isinstance(node, yaml.MappingNode):
         _check_keys(node)
     children = node.value if isinstance(node, yaml.CollectionNode) else []

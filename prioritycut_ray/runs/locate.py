@@ -14,6 +14,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.runs.checkpoints import fetch, newest_intact, steps
 from prioritycut_ray.runs.manifest import MANIFEST, verify
 from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.paths import is_url
 from prioritycut_ray.validation import describe_problems
 
 COPIES = 4
@@ -87,7 +88,7 @@ def local_copy(checkpoint: str | Path) -> Path:
 
     A copy is kept until :data:`COPIES` others have been requested.
     """
-    if "://" not in str(checkpoint):
+    if not is_url(str(checkpoint)):
         return Path(checkpoint)
     run, _, name = str(checkpoint).rstrip("/").rpartition("/")
     copy = _scratch(run) / name

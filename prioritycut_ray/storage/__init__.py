@@ -1,1 +1,1 @@
-"""Files and folders at any place that fsspec knows."""
+"""Files and folders on any file system that fsspec knows."""

@@ -1,4 +1,4 @@
-"""Local files that are written whole or not at all."""
+"""Local files that are written completely or not at all."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk itself."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -15,12 +15,12 @@ def flush(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that appears under its name only when it is complete."""
+    """Write a file that appears under its name only once it is complete."""
     descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private.
+        os.chmod(temporary, 0o644)  # mkstemp creates private files.
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -1,7 +1,7 @@
-"""Any storage that fsspec knows: found by its URL, read with patience, its errors in one line.
+"""The file system of any URL that fsspec knows, with errors that are one line.
 
-A file system of this machine is used as it is. Every other one is wrapped, so that whatever its
-driver raises becomes a :class:`StorageError` that names the URL, the reason, and the way out.
+A local file system is used as it is. Every other one is wrapped, so that whatever its driver raises
+becomes a :class:`StorageError` that names the URL, the reason, and the way out.
 """
 
 import logging
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 
 
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""What is raised where there is no such file, or not of this kind; a missing bucket is an error."""
+"""Raised if a file does not exist or is of another kind; a missing bucket is another error."""
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "b2"}
-"""fsspec protocols without folders: to make one there would make the bucket."""
+"""fsspec protocols without folders: making one there would create the bucket."""
 _UNCHANGED = (
-    *(*ABSENT, FileExistsError, UserError),  # answers to a question
-    *(TypeError, AttributeError, LookupError, AssertionError, MemoryError),  # mistakes in a program
+    *(*ABSENT, FileExistsError, UserError),  # answers to a query
+    *(TypeError, AttributeError, LookupError, AssertionError, MemoryError),  # programming errors
 )
 
-# Names of classes of drivers that need not be installed.
+# Class names, because the drivers may not be installed.
 _NO_CREDENTIALS = {
     "NoCredentialsError",  # botocore's
     "PartialCredentialsError",
@@ -44,17 +44,17 @@ _DENIED_STATUS = (401, 403)
 
 
 class StorageError(UserError, OSError):
-    """A storage that refuses, or does not answer.
+    """Raised if a storage refuses access or does not answer.
 
     Attributes:
-        final: whether the same request can only fail again.
+        final: whether a retry would fail in the same way.
     """
 
     final = False
 
 
 class RemoteFileSystem:
-    """A remote file system whose methods raise :class:`StorageError`, and never make a bucket."""
+    """A remote file system that raises :class:`StorageError` and never creates a bucket."""
 
     def __init__(self, fs: AbstractFileSystem) -> None:
         self._fs = fs
@@ -74,18 +74,18 @@ class RemoteFileSystem:
         return call
 
     def open(self, path: str, *arguments: Any, **options: Any) -> Any:
-        """A :class:`RemoteFile`: a file whose methods raise the same errors."""
+        """Open a file as a :class:`RemoteFile`, whose methods raise the same errors."""
         url = self._url("open", (path,))
         with translated(url):
             return RemoteFile(self._fs.open(path, *arguments, **options), url)
 
     def mkdir(self, path: str, create_parents: bool = True) -> None:
-        """Make a folder where the storage has such things."""
+        """Make a folder, unless the storage has no folders."""
         if not self._is_object_store():
             self.__getattr__("mkdir")(path, create_parents)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a folder and those around it where the storage has such things."""
+        """Make a folder and its parents, unless the storage has no folders."""
         if not self._is_object_store():
             self.__getattr__("makedirs")(path, exist_ok)
 
@@ -126,9 +126,9 @@ FileSystem: TypeAlias = AbstractFileSystem | RemoteFileSystem
 
 
 def filesystem(url: str) -> tuple[FileSystem, str]:
-    """Find the file system of a folder, and the folder's path on it.
+    """Return the file system of a folder, and the folder's path on it.
 
-    Cheap enough to be called for every read, and safe after a fork where a kept one is not.
+    Cheap enough to be called for every read, and safe after a fork, unlike a stored file system.
 
     Raises:
         UserError: if the URL's scheme is unknown, or its fsspec driver is not installed.
@@ -143,12 +143,12 @@ def filesystem(url: str) -> tuple[FileSystem, str]:
 
 
 def is_local(url: str) -> bool:
-    """Whether a folder is on a disk of this machine, or mounted like one."""
+    """Return whether a folder is on a disk of this machine, or mounted like one."""
     return isinstance(filesystem(url)[0], LocalFileSystem)
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether an error may be gone when the request is repeated."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether a retry of the request may succeed."""
     if isinstance(error, StorageError):
         return not error.final
     return isinstance(error, OSError) and not isinstance(error, (*ABSENT, PermissionError))
@@ -156,13 +156,13 @@ def may_pass(error: BaseException) -> bool:
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Turn what a storage driver raises in the body into a :class:`StorageError`.
+    """Convert what a storage driver raises in the body to a :class:`StorageError`.
 
     Args:
-        url: what the body reads or writes, for the message.
+        url: the URL that the body reads or writes, for the message.
 
     Raises:
-        StorageError: whatever the driver raised, except that a file is absent or exists already.
+        StorageError: for any error of the driver, except that a file is absent or exists already.
     """
     try:
         yield
@@ -181,14 +181,12 @@ def _storage_error(url: str, error: Exception) -> StorageError:
     elif not kinds.isdisjoint(_NO_CREDENTIALS):
         reason = "no valid credentials"
         way_out = (
-            "give them to this machine and every node of the cluster (S3: AWS_ACCESS_KEY_ID and "
+            "set them on this machine and on every node of the cluster (S3: AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
         )
     elif isinstance(error, PermissionError) or getattr(error, "status", None) in _DENIED_STATUS:
         reason = "access denied"
-        way_out = (
-            "give this machine and every node of the cluster credentials that allow this access"
-        )
+        way_out = "set credentials that allow it on this machine and on every node of the cluster"
     elif kinds.isdisjoint(_NETWORK) and not kinds.isdisjoint(_SETTINGS):
         reason = "the storage client cannot use this URL or its settings"
         way_out = "correct the URL or the settings (S3: AWS_PROFILE, AWS_ENDPOINT_URL=http://...)"
@@ -199,21 +197,21 @@ def _storage_error(url: str, error: Exception) -> StorageError:
 
 
 def final_error(url: str, reason: str, way_out: str) -> StorageError:
-    """An error that no repetition would change."""
+    """Return an error that a retry would not change."""
     error = StorageError(f"{url}: {reason}; {way_out}")
     error.final = True
     return error
 
 
 WITHOUT_RANGES = (
-    "the HTTP server does not support range requests, by which parts of a file are read",
-    "use a server that does (nginx, Apache, an object store; not python -m http.server), or copy "
-    "the files to a disk",
+    "the HTTP server does not support range requests, which are needed to read parts of a file",
+    "use a server that does (nginx, Apache or an object store, but not python -m http.server), or "
+    "copy the files to a disk",
 )
 
 
 def _lacks_bucket(error: BaseException) -> bool:
-    """Whether a file is absent because its whole bucket is."""
+    """Return whether a file is absent because its whole bucket is."""
     if not isinstance(error, FileNotFoundError):
         return False
     return "bucket does not exist" in str(error) or type(error.__cause__).__name__ == "NoSuchBucket"

@@ -1,4 +1,4 @@
-"""A folder, local or at any URL that fsspec knows, whose files are written whole or not at all."""
+"""A folder, local or at any URL that fsspec knows, whose files are written atomically."""
 
 import os
 import shutil
@@ -18,39 +18,39 @@ class Folder:
         url: a path, or any URL that fsspec knows, such as ``s3://bucket/runs/mine``.
 
     Raises:
-        UserError: the URL's scheme is unknown, or its driver is not installed.
+        UserError: if the URL's scheme is unknown, or its driver is not installed.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = os.fspath(url).rstrip("/")
         self.fs, self.root = filesystem(self.url)
         self.local = Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
-        """The folder itself where it is on a file system of this machine."""
+        """The folder if it is on a file system of this machine, else None."""
 
-    def names(self, folder: str = "") -> list[str]:
-        """What lies in a folder below this one; empty if there is no such folder."""
+    def names(self, subfolder: str = "") -> list[str]:
+        """List the names in this folder or in a subfolder; empty if it does not exist."""
         self.fs.invalidate_cache()  # other machines write here too
         try:
-            paths = self.fs.ls(self.path(folder), detail=False)
+            paths = self.fs.ls(self.path(subfolder), detail=False)
         except FileNotFoundError:
             return []
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def path(self, name: str) -> str:
-        """A name below the folder, as the file system spells it."""
+        """Return the path of a name below the folder, as the file system spells it."""
         return f"{self.root}/{name}" if name else self.root
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file, seen from storage and not from a cache."""
+        """Return whether a file exists on the storage, whatever a cache says."""
         self.fs.invalidate_cache()
         return bool(self.fs.exists(self.path(name)))
 
     def read(self, name: str) -> bytes:
-        """A whole file."""
+        """Read a file."""
         return bytes(self.fs.cat_file(self.path(name)))
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file, in one piece for every reader."""
+        """Write a file atomically."""
         if self.local is None:
             self.fs.pipe_file(self.path(name), content)
             return
@@ -63,15 +63,15 @@ class Folder:
         flush(path.parent)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file that must not be there yet.
+        """Create a file atomically, unless it exists.
 
         Returns:
-            Whether it was written: of several who try at once, at most one succeeds.
+            Whether it was created; at most one of several concurrent calls succeeds.
         """
         if self.local is None:
             try:
                 self.fs.pipe_file(self.path(name), content, mode="create")
-            except OSError:  # drivers do not agree on which
+            except OSError:  # drivers disagree on the type
                 if not self.exists(name):
                     raise
                 return False
@@ -82,8 +82,8 @@ class Folder:
         partial.write_bytes(content)
         flush(partial)
         try:
-            os.link(partial, path)  # whole at once, where open() would show an empty file first
-        except (FileExistsError, FileNotFoundError):  # another one's, or cleaned away by another
+            os.link(partial, path)  # open() would show an empty file first
+        except (FileExistsError, FileNotFoundError):  # created, or cleaned up, by another process
             return False
         finally:
             partial.unlink(missing_ok=True)
@@ -91,7 +91,7 @@ class Folder:
         return True
 
     def append(self, name: str, line: str) -> None:
-        """Add a line to a local file."""
+        """Append a line to a local file."""
         assert self.local is not None
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ class Folder:
             file.write(line)
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all that is in it, if it is there."""
+        """Remove a file, or a folder and its contents, if it exists."""
         if self.local is None:
             self.fs.invalidate_cache()
             if self.fs.exists(self.path(name)):

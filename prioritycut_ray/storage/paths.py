@@ -1,4 +1,4 @@
-"""``~`` and ``$VARIABLES`` in paths of files that no shell reads: configurations and manifests."""
+"""Paths and URLs in files that no shell reads: ``~``, ``$VARIABLES``, absolute paths."""
 
 import os
 import re
@@ -10,49 +10,50 @@ _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^}]*)\})")
 
 
 def expanded(path: str, folder: str = "") -> str:
-    """A path as a shell would expand it: ``~``, ``~user``, ``$NAME`` and ``${NAME}``.
+    """Expand ``~``, ``~user``, ``$NAME`` and ``${NAME}`` in a path, as a shell does.
 
-    What a shell would not find, an unset variable or an unknown user, stays as it is. So does the
-    name of something that exists: a file may be called ``a$b``.
+    Unset variables and unknown users are left as they are. So is the path of an existing file,
+    which may be called ``a$b``.
 
     Args:
-        path: local, or a URL.
-        folder: that a relative path starts from; the current one unless given.
+        path: a local path, or a URL.
+        folder: folder that a relative path starts from; the current one by default.
     """
     if "$" not in path and not path.startswith("~"):
         return path
     means_home = path == "~" or path.startswith("~/")
-    if not means_home and "://" not in path and os.path.lexists(Path(folder, path)):
+    if not means_home and not is_url(path) and os.path.lexists(Path(folder, path)):
         return path
     return os.path.expandvars(os.path.expanduser(path))
 
 
 def resolved(path: str) -> str:
-    """An absolute path, or a URL, as :func:`expanded`; for one that is about to be used.
+    """Expand a path that is about to be used, and make it absolute; a URL stays a URL.
 
     Raises:
-        UserError: a variable is not set, or there is no such user.
+        UserError: if a variable is not set, or a user does not exist.
     """
     place = expanded(path)
-    is_url = "://" in place
-    if not is_url and os.path.lexists(place):
+    if not is_url(place) and os.path.lexists(place):
         return os.path.abspath(place)
     if place.startswith("~"):
-        raise UserError(f"{path}: there is no home folder of {place.split('/')[0]}; write it out")
+        raise UserError(
+            f"{path}: the user {place.split('/')[0]} has no home folder; write the path out"
+        )
     for match in _VARIABLE.finditer(place):
         name = match[1] or match[2]
         if name not in os.environ:
             raise UserError(
                 f"{path}: the environment variable {name} is not set; set it, or write the path out"
             )
-    return place if is_url else os.path.abspath(place)
+    return absolute(place)
 
 
-def absolute(given: str) -> str:
-    """Name an input in a way that does not depend on the current folder."""
-    return given if is_url(given) else os.path.abspath(given)
+def absolute(path: str) -> str:
+    """Make a local path absolute; a URL stays as it is."""
+    return path if is_url(path) else os.path.abspath(path)
 
 
-def is_url(given: str) -> bool:
-    """Tell an fsspec URL from a local path."""
-    return "://" in given
+def is_url(path: str) -> bool:
+    """Return whether a path is an fsspec URL."""
+    return "://" in path

@@ -1,4 +1,4 @@
-"""Reads with retries, and local copies of remote files."""
+"""Read files with retries, and make local copies of remote ones."""
 
 import logging
 import tempfile
@@ -24,13 +24,14 @@ from prioritycut_ray.storage.filesystem import (
     filesystem,
     final_error,
     is_local,
-    may_pass,
+    is_transient,
 )
+from prioritycut_ray.storage.paths import is_url
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 6
-# In seconds, doubled each time: with up to a second of jitter, about half a minute in all.
+# In seconds; doubled each time. With up to a second of jitter, about half a minute in total.
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 15.0
 
@@ -43,25 +44,24 @@ def read_bytes(
     start: int | None = None,
     end: int | None = None,
 ) -> bytes:
-    """Read a file, or a range of its bytes, with patience.
+    """Read a file, or a range of its bytes, with retries.
 
-    What may pass (a refused connection, a timeout, "slow down", an error of the server) is tried
-    again after growing waits with jitter, whatever the storage; drivers may have retries of their
-    own below these.
+    Transient errors (a refused connection, a timeout, "slow down", a server error) are retried with
+    exponential backoff and jitter on any storage; drivers may retry on their own below that.
 
     Args:
         fs: the file system.
-        path: of the file, on that file system.
-        name: of the file, for messages.
-        start: first byte; the file's first by default.
-        end: byte to end before; the file's end by default.
+        path: path of the file on that file system.
+        name: name of the file for messages.
+        start: first byte; the start of the file by default.
+        end: byte to stop before; the end of the file by default.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, IsADirectoryError: there is no such file.
-        UserError: the storage refused, or did not answer in :data:`ATTEMPTS` attempts.
+        FileNotFoundError, NotADirectoryError, IsADirectoryError: if there is no such file.
+        UserError: if the storage refused, or did not answer in :data:`ATTEMPTS` attempts.
     """
     retrying = Retrying(
-        retry=retry_if_exception(may_pass),
+        retry=retry_if_exception(is_transient),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential(FIRST_WAIT, LONGEST_WAIT) + wait_random(0, 2 * FIRST_WAIT),
         before_sleep=lambda state: _log_retry(name, state),
@@ -70,11 +70,11 @@ def read_bytes(
     try:
         data: bytes = retrying(fs.cat_file, path, start=start, end=end)
     except OSError as error:
-        if not may_pass(error):
+        if not is_transient(error):
             raise
         raise UserError(
             f"{name}: cannot be read, tried {ATTEMPTS} times ({describe(error)}); check the "
-            "storage and the network to it, then start the same command again"
+            "storage and the network to it, then run the same command again"
         ) from error
     if end is not None and len(data) > end - (start or 0):
         raise final_error(name, *WITHOUT_RANGES)
@@ -83,16 +83,16 @@ def read_bytes(
 
 @contextmanager
 def fetched(place: str) -> Iterator[Path]:
-    """A file as one of this machine: itself, or a copy that lives as long as the body.
+    """Provide a file on this machine: the file itself, or a copy that exists while the body runs.
 
     Args:
         place: a path, or an fsspec URL.
 
     Raises:
-        UserError: there is no such file, or an error of the body about the copy, with the URL.
+        UserError: if there is no such file. Errors of the body name the URL instead of the copy.
     """
-    if "://" not in place or is_local(place):
-        yield Path(filesystem(place)[1] if "://" in place else place)
+    if not is_url(place) or is_local(place):
+        yield Path(filesystem(place)[1] if is_url(place) else place)
         return
     fs, path = filesystem(place)
     name = PurePosixPath(urlsplit(place).path).name or "file"
@@ -113,13 +113,13 @@ def fetched(place: str) -> Iterator[Path]:
 
 
 def _log_retry(name: str, state: RetryCallState) -> None:
-    """Log that a request is repeated, and why."""
+    """Log that a request is retried, and why."""
     assert state.outcome is not None
     assert state.next_action is not None
     error = state.outcome.exception()
     assert error is not None
     log.warning(
-        "%s: attempt %d of %d failed (%s); trying again in %.1f s",
+        "%s: attempt %d of %d failed (%s); retrying in %.1f s",
         name,
         state.attempt_number,
         ATTEMPTS,

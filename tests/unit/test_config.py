@@ -272,7 +272,7 @@ def test_a_path_that_cannot_be_expanded_is_refused_when_it_is_used(
         resolved("$NOT_SET/runs")
     with pytest.raises(UserError, match="NOT_SET is not set"):
         resolved("s3://bucket/${NOT_SET}/runs")
-    with pytest.raises(UserError, match="no home folder of ~nobody-of-this-name"):
+    with pytest.raises(UserError, match="the user ~nobody-of-this-name has no home folder"):
         resolved("~nobody-of-this-name/runs")
     (tmp_path / "a$NOT_SET").mkdir()
     assert resolved("a$NOT_SET") == str(tmp_path / "a$NOT_SET"), "it is called so"

@@ -31,7 +31,7 @@ from prioritycut_ray.kubernetes.check.findings import (
     warning,
 )
 from prioritycut_ray.kubernetes.syntax import did_you_mean
-from prioritycut_ray.yaml_text import refuse_duplicates
+from prioritycut_ray.yaml_text import check_nodes
 
 
 def check_file(path: Path) -> list[Problem]:
@@ -52,7 +52,7 @@ def check_text(text: str) -> list[Problem]:
     """All problems of a text of one or more YAML documents, the errors first."""
     try:
         for root in yaml.compose_all(text, _FASTEST):
-            refuse_duplicates(root)
+            check_nodes(root)
         documents = [document for document in yaml.load_all(text, _Loader) if document is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as reason:
         return [Problem("file", f"is not valid YAML: {' '.join(str(reason).split())}")]

@@ -9,7 +9,7 @@ import yaml
 from prioritycut_ray.kubernetes import schema
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
 from prioritycut_ray.kubernetes.syntax import did_you_mean
-from prioritycut_ray.yaml_text import refuse_duplicates
+from prioritycut_ray.yaml_text import check_nodes
 
 _EXCLUSIVE = ("pip", "uv", "conda")
 _TYPES = {"string": str, "list": list, "mapping": dict, "boolean": bool}
@@ -21,7 +21,7 @@ def check(spec: Object, path: str) -> Findings:
     place = f"{path}.runtimeEnvYAML"
     text = spec.get("runtimeEnvYAML") or ""
     try:
-        refuse_duplicates(yaml.compose(text, yaml.SafeLoader))
+        check_nodes(yaml.compose(text, yaml.SafeLoader))
         environment = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as reason:
         yield error(place, f"is not valid YAML: {' '.join(str(reason).split())}")
