@@ -1,10 +1,10 @@
-"""Frames a second of animation, beside the reference's way of one frame at a time; in Markdown.
+"""Animation in frames per second, beside the reference's frame-by-frame way; in Markdown.
 
     python benchmarks/animate.py            # the network alone
-    python benchmarks/animate.py command    # with decoding and encoding, overlapped and not
+    python benchmarks/animate.py command    # with decoding and encoding, overlapped and sequential
 
-Published sizes, random weights: they change no time. Seconds of the network alone are CPU seconds
-of one process on a CPU, and time by the clock on a GPU; of the command they are by the clock.
+Published sizes; random weights, which do not affect the time. The network alone is timed in CPU
+seconds of one process on a CPU and by the clock on a GPU; the command is timed by the clock.
 """
 
 import time
@@ -42,18 +42,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
-    """Frames a second of animation."""
+    """Measure animation in frames per second."""
     if context.invoked_subcommand is None:
         network()
 
 
 @app.command()
 def network(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1) -> None:
-    """Animate the same frames in every way, in turns."""
+    """Animate the same frames in each way; the ways alternate."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     animator = build_animator(ModelConfig()).to(DEVICE).eval()
-    planes = deepcopy(animator).to(memory_format=torch.contiguous_format)
+    contiguous = deepcopy(animator).to(memory_format=torch.contiguous_format)
     source = torch.rand(1, 3, size, size, device=DEVICE)
     driving = torch.randint(0, 256, (frames, size, size, 3), dtype=torch.uint8).numpy()
 
@@ -61,11 +61,11 @@ def network(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1)
     def one_by_one() -> Tensor:
         predictions = []
         with reference_layers():
-            keypoints = planes.detector(source)
+            keypoints = contiguous.detector(source)
             for frame in driving:
-                moved = planes.detector(to_tensor(frame[None], DEVICE))
-                encoded = EncodedSource(source, keypoints, (planes.generator.encode(source),))
-                animation = planes.render(encoded, moved)
+                moved = contiguous.detector(to_tensor(frame[None], DEVICE))
+                encoded = EncodedSource(source, keypoints, (contiguous.generator.encode(source),))
+                animation = contiguous.render(encoded, moved)
                 predictions.append(to_uint8(animation.prediction))
         return torch.cat(predictions)
 
@@ -94,7 +94,7 @@ def network(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1)
                 seconds[name] = min(seconds[name], _now() - before)
     baseline = next(iter(calls))
     print(f"Best of {turns}, {frames} frames of {size}x{size}, {DEVICE.type}, random weights.\n")
-    print("| way | frames/s | speed-up | difference (mean, most; of 255) |\n|---|---|---|---|")
+    print("| way | frames/s | speed-up | difference (mean, maximum; of 255) |\n|---|---|---|---|")
     for name in calls:
         difference = (results[name].int() - results[baseline].int()).abs()
         print(
@@ -107,11 +107,11 @@ def network(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1)
 def command(
     config: str = "vox256", side: int = 720, frames: int = 48, turns: int = 2, threads: int = 1
 ) -> None:
-    """Decode, animate and encode a synthetic video: one after the other, and at the same time."""
+    """Decode, animate and encode a synthetic video, sequentially and overlapped."""
     torch.set_num_threads(threads)
     options = load_config(config, [])
     animator = Animator(build_animator(options.model), options, DEVICE)
-    ways = {"one after the other": lambda items, count=1: items, "overlapped": prefetch}
+    ways = {"sequential": lambda items, count=1: items, "overlapped": prefetch}
     seconds = dict.fromkeys(ways, float("inf"))
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -132,7 +132,7 @@ def command(
         f"video to a panel of three, {DEVICE.type}, {threads} thread(s), by the clock.\n"
     )
     print("| way | frames/s | speed-up |\n|---|---|---|")
-    baseline = seconds["one after the other"]
+    baseline = seconds["sequential"]
     for way, taken in seconds.items():
         print(f"| {way} | {frames / taken:.2f} | {baseline / taken:.2f} |")
 

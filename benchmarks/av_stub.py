@@ -1,7 +1,7 @@
-"""Stands in for PyAV on a machine without it: what reads shards by decord needs none of it.
+"""A stub for PyAV on a machine without it: reading shards with decord does not need PyAV.
 
-It is packed as ``av.py`` (gpu_pack.py). It has every module and every name; each is an exception
-class whose attributes are such classes too, so that imports, annotations, ``except`` clauses and
+gpu_pack.py packs it as ``av.py``. It has every module and every name; each is an exception
+class whose attributes are such classes too, so imports, annotations, ``except`` clauses and
 constants made of flags work.
 """
 
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> _Name:
 
 
 class _Modules(MetaPathFinder, Loader):
-    """Finds any module below this one, as a package that is as empty."""
+    """Finds any submodule of this one, as an equally empty package."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,12 +1,12 @@
-"""The stream beside what else could feed a training, on the same clips; in Markdown.
+"""The stream beside other ways of feeding a training, on the same clips; in Markdown.
 
     python benchmarks/data.py                        # synthetic puppets, rendered first
     python benchmarks/data.py speed --data DATA      # your own shards
     python benchmarks/data.py start memory encoding
 
-Every way runs in turns with the others, and its best turn counts. Seconds are CPU seconds (of this
-process, or with its loader workers') where nothing else is said: other work on the machine hardly
-changes them. One sample is one pair of frames.
+The ways alternate, and the best turn of each counts. Unless stated otherwise, seconds are CPU
+seconds of this process and its loader workers, which other work on the machine hardly changes. One
+sample is one pair of frames.
 """
 
 import hashlib
@@ -50,18 +50,22 @@ RSS_UNIT = os.sysconf("SC_PAGE_SIZE") / 2**20
 
 def main(
     parts: Annotated[list[str] | None, typer.Argument(help="Some of: " + ", ".join(PARTS))] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of shards; else puppets.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of shards; synthetic puppets by default.")
+    ] = None,
     size: int = 256,
     clips: int = 8,
     frames: int = 64,
     samples: int = 48,
     turns: int = 2,
-    sizes: Annotated[list[int] | None, typer.Option(help="Of the encoding table.")] = None,
+    sizes: Annotated[
+        list[int] | None, typer.Option(help="Frame sizes of the encoding table.")
+    ] = None,
 ) -> None:
-    """Measure the parts that are named, or all."""
+    """Measure the named parts, or all of them."""
     torch.set_num_threads(1)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"Load of the machine at the start: {load}, on {os.cpu_count()} cores.")
+    print(f"Load average at the start: {load}, on {os.cpu_count()} cores.")
     with tempfile.TemporaryDirectory() as folder:
         chosen = parts or PARTS
         url = data or ""
@@ -90,7 +94,7 @@ class _Item(NamedTuple):
 
 
 def _print_speed(url: str, size: int, samples: int, turns: int, folder: Path) -> None:
-    """Samples a second of one process, in every way."""
+    """Samples per second of one process, for each way."""
     pairs = _pairs_of(url, size)
     wanted = [_item_of(pairs, number) for number in range(samples)]
     stored = {clip.key: read_clip(url, clip) for clip in pairs.clips}
@@ -114,15 +118,15 @@ def _print_speed(url: str, size: int, samples: int, turns: int, folder: Path) ->
         "PNG frames on local disk (Pillow)": lambda: [
             _by_png(png / item.clip.key, item.indices) for item in wanted
         ],
-        "bare decord, 4 pairs a visit": lambda: [
+        "bare decord, 4 pairs per visit": lambda: [
             _by_decord(stored[visit[0].clip.key], [i for item in visit for i in item.indices], size)
             for visit in of_visits
         ],
-        "stream, 4 pairs a visit": lambda: _drain(_batches_of(visits, samples, 0)),
+        "stream, 4 pairs per visit": lambda: _drain(_batches_of(visits, samples, 0)),
     }
     seconds = _in_turns(ways, turns)
     base = {
-        name: "bare decord, 4 pairs a visit" if "4 pairs" in name else next(iter(ways))
+        name: "bare decord, 4 pairs per visit" if "4 pairs" in name else next(iter(ways))
         for name in ways
     }
     print(f"\n{samples} samples of {size}x{size}, {len(pairs.clips)} clips.\n")
@@ -145,8 +149,8 @@ def _print_bytes(stored: dict[str, bytes], clips: Sequence[Clip], png: Path) -> 
     video = sum(len(stored[clip.key]) for clip in clips) / frames
     images = sum(path.stat().st_size for path in png.glob("*/*.png")) / frames
     print(
-        f"\nBytes a frame: {video:.0f} in shards, {images:.0f} as PNG, "
-        f"{images / video:.0f} times as many."
+        f"\nBytes per frame: {video:.0f} in shards, {images:.0f} as PNG "
+        f"({images / video:.0f} times as many)."
     )
 
 
@@ -189,7 +193,7 @@ def _by_png(folder: Path, indices: Sequence[int]) -> Frame:
 
 
 def _write_png(folder: Path, stored: dict[str, bytes], size: int) -> Path:
-    """Every frame of the clips as a file, as the reference's data sets are laid out."""
+    """Write each frame of the clips to a file, the layout of the reference's data sets."""
     for key, data in stored.items():
         (folder / key).mkdir(parents=True)
         for index, frame in enumerate(read_all(data, size)):
@@ -212,7 +216,7 @@ def _shards_of(url: str, clips: Sequence[Clip]) -> webdataset.WebDataset:
 
 
 def _in_turns(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """CPU seconds of the best turn of each, children included; the first turn warms up."""
+    """CPU seconds of the best turn of each way, with child processes; the first turn warms up."""
     best = dict.fromkeys(ways, float("inf"))
     for turn in range(turns + 1):
         for name, way in ways.items():
@@ -234,7 +238,7 @@ def _cpu_seconds() -> float:
 
 
 def _print_start(url: str, size: int, turns: int) -> None:
-    """From nothing to the first batch, at several places of an epoch of 100,000 samples."""
+    """Time to the first batch, at several positions in an epoch of 100,000 samples."""
     clips = clips_of(read_index(url), "train")
     repeats = -(-100_000 // len(clips))
     epoch = repeats * len(clips)
@@ -246,7 +250,7 @@ def _print_start(url: str, size: int, turns: int) -> None:
         del given
 
     def webdataset_to(place: int) -> None:
-        """What a loader without a state must do: read until it is there again."""
+        """A loader without state must read everything up to its position again."""
         samples = iter(itertools.cycle(_shards_of(url, clips)))
         first = next(itertools.islice(samples, place // BATCH * BATCH, None))
         for sample in itertools.chain([first], itertools.islice(samples, BATCH - 1)):
@@ -256,7 +260,7 @@ def _print_start(url: str, size: int, turns: int) -> None:
     for label, place in places.items():
         ways[f"stream, in the process, {label}"] = lambda place=place: first_batch(place, 0)
         ways[f"stream, 2 loader workers, {label}"] = lambda place=place: first_batch(place, 2)
-        # A hundredth of the way, times a hundred: it is a long one.
+        # Measured for a hundredth of the way and multiplied by a hundred: the whole takes long.
         ways[f"stock webdataset, {label}"] = lambda place=place: webdataset_to(place // 100)
     clock: dict[str, float] = dict.fromkeys(ways, float("inf"))
 
@@ -266,13 +270,15 @@ def _print_start(url: str, size: int, turns: int) -> None:
         clock[name] = min(clock[name], time.perf_counter() - before)
 
     seconds = _in_turns({name: lambda name=name: timed(name) for name in ways}, turns)
-    print(f"\nFirst batch of {BATCH}, index read anew; an epoch has {epoch:,} samples.\n")
+    print(
+        f"\nFirst batch of {BATCH}, reading the index included; an epoch has {epoch:,} samples.\n"
+    )
     print("| way | CPU seconds | seconds by the clock |\n|---|---|---|")
     for name in ways:
         base = f"stock webdataset, {'start'}"
         if name.startswith("stock") and name != base:
             spent = seconds[base] + 100 * max(0.0, seconds[name] - seconds[base])
-            print(f"| {name} (from a hundredth) | {spent:.2f} | |")
+            print(f"| {name} (extrapolated from a hundredth) | {spent:.2f} | |")
         else:
             print(f"| {name} | {seconds[name]:.3f} | {clock[name]:.3f} |")
 
@@ -295,9 +301,9 @@ def _print_memory(url: str, samples: int = 20_000) -> None:
 
 
 def _print_encoding(sizes: Sequence[int], turns: int, frames: int = 48, samples: int = 12) -> None:
-    """Bytes and speed by the distance of key frames and the size; and by x264's own settings."""
-    print(f"\n{frames} frames of a synthetic puppet, CRF 18; pairs of frames, opening too.\n")
-    print("| size | GOP | bytes a frame | PSNR dB | pairs per CPU second: decord | pyav | PNG |")
+    """Bytes and speed by key-frame distance (GOP) and size, and with x264's default settings."""
+    print(f"\n{frames} frames of a synthetic puppet, CRF 18; times include opening the clip.\n")
+    print("| size | GOP | bytes per frame | PSNR dB | pairs per CPU second: decord | pyav | PNG |")
     print("|---|---|---|---|---|---|---|")
     rng = np.random.default_rng(0)
     wanted = [rng.choice(frames, 2, replace=False).tolist() for _ in range(samples)]
@@ -342,7 +348,7 @@ def _encoded(frames: Sequence[Frame], gop: int) -> bytes:
 
 
 def _encoded_by_defaults(frames: Sequence[Frame], gop: int) -> bytes:
-    """As x264 does unless told otherwise: B-frames, CABAC, deblocking."""
+    """Encode with x264's defaults: B-frames, CABAC, deblocking."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=25, options={"crf": "18"})

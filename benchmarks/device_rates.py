@@ -1,4 +1,4 @@
-"""What a device reaches with large operations: the measure of the other benchmarks' figures."""
+"""The speed of large operations on a device: the ceiling for the other benchmarks' figures."""
 
 import time
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def gemm_rate(side: int, dtype: torch.dtype, products: str) -> float:
 
 
 def conv_rates(batch: int, channels: int, side: int, dtype: torch.dtype) -> tuple[float, float]:
-    """FLOP/s of a 3x3 convolution, channels last, forward and backward; float32 means TF32."""
+    """FLOP/s of a 3x3 channels-last convolution, forward and backward; float32 means TF32."""
 
     def random(*shape: int) -> Tensor:
         values = torch.randn(shape, device=DEVICE)
@@ -48,7 +48,7 @@ def conv_rates(batch: int, channels: int, side: int, dtype: torch.dtype) -> tupl
 
 
 def transfer_rates(size: int) -> dict[str, float]:
-    """Bytes a second from the host to the device, by the kind of its memory."""
+    """Bytes per second from the host to the device, by kind of host memory."""
     pageable = torch.empty(size, dtype=torch.uint8)
     sources = {"pageable": pageable} | ({"pinned": pageable.pin_memory()} if ON_GPU else {})
     return {
@@ -58,7 +58,7 @@ def transfer_rates(size: int) -> dict[str, float]:
 
 
 def rate(call: Callable[[], object], work: float, repeats: int = 8, inner: int = 4) -> float:
-    """Work a second, at its best."""
+    """The best work per second over several repeats."""
     for _ in range(2):
         call()
     fastest = float("inf")
@@ -71,7 +71,7 @@ def rate(call: Callable[[], object], work: float, repeats: int = 8, inner: int =
 
 
 def now() -> float:
-    """Seconds of this process on a CPU; by the clock on a GPU, when it has finished."""
+    """CPU seconds of this process; on a GPU, clock seconds after it has finished its work."""
     if ON_GPU:
         torch.cuda.synchronize()
         return time.perf_counter()

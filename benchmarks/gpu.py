@@ -1,13 +1,13 @@
-"""All that a GPU should be asked, in one command, in the order of its worth.
+"""Every GPU measurement in one command, the most valuable first.
 
     python benchmarks/gpu.py                          # everything, in about ten minutes
     python benchmarks/gpu.py --only steps,profile     # some stages
-    python benchmarks/gpu.py --dry                    # the rehearsal: small, on a CPU
-    python benchmarks/gpu.py --pack gpu_pack          # for a machine without package index
+    python benchmarks/gpu.py --dry                    # a small rehearsal on a CPU
+    python benchmarks/gpu.py --pack gpu_pack          # for a machine without a package index
 
-Every stage is a process of its own with a time limit. It may fail or be cut short, and the others
-go on; what it prints is in OUT/results.txt as soon as it is printed. The stages are described in
-gpu_stages.py. Figures of `--dry` mean nothing.
+Each stage runs in its own process with a time limit. If it fails or runs out of time, the others
+still run. Its output is written to OUT/results.txt as it is printed. gpu_stages.py describes the
+stages. The figures of `--dry` mean nothing.
 """
 
 import os
@@ -28,13 +28,13 @@ from gpu_pack import pack_for_bare_machine
 from gpu_stages import STAGES, Setup
 
 SHORTEST = 10.0
-"""Seconds: with less left, a stage is not begun."""
+"""Seconds; with less time left, a stage is not started."""
 DRY_LIMIT = 900.0
-"""Seconds of any stage in the rehearsal, on a busy CPU."""
+"""Time limit in seconds of a rehearsed stage, on a busy CPU."""
 GRACE = 20.0
-"""Seconds between SIGTERM and SIGKILL for a stage that takes too long."""
+"""Seconds between SIGTERM and SIGKILL for a stage that exceeds its limit."""
 SHOWN = 30
-"""Lines of a stage that are shown when it has ended."""
+"""Lines of a stage's output that are shown when it has ended."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,11 +43,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("gpu_results"),
-    data: Annotated[str, typer.Option(help="Folder of shards; else puppets are packed.")] = "",
-    seconds: Annotated[float, typer.Option(help="For all stages together.")] = 600,
+    data: Annotated[str, typer.Option(help="Folder of shards; synthetic puppets by default.")] = "",
+    seconds: Annotated[float, typer.Option(help="Time limit of all stages together.")] = 600,
     only: Annotated[str, typer.Option(help="Stages, separated by commas.")] = ",".join(STAGES),
     dry: Annotated[bool, typer.Option(help="Rehearse on a CPU.")] = False,
-    pack: Annotated[Path | None, typer.Option(help="Pack for a bare machine, and end.")] = None,
+    pack: Annotated[Path | None, typer.Option(help="Pack for a bare machine and exit.")] = None,
 ) -> None:
     """Measure what a GPU does with this project."""
     if context.invoked_subcommand is not None:
@@ -59,10 +59,10 @@ def main(
     unknown = [name for name in names if name not in STAGES]
     if unknown:
         raise typer.BadParameter(
-            f"no such stage: {', '.join(unknown)}; there are {', '.join(STAGES)}"
+            f"no such stage: {', '.join(unknown)}; the stages are {', '.join(STAGES)}"
         )
     if not dry and not torch.cuda.is_available():
-        raise SystemExit("no GPU here: nothing to measure; --dry rehearses it on a CPU")
+        raise SystemExit("no GPU found; --dry rehearses the stages on a CPU")
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.txt").unlink(missing_ok=True)
     with (out / "results.txt").open("a") as results:
@@ -77,16 +77,16 @@ def stage(name: str, out: Path, data: str = "", dry: bool = False) -> None:
 
 
 def run_stages(names: Sequence[str], setup: Setup, seconds: float, results: IO[str]) -> list[str]:
-    """Run stages one after the other; gives the names of those that did not end well."""
+    """Run stages one after the other; return the names of those that failed."""
     deadline = time.monotonic() + seconds
-    _tell(results, describe_machine())
+    _report(results, describe_machine())
     failed = []
     for name in names:
         limit = min(STAGES[name].seconds, deadline - time.monotonic())
         if setup.dry:
             limit = DRY_LIMIT
         if limit < SHORTEST:
-            _tell(results, f"=== {name}: not begun, {seconds:g} s are over")
+            _report(results, f"=== {name}: not started, the {seconds:g} s are used up")
             failed.append(name)
             continue
         words = ["stage", name, str(setup.out), "--data", setup.data, *["--dry"] * setup.dry]
@@ -96,11 +96,11 @@ def run_stages(names: Sequence[str], setup: Setup, seconds: float, results: IO[s
 
 
 def run_stage(name: str, command: Sequence[str], limit: float, results: IO[str]) -> bool:
-    """Run a stage whose output goes to the results as it comes; tells whether it ended well."""
+    """Run a stage, append its output to the results, and return whether it succeeded."""
     results.write(f"=== {name}\n")
     results.flush()
     path = Path(results.name)
-    began, place = time.monotonic(), path.stat().st_size
+    began, offset = time.monotonic(), path.stat().st_size
     process = subprocess.Popen(
         command,
         stdout=results,
@@ -111,15 +111,15 @@ def run_stage(name: str, command: Sequence[str], limit: float, results: IO[str])
     try:
         end = f"exit code {process.wait(limit)}"
     except subprocess.TimeoutExpired:
-        end = f"stopped after its {limit:.0f} s"
+        end = f"stopped at its limit of {limit:.0f} s"
     _end_group(process)
-    _show(path, place)
-    _tell(results, f"=== {name}: {end}, {time.monotonic() - began:.0f} s")
+    _show(path, offset)
+    _report(results, f"=== {name}: {end}, {time.monotonic() - began:.0f} s")
     return process.returncode == 0
 
 
 def describe_machine() -> str:
-    """When and on what this ran."""
+    """The date, the software versions and the hardware."""
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, "
         f"torch {torch.__version__}, CUDA {torch.version.cuda}, {os.cpu_count()} CPU cores"
@@ -140,7 +140,7 @@ def _output(*command: str) -> str:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End what a stage has left running: gently, then for good."""
+    """Terminate the processes that a stage has left running, then kill them."""
     for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
         try:
             os.killpg(process.pid, number)
@@ -153,15 +153,15 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _show(path: Path, place: int) -> None:
-    """Print the last lines of what was written to a file from a place on."""
+def _show(path: Path, offset: int) -> None:
+    """Print the last lines of a file after an offset."""
     with path.open("rb") as file:
-        file.seek(place)
+        file.seek(offset)
         lines = file.read().decode(errors="replace").splitlines()
     print("\n".join(lines[-SHOWN:]))
 
 
-def _tell(results: IO[str], text: str) -> None:
+def _report(results: IO[str], text: str) -> None:
     results.write(text + "\n")
     results.flush()
     print(text, flush=True)

@@ -1,10 +1,10 @@
 """What gpu.py needs on a machine with a GPU and torch, but without a package index or ffmpeg.
 
-Such a machine is taken to have Python 3.12 on x86-64 Linux, torch, torchvision, timm, torchmetrics,
-tensorboard, safetensors, jaxtyping, pandas, pyarrow, pytest, typer and what these need. The rest is
-packed, in 64 MiB with the project itself: wheels, Ray without what a run on one machine never
-opens, a stub in the place of PyAV, and shards of synthetic puppets. The efficientnet weights do not
-fit: the stages use random ones.
+Such a machine is assumed to have Python 3.12 on x86-64 Linux, torch, torchvision, timm,
+torchmetrics, tensorboard, safetensors, jaxtyping, pandas, pyarrow, pytest, typer and their
+dependencies. The rest is packed, in 64 MiB with the project itself: wheels, Ray without the files
+that a run on one machine never opens, a stub for PyAV, and shards of synthetic puppets. The
+efficientnet weights do not fit: the stages use random ones.
 """
 
 import io
@@ -27,22 +27,22 @@ WHEELS = (
     *("jsonschema-specifications", "msgpack", "pillow-heif", "pydantic", "pydantic-core"),
     *("referencing", "rpds-py", "tenacity", "tensorboardX", "typing-inspection"),
 )
-MOST_BYTES = 64 << 20
-"""Of the project and the pack together."""
+MAX_BYTES = 64 << 20
+"""Limit for the project and the pack together."""
 UNUSED = re.compile(
     r"ray/(jars|rllib|llm|serve/(?!__init__)|dashboard/client|cpp|core/generated_java"
     r"|core/libjemalloc)|\.map$|\.pxd$|/(tests|benchmarks|examples)/"
 )
-"""Of Ray's wheel: what a run on one machine never opens."""
+"""Files in Ray's wheel that a run on one machine never opens."""
 SECONDS = 540
-"""For all stages, on a machine that is lent for ten minutes a command."""
+"""Time limit of all stages, on a machine that allows ten minutes per command."""
 
 
 def pack_for_bare_machine(folder: Path) -> str:
-    """Fill a folder; gives the one command to run beside it.
+    """Fill a folder; return the command to run on the bare machine.
 
     Raises:
-        SystemExit: a wheel cannot be had, or it all weighs too much.
+        SystemExit: a wheel cannot be downloaded, or the pack is too large.
     """
     shutil.rmtree(folder, ignore_errors=True)
     wheels = folder / "whl"
@@ -57,14 +57,18 @@ def pack_for_bare_machine(folder: Path) -> str:
     shutil.copy(Path(__file__).with_name("av_stub.py"), folder / "stubs" / "av.py")
     pack_puppets(str(folder / "data"), clips=6, frames=32, size=256)
     total = size_of(folder) + size_of_project()
-    if total > MOST_BYTES:
-        raise SystemExit(f"{total / 2**20:.1f} MiB with the project, {MOST_BYTES >> 20} allowed")
-    print(f"{size_of(folder) / 2**20:.1f} MiB in {folder}, {total / 2**20:.1f} with the project")
+    if total > MAX_BYTES:
+        raise SystemExit(
+            f"{total / 2**20:.1f} MiB with the project; the limit is {MAX_BYTES >> 20} MiB"
+        )
+    print(
+        f"{size_of(folder) / 2**20:.1f} MiB in {folder}, {total / 2**20:.1f} MiB with the project"
+    )
     return command_for(folder)
 
 
 def download(name: str, folder: Path) -> None:
-    """Fetch the wheel of the version that is installed here, for the bare machine's Python."""
+    """Download the wheel of the locally installed version, for the bare machine's Python."""
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)),
         *("--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp"),
@@ -85,14 +89,14 @@ def name_of(policy: str) -> str:
 
 
 def slim(wheel: Path, target: Path) -> None:
-    """Ray's wheel as a compressed tar, without what is not used."""
+    """Write Ray's wheel as a compressed tar, without the unused files."""
     with zipfile.ZipFile(wheel) as source, tarfile.open(target, "w:xz", preset=6) as kept:
         for entry in source.infolist():
             if entry.is_dir() or UNUSED.search(entry.filename):
                 continue
             member = tarfile.TarInfo(entry.filename)
             member.size = entry.file_size
-            # As pip does: the wheel marks what is to be executed.
+            # As pip does: the wheel marks executable files.
             member.mode = 0o755 if (entry.external_attr >> 16) & 0o111 else 0o644
             kept.addfile(member, io.BytesIO(source.read(entry)))
 
@@ -113,7 +117,7 @@ def size_of_project() -> int:
 
 
 def command_for(folder: Path) -> str:
-    """The one command to run on the bare machine, from the root of the project."""
+    """The command to run on the bare machine, in the root of the project."""
     place = shlex.quote(str(folder))
     return (
         "export PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0 RAY_TMPDIR=/tmp/r; "

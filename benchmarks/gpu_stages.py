@@ -1,6 +1,6 @@
-"""The stages of gpu.py: each answers one question about a GPU, and prints its answer as it comes.
+"""The stages of gpu.py: each answers one question about a GPU and prints its answer.
 
-Weights are random and frames are noise or synthetic puppets: neither changes a time. In the
+Weights are random and frames are noise or synthetic puppets; neither affects the time. In the
 rehearsal (`Setup.dry`) everything is small and runs on the CPU; the figures then mean nothing.
 """
 
@@ -48,11 +48,11 @@ ROOT = Path(__file__).parents[1]
 
 
 class Setup(NamedTuple):
-    """What a stage is given.
+    """The arguments of a stage.
 
     Attributes:
-        out: folder for files beside the text.
-        data: folder of shards of 256x256; if empty, the stages that need one pack puppets.
+        out: folder for files other than the text.
+        data: folder of 256x256 shards; if empty, stages that need one pack puppets.
         dry: rehearse on a CPU.
     """
 
@@ -62,22 +62,22 @@ class Setup(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A question, and how many seconds its answer may take."""
+    """A stage and its time limit in seconds."""
 
     run: Callable[[Setup], None]
     seconds: float
 
 
 class Timing(NamedTuple):
-    """Of some steps in a row.
+    """Measurements of several consecutive steps.
 
     Attributes:
         seconds: of a step.
-        host: seconds until the host had issued it; as long as the step itself, it is the host that
-            the GPU waits for.
-        first: seconds of the very first step, with cuDNN's search or compilation.
-        memory: bytes at the peak of a later step.
-        loss: of the first step, all terms together.
+        host: seconds until the host has issued a step; if that takes as long as the step itself,
+            the GPU waits for the host.
+        first: seconds of the first step, with cuDNN's search or compilation.
+        memory: peak bytes of a later step.
+        loss: of the first step, the sum of all terms.
     """
 
     seconds: float
@@ -93,7 +93,7 @@ class Timing(NamedTuple):
 
 
 def ceilings(setup: Setup) -> None:
-    """What the device reaches with large operations: the measure of all that follows."""
+    """The speed of large operations on the device: the ceiling for all later figures."""
     for name, dtype, products in FORMATS:
         side = 256 if setup.dry else 8192
         print(f"GEMM {side}, {name}: {gemm_rate(side, dtype, products) / 1e12:.1f} TFLOP/s")
@@ -116,8 +116,8 @@ def ceilings(setup: Setup) -> None:
 
 
 def tests(setup: Setup) -> None:
-    """The tests that need a GPU; in the rehearsal those that can run on a CPU."""
-    # Not by the project's settings: a bare machine's libraries have warnings of their own.
+    """The tests that need a GPU; in the rehearsal, those that can run on a CPU."""
+    # Without the project's settings: a bare machine's libraries have other warnings.
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={ROOT}"]
     environ = os.environ | ({"PRIORITYCUT_REHEARSE_GPU_TESTS": "1"} if setup.dry else {})
     command = [sys.executable, "-m", "pytest", str(ROOT / "tests/gpu"), *options]
@@ -130,7 +130,7 @@ def tests(setup: Setup) -> None:
 
 
 def steps(setup: Setup) -> None:
-    """Whole training steps: both discriminators, three batch sizes, beside the reference's way."""
+    """Whole training steps with either discriminator at three batch sizes, beside the reference."""
     side = 256 if setup.dry else 8192
     ceiling = {name: gemm_rate(side, dtype, products) for name, dtype, products in FORMATS}
     print(
@@ -159,7 +159,7 @@ def steps(setup: Setup) -> None:
 
 
 def measure_way(setup: Setup, kind: str, batch: int, way: str) -> tuple[int, Timing]:
-    """FLOPs of a step and its timing; nothing else is in the device's memory."""
+    """FLOPs of a step and its timing, with nothing else in the device's memory."""
     gc.collect()
     if ON_GPU:
         torch.cuda.empty_cache()
@@ -171,14 +171,14 @@ def measure_way(setup: Setup, kind: str, batch: int, way: str) -> tuple[int, Tim
 
 
 def precision_of(way: str) -> str:
-    """The precision that a way of taking steps computes in."""
+    """The precision of a way."""
     return "bfloat16" if way == "bfloat16" else "float32"
 
 
 def config_of(
     setup: Setup, kind: str = "unet", batch: int = 16, precision: str = "bfloat16", *words: str
 ) -> Config:
-    """The published sizes, mixing in every step; the quickstart's small ones in the rehearsal."""
+    """The published sizes, mixing in every step; in the rehearsal, the quickstart's sizes."""
     mixing = ["priority_cut.mix_prob=1", "priority_cut.warmup_samples=0"]
     return load_config(
         "quickstart" if setup.dry else "vox256",
@@ -194,7 +194,7 @@ def config_of(
 
 
 def time_steps(setup: Setup, run: Run, count: int = 10) -> Timing:
-    """Take a first step, some that warm up, and the ones that are timed."""
+    """Run a first step, some warm-up steps, and the timed steps."""
     count = 1 if setup.dry else count
     before = now()
     losses = run.step()
@@ -220,7 +220,7 @@ def time_steps(setup: Setup, run: Run, count: int = 10) -> Timing:
 
 
 def profile(setup: Setup) -> None:
-    """What the GPU does in a step: how long it is busy, and with which kernels."""
+    """How much of a step the GPU is busy, and with which kernels."""
     run = make_run("bfloat16", config_of(setup, batch=2 if setup.dry else 16))
     taken = 1 if setup.dry else 4
     for _ in range(taken):
@@ -236,8 +236,8 @@ def profile(setup: Setup) -> None:
     kernels = [event for event in recorded.events() if event.device_type.name == "CUDA"]
     busy = covered((event.time_range.start, event.time_range.end) for event in kernels) / 1e6
     print(
-        f"{len(kernels) / taken:.0f} kernels and copies a step; the GPU is busy {busy / taken:.4f} "
-        f"of {clock / taken:.4f} s a step, {100 * busy / clock:.0f} % (while profiled)"
+        f"{len(kernels) / taken:.0f} kernels and copies per step; the GPU is busy for "
+        f"{busy / taken:.4f} of {clock / taken:.4f} s, {100 * busy / clock:.0f} % (while profiled)"
     )
     averages = recorded.key_averages()
     shown = [row for row in averages if row.device_type.name == ("CUDA" if ON_GPU else "CPU")]
@@ -248,12 +248,12 @@ def profile(setup: Setup) -> None:
 
 
 def _own_time(row: Any) -> float:
-    """Microseconds of an entry of the profiler's table, without what it calls."""
+    """Microseconds of an entry in the profiler's table, without its callees."""
     return float(row.self_device_time_total if ON_GPU else row.self_cpu_time_total)
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals: two kernels at the same time count once."""
+    """Total length of the union of intervals: overlapping kernels count once."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(intervals):
         total += max(0.0, stop - max(start, end))
@@ -262,11 +262,11 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def determinism(setup: Setup) -> None:
-    """Ten steps twice from one seed, and once with a resumption: which tensors differ?"""
+    """Ten steps from one seed, twice, and once with a resume: which tensors differ?"""
     os.environ |= DETERMINISTIC_CUBLAS
     count = 2 if setup.dry else 10
     seconds = []
-    for way, value in (("as it is", "false"), ("train.deterministic", "true")):
+    for way, value in (("default", "false"), ("train.deterministic", "true")):
         words = [f"train.deterministic={value}"]
         config = config_of(setup, "unet", 2 if setup.dry else 8, "bfloat16", *words)
         once, _ = train_for(config, count)
@@ -277,7 +277,7 @@ def determinism(setup: Setup) -> None:
         seconds.append(taken / (count - 1))
     plain, deterministic = seconds
     print(
-        f"s/step at batch {config.train.batch_size}: {plain:.4f} as it is, "
+        f"s/step at batch {config.train.batch_size}: {plain:.4f} by default, "
         f"{deterministic:.4f} with train.deterministic ({deterministic / plain:.2f} times)"
     )
 
@@ -285,7 +285,7 @@ def determinism(setup: Setup) -> None:
 def train_for(
     config: Config, count: int, resumed_at: int | None = None
 ) -> tuple[dict[str, Tensor], float]:
-    """All weights and buffers after some steps, and the seconds of all steps but the first."""
+    """All weights and buffers after some steps, and the seconds of the steps after the first."""
     run = make_run("ours", config)
     run.step()
     before = now()
@@ -306,13 +306,13 @@ def train_for(
 
 
 def differences(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
-    """Which tensors are not equal bit by bit, in words."""
+    """A sentence on which tensors are not equal bit by bit."""
     different = [name for name in first if not torch.equal(first[name], second[name])]
     if not different:
         return f"all {len(first)} tensors are equal bit by bit"
     most = max(float((first[name] - second[name]).abs().max()) for name in different)
     shown = ", ".join(different[:6])
-    return f"{len(different)} of {len(first)} tensors differ, by {most:.2g} at most: {shown}"
+    return f"{len(different)} of {len(first)} tensors differ, by at most {most:.2g}: {shown}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -321,9 +321,9 @@ def differences(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
 
 
 def ranks(setup: Setup) -> None:
-    """Two ranks with half a batch each against one with the whole, and what NCCL and DDP cost.
+    """Two ranks with half a batch each against one with the whole; the cost of DDP and NCCL.
 
-    Both ranks share the GPU, which NCCL refuses: they talk by gloo.
+    The two ranks share the GPU, which NCCL refuses, so they communicate over gloo.
     """
     config = config_of(setup, "unet", 4, "float32")
     losses = make_run("ours", config).step()
@@ -348,7 +348,7 @@ def ranks(setup: Setup) -> None:
 
 
 def _one_of_two(rank: int, config: Config, store: str) -> None:
-    """One rank; the first one prints losses and whether the weights of both are equal."""
+    """One rank; rank 0 prints the losses and whether both ranks have equal weights."""
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     run = make_run("ours", config, Worker(rank, 2, DEVICE))
     losses = run.step()
@@ -370,7 +370,7 @@ def _one_of_two(rank: int, config: Config, store: str) -> None:
 
 
 def train(setup: Setup) -> None:
-    """`prioritycut train` under Ray on shards: stopped by SIGTERM, then resumed to its end."""
+    """`prioritycut train` on shards under Ray: stopped by SIGTERM, then resumed to the end."""
     with shards(setup) as data, tempfile.TemporaryDirectory() as runs:
         batch, total = (2, 24) if setup.dry else (32, 320)
         words = [
@@ -396,7 +396,9 @@ def train(setup: Setup) -> None:
         before = len(scalars(metrics))
         resumed = subprocess.run(command, cwd=ROOT, check=False).returncode
         rows = scalars(metrics)
-        print(f"\nstopped with exit code {stopped} (75 wanted), resumed with {resumed} (0 wanted)")
+        print(
+            f"\nstopped with exit code {stopped} (expected 75), resumed with {resumed} (expected 0)"
+        )
         print(f"reports before and after: {before}, {len(rows) - before}")
         for row in rows:
             print(
@@ -412,7 +414,7 @@ def train(setup: Setup) -> None:
 
 
 def scalars(folder: Path) -> list[dict[str, float]]:
-    """What a run has logged so far, in order."""
+    """The scalars that a run has logged so far, in order."""
     return [
         json.loads(line)
         for path in sorted(folder.glob("*.jsonl"))
@@ -423,7 +425,7 @@ def scalars(folder: Path) -> list[dict[str, float]]:
 
 @contextmanager
 def shards(setup: Setup) -> Iterator[str]:
-    """The folder of shards that was given, or one of puppets."""
+    """The given folder of shards, or a new one of synthetic puppets."""
     if setup.data:
         yield str(Path(setup.data).resolve())
         return
@@ -433,7 +435,7 @@ def shards(setup: Setup) -> Iterator[str]:
 
 
 def loader(setup: Setup) -> None:
-    """Pairs a second that are decoded, and that reach the device."""
+    """Pairs per second that are decoded, and that reach the device."""
     batch, size = (2, 64) if setup.dry else (32, 256)
     with shards(setup) as data:
         pairs = FramePairs(data, read_index(data), "train", size=size, seed=0, num_repeats=1000)
@@ -445,7 +447,7 @@ def loader(setup: Setup) -> None:
 
 
 def loader_rate(pairs: FramePairs, batch: int, workers: int, count: int) -> float:
-    """Batches a second, after those that the workers had time to make ahead."""
+    """Batches per second, not counting those that the loader workers had prefetched."""
     waste, count = 3 * workers + 1, max(count, 3 * workers)
     stream = batches(
         pairs,
@@ -466,16 +468,16 @@ def loader_rate(pairs: FramePairs, batch: int, workers: int, count: int) -> floa
 
 
 def animate(setup: Setup) -> None:
-    """Frames a second of animation, beside the reference's way."""
+    """Animation in frames per second, beside the reference's way."""
     words = ["--size", "128", "--frames", "4", "--turns", "1"] if setup.dry else ["--frames", "256"]
     command = [sys.executable, str(ROOT / "benchmarks/animate.py"), "network", *words]
     sys.exit(subprocess.run(command, check=False).returncode)
 
 
 def compiled(setup: Setup) -> None:
-    """What train.compile gains, and what its first step costs."""
+    """The speed-up of train.compile, and the time of its first step."""
     batch, backend = (2, "eager") if setup.dry else (16, "inductor")
-    for way, word in (("as it is", "no"), ("compiled", "yes")):
+    for way, word in (("eager", "no"), ("compiled", "yes")):
         config = config_of(setup, "unet", batch, "bfloat16", f"train.compile={word}")
         timing = time_steps(setup, make_run(way, config, backend=backend))
         print(
@@ -497,4 +499,4 @@ STAGES: dict[str, Stage] = {
     "animate": Stage(animate, 40),
     "compile": Stage(compiled, 150),
 }
-"""In the order of their worth."""
+"""The most valuable first."""

@@ -1,11 +1,11 @@
-"""Batch norm and sampling of our own beside torch's: error and cost on a CPU, in Markdown.
+"""Our batch norm and sampling beside torch's: error and cost on a CPU, in Markdown.
 
     python benchmarks/layers.py                # layers and whole training steps, one thread
     python benchmarks/layers.py --threads 2
 
-Errors are ‖found − exact‖ / ‖exact‖ against float64. Seconds are CPU seconds with one thread and by
-the clock with more; the ways take turns, so other work on the machine hardly changes their ratios.
-Memory is allocated as in a worker that `prioritycut train` starts. Networks have random weights.
+Errors are ‖found − exact‖ / ‖exact‖ against float64. Seconds are CPU seconds with one thread, and
+clock seconds with more. The ways alternate, so other work on the machine hardly changes their
+ratios. Memory is allocated as in a worker of `prioritycut train`. Networks have random weights.
 """
 
 import os
@@ -41,7 +41,7 @@ SAMPLES = {
 
 
 def main(threads: int = 1, turns: int = 9, steps: int = 3, size: int = 128, batch: int = 2) -> None:
-    """Layers alone, animators in training mode, whole training steps."""
+    """Measure single layers, animators in training mode, and whole training steps."""
     if any(os.environ.get(name) != value for name, value in KEEP_FREED_MEMORY.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_FREED_MEMORY)
     torch.set_num_threads(threads)
@@ -67,7 +67,7 @@ def _norms(threads: int, turns: int) -> None:
 
 
 def _all_norms(threads: int, turns: int, size: int, batch: int) -> None:
-    """Those of one forward and backward pass of the animator, each in its own shape."""
+    """All batch norms of one forward and backward pass of the animator, each in its own shape."""
     title = f"all batch norms of the step below, {size}², batch {batch}"
     _title(title, "torch (ms)", "ours (ms)", "ours / torch")
     shapes: list[torch.Size] = []
@@ -97,7 +97,7 @@ def _animators() -> None:
         config = load_config("quickstart", [*narrow, "model.dense_motion.num_blocks=3"])
         torch.manual_seed(0)
         animator, frames = build_animator(config.model), torch.rand(2, batch, 3, size, size)
-        with _torchs_norm():
+        with _torch_norm():
             theirs = _prediction(animator, frames)
         ours = _prediction(animator, frames)
         with patch.object(Tensor, "float", Tensor.double):
@@ -141,7 +141,7 @@ def _config(precision: str, size: int, batch: int) -> Config:
 
 def _step(run: Run, way: str) -> None:
     if way == "torch":
-        with _torchs_norm():
+        with _torch_norm():
             run.step()
     elif way == "norm":
         run.step()
@@ -164,7 +164,7 @@ def _deterministic(image: Tensor, grid: Tensor, *, align_corners: bool = False) 
 
 
 @contextmanager
-def _torchs_norm() -> Iterator[None]:
+def _torch_norm() -> Iterator[None]:
     with patch.object(BatchNorm2d, "forward", nn.BatchNorm2d.forward):
         yield
 
@@ -194,14 +194,14 @@ def _error(found: Tensor, exact: Tensor) -> float:
 def _compared(
     ways: Mapping[str, Callable[[], object]], threads: int, turns: int
 ) -> tuple[str, str, str]:
-    """Milliseconds of torch and of ours, and their ratio."""
+    """Milliseconds of torch's and of our layer, and their ratio."""
     seconds = _timed(ways, threads, turns)
     theirs, ours = seconds["torch"], seconds["ours"]
     return f"{theirs * 1e3:.2f}", f"{ours * 1e3:.2f}", f"{ours / theirs:.2f}"
 
 
 def _timed(ways: Mapping[str, Callable[[], object]], threads: int, turns: int) -> dict[str, float]:
-    """Best seconds of each way, after a turn that warms up."""
+    """Best seconds of each way, after a warm-up turn."""
     clock = time.process_time if threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(turns + 1):

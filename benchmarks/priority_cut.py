@@ -1,9 +1,9 @@
-"""What PriorityCut costs, and what it hits; beside CutMix, in Markdown.
+"""The cost of PriorityCut, and which pixels it cuts, beside CutMix; in Markdown.
 
     python benchmarks/priority_cut.py cost              # time of mask + mix within a training step
     python benchmarks/priority_cut.py hits runs/NAME    # against the true occlusions of puppets
 
-The perceptual network of ``cost`` has random weights: they change no time.
+The perceptual network of ``cost`` has random weights, which do not affect the time.
 """
 
 import statistics
@@ -38,9 +38,9 @@ from prioritycut_ray.training.steps import (
 from prioritycut_ray.training.worker import Worker
 
 CPU = torch.device("cpu")
-FIRST_SEED = 1000  # The quickstart trains on seeds far below.
+FIRST_SEED = 1000  # The quickstart trains on much lower seeds.
 CLIP_FRAMES = 32
-PAIRS_A_CLIP = 4
+PAIRS_PER_CLIP = 4
 TOP_K = (5, 10, 20, 40)
 MIXING = {
     "no mixing": None,
@@ -53,7 +53,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
-    """What PriorityCut costs, and what it hits; beside CutMix."""
+    """Measure the cost of PriorityCut and which pixels it cuts, beside CutMix."""
     if context.invoked_subcommand is None:
         cost()
 
@@ -85,7 +85,7 @@ def _cost_config(mixing: dict[str, object] | None, batch: int) -> Config:
 
 
 def _mask_and_mix(config: Config) -> Callable[[], None]:
-    """What a mixing step does beside the networks: a 64x64 mask to 256x256, and one mix."""
+    """What a mixing step adds to the networks: a 64x64 mask resized to 256x256, and one mix."""
     mixing, size, batch = config.priority_cut, config.data.size, config.train.batch_size
     side = int(size * config.model.dense_motion.scale_factor)
     logits = torch.randn(batch, config.model.num_keypoints + 1, side, side)
@@ -102,7 +102,7 @@ def _mask_and_mix(config: Config) -> Callable[[], None]:
 
 
 def _training_steps(configs: dict[str, Config]) -> dict[str, Callable[[], None]]:
-    """Whole training steps, generator and discriminator, of the same networks by each config."""
+    """Whole training steps of the same networks, generator and discriminator, for each config."""
     config = next(iter(configs.values()))
     state, perceptual = new_state(config, CPU), build_perceptual(config)
     pair = FramePair(*torch.rand(2, config.train.batch_size, 3, config.data.size, config.data.size))
@@ -115,7 +115,7 @@ def _training_steps(configs: dict[str, Config]) -> dict[str, Callable[[], None]]
 
 
 def _interleaved(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """CPU seconds of each call, in turns: other work on the machine hardly changes them."""
+    """CPU seconds of each call; the calls alternate, so other work hardly changes their ratios."""
     seconds = defaultdict(list)
     for turn in range(repeats + 1):
         for name, call in calls.items():
@@ -127,16 +127,16 @@ def _interleaved(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str
 
 
 class Truth(NamedTuple):
-    """A pair of puppet frames, and what is true of the driving one: bool [1, 1, H, W]."""
+    """A pair of puppet frames, and the ground truth of the driving frame: bool [1, 1, H, W]."""
 
     pair: FramePair
     foreground: Tensor
-    disoccluded: Tensor  # It shows a surface that the source frame hides.
+    disoccluded: Tensor  # Shows a surface that the source frame hides.
 
 
 @app.command()
 def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
-    """How many cut pixels of a trained run show a surface that the source frame hides."""
+    """Measure how many cut pixels show a surface that the source frame hides, for a trained run."""
     directory = find_checkpoint(run)
     animator, config = load_animator(directory, CPU)
     mixing = config.priority_cut or PriorityCutConfig()
@@ -147,7 +147,7 @@ def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
             animation, _ = animator(truth.pair)
         ours = _foreground(animation, mixing)
         targets = {
-            "dis-occluded and foreground as the method has it (M_bg below the threshold)": (
+            "dis-occluded and foreground as the method defines it (M_bg below the threshold)": (
                 truth.disoccluded & ours
             ),
             "dis-occluded and on the puppet": truth.disoccluded & truth.foreground,
@@ -158,17 +158,17 @@ def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
         for name, target in targets.items():
             seen[name].append(target)
     shown = {name: torch.cat(masks) for name, masks in seen.items()}
-    print(f"{directory}: {clips * PAIRS_A_CLIP} frame pairs of {clips} unseen puppets.")
+    print(f"{directory}: {clips * PAIRS_PER_CLIP} frame pairs of {clips} unseen puppets.")
     for name in targets:
         _print_hits(name, shown)
 
 
 def _puppet_pairs(clips: int, size: int, seed: int) -> Iterator[Truth]:
-    """Random frame pairs of puppets that no training has seen."""
+    """Random frame pairs of puppets that are in no training set."""
     rng = np.random.default_rng(seed)
     for puppet in range(FIRST_SEED, FIRST_SEED + clips):
         clip = render_clip(puppet, size=size, frames=CLIP_FRAMES)
-        for _ in range(PAIRS_A_CLIP):
+        for _ in range(PAIRS_PER_CLIP):
             source, driving = (int(frame) for frame in rng.choice(CLIP_FRAMES, 2, replace=False))
             frames = torch.from_numpy(clip.frames[[source, driving]]).permute(0, 3, 1, 2) / 255
             truth = (foreground(clip, driving), disoccluded(clip, source, driving))
@@ -204,12 +204,12 @@ def _masks(
 
 
 def _print_hits(target: str, shown: dict[str, Tensor]) -> None:
-    """One table: of the pixels that each mask cuts, how many belong to the target."""
+    """Print the share of each mask's cut pixels that belong to the target."""
 
     def precision(name: str) -> float:
         return (shown[name] & shown[target]).sum().item() / max(shown[name].sum().item(), 1)
 
-    print(f"\nOf the cut pixels, how many (%) are {target}", end=" ")
+    print(f"\nShare of cut pixels (%) that are {target}", end=" ")
     print(f"({100 * shown[target].double().mean().item():.1f} % of all pixels are):\n")
     print(
         "| k (% of foreground) | cut (% of frame) | PriorityCut | random foreground | CutMix",

@@ -8,7 +8,7 @@ from prioritycut_ray.video.encoding import write_video
 
 
 def pack_puppets(url: str, clips: int, frames: int, size: int) -> str:
-    """Write a data set of synthetic puppets, encoded as `prioritycut shard` does; gives its URL."""
+    """Write a data set of synthetic puppets, encoded as by `prioritycut shard`; return its URL."""
     with ShardWriter(url, shard_bytes=2**21) as writer:
         for seed in range(clips):
             encoded = io.BytesIO()

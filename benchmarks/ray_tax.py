@@ -1,15 +1,15 @@
-"""What Ray Train costs: time to the first step, and time of a step; in Markdown.
+"""The overhead of Ray Train: time to the first step, and time of a step; in Markdown.
 
     python benchmarks/ray_tax.py
 
 The quickstart's networks on a few synthetic puppets, one worker with one thread: under Ray Train,
-and beside it, at the same time, the bare trainer in a process of its own. One after the other, the
-moods of a shared machine are larger than the tax; side by side both have the same.
+and at the same time the bare trainer in another process. Run one after the other, the variation of
+a shared machine exceeds the overhead; side by side, both runs share it.
 """
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # As Ray sets it for a worker with one CPU.
+os.environ["OMP_NUM_THREADS"] = "1"  # Ray sets it for a worker with one CPU.
 
 import multiprocessing
 import statistics
@@ -41,18 +41,18 @@ from prioritycut_ray.video.encoding import write_video
 
 LOG_EVERY = 10
 _NICENESS_OF_WORKERS = 15
-"""What Ray gives its own; with less, the bare trainer would have the better half of a core."""
+"""Ray's value; with a lower one, the bare trainer would get more CPU time."""
 
 
 class Window(NamedTuple):
-    """Some steps: when they ended (s since the epoch), and seconds of one."""
+    """Consecutive steps: when they ended (s since the epoch), and seconds per step."""
 
     end: float
     step: float
 
 
 def main(steps: int = 400) -> None:
-    """Train both ways side by side, and list what comes before the first step."""
+    """Train in both ways side by side, and list the time before the first step by part."""
     spawn = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -81,7 +81,7 @@ def main(steps: int = 400) -> None:
     }
     for name, seconds in parts.items():
         print(f"| {name} | {seconds:.1f} |")
-    print(f"| together | {sum(parts.values()):.1f} |")
+    print(f"| total | {sum(parts.values()):.1f} |")
 
 
 def _config(folder: str, name: str, steps: int) -> Config:
@@ -96,7 +96,7 @@ def _first_step(windows: list[Window]) -> float:
 
 
 def _print_steps(ways: Mapping[str, list[Window]]) -> None:
-    """Both over the time in which both were training; the first window of each is its warm-up."""
+    """Compare both over the time in which both trained; the first window of each is warm-up."""
     begin = max(windows[0].end for windows in ways.values())
     end = min(windows[-1].end for windows in ways.values())
     seconds = {
@@ -105,12 +105,13 @@ def _print_steps(ways: Mapping[str, list[Window]]) -> None:
     }
     print("Quickstart, one worker, one thread, side by side.\n")
     print(
-        f"| | windows of {LOG_EVERY} steps | s/step ± standard error | tax (%) |\n|---|---|---|---|"
+        f"| | windows of {LOG_EVERY} steps | s/step ± standard error | overhead (%) |\n"
+        "|---|---|---|---|"
     )
     for way, each in seconds.items():
         mean, error = statistics.fmean(each), statistics.stdev(each) / len(each) ** 0.5
-        tax = 100 * (mean / statistics.fmean(seconds["bare"]) - 1)
-        print(f"| {way} | {len(each)} | {mean:.4f} ± {error:.4f} | {tax:.1f} |")
+        overhead = 100 * (mean / statistics.fmean(seconds["bare"]) - 1)
+        print(f"| {way} | {len(each)} | {mean:.4f} ± {error:.4f} | {overhead:.1f} |")
 
 
 def _pack(folder: Path) -> None:
@@ -126,7 +127,7 @@ def _pack(folder: Path) -> None:
 
 
 def _bare(config: Config, begin: Event) -> tuple[float, list[Window]]:
-    """Train in this process once the other has begun: when this one began, and its windows."""
+    """Train in this process once the other has started; return its start time and windows."""
     begin.wait()
     os.nice(_NICENESS_OF_WORKERS)
     before, recorder = time.time(), _Recorder()
@@ -157,12 +158,12 @@ def _under_ray(config: Config, began: Event) -> list[Window]:
     try:
         launch(config, report, lambda warning: print(f"warning: {warning}"))
     finally:
-        began.set()  # or the other would wait for ever
+        began.set()  # or the other would wait forever
     return recorder.windows
 
 
 class _Recorder:
-    """Receives the reports of a training."""
+    """Records the reports of a training."""
 
     def __init__(self) -> None:
         self.windows: list[Window] = []
@@ -180,6 +181,6 @@ def _import_seconds() -> float:
 
 if __name__ == "__main__":
     if not KEEP_FREED_MEMORY.items() <= os.environ.items():
-        # So that both ways allocate alike; glibc reads it when a process starts.
+        # So that both allocate in the same way; glibc reads these when a process starts.
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_FREED_MEMORY)
     typer.run(main)

@@ -1,10 +1,10 @@
-"""The reference's way of doing what this project does: the baseline of the other benchmarks.
+"""The reference's way of computing our networks: the baseline of the other benchmarks.
 
-The networks and the losses are ours; how they are computed is First Order Motion's own way:
-float32, planes (NCHW), enlargement and pooling apart from convolutions, dense anti-alias kernels,
-the source repeated K+1 times before it is sampled, two-dimensional Gaussians, a discriminator that
-takes gradients in the generator's step and judges every kind of image in a pass of its own, an
-optimiser step tensor by tensor, and losses read out at every step. It is no copy of its code.
+The networks and the losses are ours, computed as First Order Motion does: float32, contiguous
+(NCHW), upsampling and pooling separate from convolutions, dense anti-alias kernels, the source
+repeated K+1 times before it is sampled, two-dimensional Gaussians, a discriminator that computes
+gradients in the generator step and runs one pass for each kind of image, optimiser steps tensor by
+tensor, and losses read at every step. It is not a copy of that code.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from prioritycut_ray.training.steps import MicroBatch, draw_mask
 
 
 def reference_state(config: Config, device: torch.device) -> TrainState:
-    """A fresh state in the reference's layout, with its optimisers."""
+    """A new state in the reference's memory layout, with its optimisers."""
     state = new_state(config, device)
     for network in (state.animator, state.ema, state.discriminator):
         network.to(memory_format=torch.contiguous_format)
@@ -46,13 +46,13 @@ def reference_state(config: Config, device: torch.device) -> TrainState:
 
 
 def reference_perceptual(config: Config, device: torch.device) -> PerceptualPyramid:
-    """The perceptual network in the reference's layout."""
+    """The perceptual network in the reference's memory layout."""
     return build_perceptual(config, device).to(memory_format=torch.contiguous_format)
 
 
 @contextmanager
 def reference_layers() -> Iterator[None]:
-    """Within it, layers are computed in the reference's way."""
+    """Compute layers in the reference's way within this context."""
     replaced = [
         (blocks, "conv_of_enlarged", _enlarge_then_convolve),
         (discriminators, "conv_of_enlarged", _enlarge_then_convolve),
@@ -75,7 +75,7 @@ def reference_layers() -> Iterator[None]:
 def reference_step(
     state: TrainState, perceptual: PerceptualPyramid, batch: MicroBatch, config: Config
 ) -> dict[str, float]:
-    """One update of both sides; the losses that our step calls by the same names."""
+    """Update generator and discriminator; return the losses under the names of our step."""
     with reference_layers():
         animation, of_generator = _generator_step(state, perceptual, batch, config)
         return of_generator | _discriminator_step(state, animation, batch, config)
@@ -88,7 +88,7 @@ def _generator_step(
     transform = random_spline(batch.randomness.spline)
     animation, transformed = state.animator(pair, transform_frame(transform, pair.driving))
     keypoints = animation.driving_keypoints.value.detach()
-    state.discriminator.eval()  # As ours, so that the losses compare; it costs nothing.
+    state.discriminator.eval()  # As in our step, so that the losses agree; it costs nothing.
     real = state.discriminator(pair.driving, keypoints)
     fake = state.discriminator(animation.prediction, keypoints)
     state.discriminator.train()

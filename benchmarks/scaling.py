@@ -1,10 +1,10 @@
-"""Two processes against one, and what that says of many GPUs; in Markdown.
+"""Two processes against one, and a model of many GPUs; in Markdown.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --gpu-seconds 0.4    # a measured step of one GPU (step.py)
 
-One thread a process. "Apart" is two processes that train beside each other and never communicate:
-what is lost there is lost to the machine they share, and is the ceiling of "together".
+One thread per process. "Apart" is two processes that train at the same time and never communicate:
+its loss is due to the shared machine, and its speed is the ceiling for "together".
 """
 
 import json
@@ -30,12 +30,12 @@ from prioritycut_ray.training.worker import Worker
 CPU = torch.device("cpu")
 WAYS = {"alone": 1, "apart": 2, "together": 2}
 NETWORKS = {
-    "NVLink in the node, 400 Gb/s a GPU between nodes": (300e9, 50e9),
-    "NVLink in the node, 100 Gb/s a node between nodes": (300e9, 12.5e9 / 8),
+    "NVLink in the node, 400 Gb/s per GPU between nodes": (300e9, 50e9),
+    "NVLink in the node, 100 Gb/s per node between nodes": (300e9, 12.5e9 / 8),
 }
-"""Bytes a second of one GPU: in its node of eight, and beyond it. Stated, not measured."""
+"""Bytes per second of one GPU, within its node of eight and beyond. Assumed, not measured."""
 LATENCY = 20e-6
-"""Seconds of one hop of a ring. Stated, not measured."""
+"""Seconds of one hop of a ring. Assumed, not measured."""
 BUCKET = 25 * 2**20
 """Bytes that DistributedDataParallel reduces at once."""
 
@@ -47,7 +47,7 @@ def main(
     turns: int = 2,
     gpu_seconds: float = 0.5,
 ) -> None:
-    """Time both; then a model of 8 to 512 GPUs from the published sizes' gradients."""
+    """Time one and two processes; then model 8 to 512 GPUs with the published sizes."""
     config = load_config(configuration, [f"train.batch_size={2 * batch}", "train.workers=2"])
     medians: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for _ in range(turns):
@@ -55,12 +55,14 @@ def main(
             medians[way].append(_measure(way, config, batch, steps))
     wall = {way: min(times[0] for times in medians[way]) for way in WAYS}
     busy = {way: min(times[1] for times in medians[way]) for way in WAYS}
-    print(f"{configuration}, batch {batch} a process, one thread each; best of {turns} medians.\n")
-    print("| | s/step (clock) | s/step (CPU, of one process) | efficiency |\n|---|---|---|---|")
+    print(
+        f"{configuration}, batch {batch} per process, one thread each; best of {turns} medians.\n"
+    )
+    print("| | s/step (clock) | s/step (CPU, one process) | efficiency |\n|---|---|---|---|")
     for way in WAYS:
         efficiency = wall["alone"] / wall[way]
         print(f"| {way} | {wall[way]:.3f} | {busy[way]:.3f} | {efficiency:.2f} |")
-    print(f"\nOf its ceiling (apart): {wall['apart'] / wall['together']:.2f}.")
+    print(f"\nShare of the ceiling (apart): {wall['apart'] / wall['together']:.2f}.")
     _print_bytes(configuration, config)
     published = load_config("vox256")
     _print_bytes("vox256", published)
@@ -68,7 +70,7 @@ def main(
 
 
 def _measure(way: str, config: Config, batch: int, steps: int) -> list[float]:
-    """Median seconds of a step: by the clock, and of the CPU."""
+    """Median clock seconds and CPU seconds of a step."""
     os.environ["OMP_NUM_THREADS"] = "1"
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +83,7 @@ def _measure(way: str, config: Config, batch: int, steps: int) -> list[float]:
 def _work(
     rank: int, port: int, way: str, config: Config, batch: int, steps: int, folder: str
 ) -> None:
-    """One process: joins the others in any case, and shares gradients only together."""
+    """One process; it always joins the process group, and all-reduces gradients only "together"."""
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WAYS[way])
@@ -104,9 +106,9 @@ def _work(
 
 
 def _reduced_bytes(state: TrainState) -> dict[str, int]:
-    """Bytes of gradients that a step reduces, and of spectral norms that it broadcasts.
+    """Bytes of gradients that a step all-reduces, and of spectral norms that it broadcasts.
 
-    Batch statistics go unmentioned: 32 bytes a channel, forward and backward together.
+    Batch statistics are left out: 32 bytes per channel, forward and backward together.
     """
     networks = (state.animator, state.discriminator)
     return {
@@ -118,14 +120,14 @@ def _reduced_bytes(state: TrainState) -> dict[str, int]:
 def _print_bytes(name: str, config: Config) -> None:
     sizes = _reduced_bytes(new_state(config, CPU))
     parts = ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in sizes.items())
-    print(f"Shared a step, {name}: {parts}.")
+    print(f"Communicated per step, {name}: {parts}.")
 
 
 def _print_model(sizes: dict[str, int], compute: float) -> None:
-    """Step time for 8 to 512 GPUs: a ring that hides behind two thirds of the computation."""
+    """Step time on 8 to 512 GPUs, with a ring hidden behind two thirds of the computation."""
     size = sizes["gradients"]
-    print(f"\nModel of vox256 with {compute:g} s of computation a step on one GPU (an assumption")
-    print("unless given), gradients in float32, all-reduce by a ring behind the backward pass:\n")
+    print(f"\nModel of vox256 with {compute:g} s of computation per step on one GPU (an assumption")
+    print("unless measured), float32 gradients, ring all-reduce behind the backward pass:\n")
     print("| GPUs | " + " | ".join(f"{name}: s/step, efficiency" for name in NETWORKS) + " |")
     print("|---" * (1 + len(NETWORKS)) + "|")
     for gpus in (8, 16, 32, 64, 128, 256, 512):
@@ -134,7 +136,7 @@ def _print_model(sizes: dict[str, int], compute: float) -> None:
             bandwidth = inside if gpus <= 8 else min(inside, between)
             hops, buckets = 2 * (gpus - 1), -(-size // BUCKET)
             reduce = hops / gpus * size / bandwidth + hops * LATENCY * buckets
-            # The last bucket has nothing left to hide behind.
+            # The last bucket has no computation left to hide behind.
             last = reduce / buckets
             step = compute + max(last, reduce - compute * 2 / 3)
             cells.append(f"{step:.3f}, {compute / step:.2f}")

@@ -1,11 +1,11 @@
-"""Training under random kills, against a training that nothing happens to; in Markdown.
+"""Training under random kills, against an uninterrupted training; in Markdown.
 
     python benchmarks/soak.py --minutes 30 --seed 0
 
-The quickstart's networks on a few synthetic puppets, two workers. The driver (SIGKILL, SIGTERM)
-and either rank (SIGKILL, SIGTERM) are hit at random moments, by a schedule that the seed decides;
-a driver that has ended is started again by the same command. Afterwards the same number of steps is
-trained without a kill: the weights must be equal bit for bit, and memory must not grow meanwhile.
+The quickstart's networks on a few synthetic puppets, two workers. The driver and either rank
+receive SIGKILL or SIGTERM at random times, scheduled by the seed; after the driver has ended, the
+same command starts it again. Then the same number of steps is trained without interruption: the
+weights must be equal bit for bit. The growth of memory during that run is printed.
 """
 
 import os
@@ -47,11 +47,11 @@ VICTIMS = [("driver", signal.SIGKILL), ("driver", signal.SIGTERM)]
 VICTIMS += [
     (f"rank {rank}", number) for rank in (0, 1) for number in (signal.SIGKILL, signal.SIGTERM)
 ]
-SECONDS_OF_QUIET = (5.0, 30.0)
+PAUSE_S = (5.0, 30.0)
 
 
 class Place:
-    """Where one run lies, and how it is started."""
+    """The folder of one run, and how it is started."""
 
     def __init__(self, folder: Path, data: Path, samples: int) -> None:
         self.run = folder / "runs" / "soak"
@@ -60,34 +60,34 @@ class Place:
         self._words += [f"train.samples={samples}"]
 
     def start(self) -> Training:
-        """The same command each time."""
+        """Run the same command each time."""
         self._starts += 1
         return Training(self._folder / f"attempt{self._starts}", self._words, ENVIRON)
 
 
 def main(minutes: float = 30, seed: int = 0) -> None:
-    """Harass a run, train its quiet twin, and compare."""
+    """Train a run under random kills and another without, and compare them."""
     with tempfile.TemporaryDirectory(prefix="soak_") as name:
         folder = Path(name)
         data = _pack(folder)
-        harassed = Place(folder / "harassed", data, samples=100_000_000)
-        kills = _harass(harassed, random.Random(seed), minutes)
-        steps = int(find_checkpoint(harassed.run).name.removeprefix("step_"))
-        quiet = Place(folder / "quiet", data, samples=BATCH * steps)
-        growth = _train_quietly(quiet)
-        logged = Counter(_logged_steps(harassed.run))
+        killed = Place(folder / "killed", data, samples=100_000_000)
+        kills = _train_under_kills(killed, random.Random(seed), minutes)
+        steps = int(find_checkpoint(killed.run).name.removeprefix("step_"))
+        undisturbed = Place(folder / "undisturbed", data, samples=BATCH * steps)
+        growth = _train_undisturbed(undisturbed)
+        logged = Counter(_logged_steps(killed.run))
         lost = [step for step in range(LOG_EVERY, steps + 1, LOG_EVERY) if step not in logged]
-        assert_same_weights(quiet.run, harassed.run)
+        assert_same_weights(undisturbed.run, killed.run)
     print(f"{minutes:g} minutes, seed {seed}, two workers on {os.cpu_count()} CPUs.\n")
     print("| | |\n|---|---|")
     for (victim, number), count in sorted(Counter(kills).items()):
         print(f"| {number.name} to {victim} | {count} times |")
     print(f"| steps trained | {steps} |")
-    print(f"| lost in TensorBoard | {len(lost)} |")
-    print(f"| twice in TensorBoard | {sum(count > 1 for count in logged.values())} |")
+    print(f"| steps missing in TensorBoard | {len(lost)} |")
+    print(f"| steps logged twice in TensorBoard | {sum(count > 1 for count in logged.values())} |")
     print("| processes left behind | 0 |\n| final weights | equal bit for bit |")
     for who, megabytes in growth.items():
-        print(f"| memory of {who}, growth over the quiet run | {megabytes:+.1f} MB |")
+        print(f"| memory growth of {who} over the uninterrupted run | {megabytes:+.1f} MB |")
 
 
 def _pack(folder: Path) -> Path:
@@ -102,15 +102,17 @@ def _pack(folder: Path) -> Path:
     return folder / "data"
 
 
-def _harass(place: Place, rng: random.Random, minutes: float) -> list[tuple[str, signal.Signals]]:
-    """Kill at random until the time is over; then let the run save."""
+def _train_under_kills(
+    place: Place, rng: random.Random, minutes: float
+) -> list[tuple[str, signal.Signals]]:
+    """Kill processes at random until the time is over; then let the run save."""
     kills = []
     until = time.monotonic() + 60 * minutes
     training = place.start()
     try:
         while True:
             _await_progress(training)
-            time.sleep(rng.uniform(*SECONDS_OF_QUIET))
+            time.sleep(rng.uniform(*PAUSE_S))
             if time.monotonic() > until:
                 break
             victim, number = rng.choice(VICTIMS)
@@ -130,7 +132,7 @@ def _harass(place: Place, rng: random.Random, minutes: float) -> list[tuple[str,
 
 
 def _hit(training: Training, victim: str, number: signal.Signals) -> bool:
-    """Send a signal; false if the victim is just being replaced."""
+    """Send a signal; return False if the victim is being replaced at the moment."""
     if victim == "driver":
         training.process.send_signal(number)
         return True
@@ -142,18 +144,18 @@ def _hit(training: Training, victim: str, number: signal.Signals) -> bool:
 
 
 def _await_progress(training: Training) -> None:
-    """Until all ranks have made a step since they were started."""
+    """Wait until all ranks have taken a step since they were started."""
 
     def progress() -> bool:
         assert training.process.poll() is None, training.output()
         ranks = training.ranks().values()
         return len(ranks) == 2 and all(rank.step > rank.started_from for rank in ranks)
 
-    await_truth(progress, "no step for long", seconds=600)
+    await_truth(progress, "a step of all ranks", seconds=600)
 
 
-def _train_quietly(place: Place) -> dict[str, float]:
-    """Megabytes by which driver and ranks have grown since a fifth of the run."""
+def _train_undisturbed(place: Place) -> dict[str, float]:
+    """Train without interruption; return the memory growth of driver and ranks in megabytes."""
     samples: dict[str, list[float]] = {}
     with place.start() as training:
         while training.process.poll() is None:
@@ -167,13 +169,13 @@ def _train_quietly(place: Place) -> dict[str, float]:
 
 
 def _megabytes(pid: int) -> float:
-    """Resident memory of a process."""
+    """Resident memory of a process in megabytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
 def _growth(readings: Sequence[float]) -> float:
-    """From the second fifth of the run to the last, by the highest reading of each."""
+    """The highest reading of the last fifth of the run minus that of the second fifth."""
     fifth = max(1, len(readings) // 5)
     return max(readings[-fifth:]) - max(readings[fifth : 2 * fifth] or readings)
 

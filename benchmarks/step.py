@@ -1,15 +1,15 @@
-"""What a training step costs, by size, batch, precision and compilation; in Markdown.
+"""The cost of a training step by size, batch, precision and compilation; in Markdown.
 
     python benchmarks/step.py                        # 128x128 and 256x256, batch 2
     python benchmarks/step.py step --kind patch      # the discriminator of First Order Motion
     python benchmarks/step.py noise                  # losses over 200 steps, float32 and bfloat16
 
-Each way does the same work on the same frames in turns with the others, so that other work on the
-machine hardly changes their ratios. Seconds are CPU seconds of one process on a CPU (and by the
-clock beside them), and time by the clock on a GPU. The baseline "reference's way" is described in
-reference_way.py; it allocates as glibc does by default, our ways as in a worker that
-`prioritycut train` starts (launch.KEEP_FREED_MEMORY). The perceptual network is VGG-19 with random
-weights: they change no time.
+All ways do the same work on the same frames and alternate, so other work on the machine hardly
+changes their ratios. On a CPU, seconds are CPU seconds of one process, with clock seconds beside
+them; on a GPU they are clock seconds. The baseline "reference's way" is described in
+reference_way.py. It allocates with glibc's defaults; our ways allocate as in a worker of
+`prioritycut train` (launch.worker.KEEP_FREED_MEMORY). The perceptual network is VGG-19 with random
+weights, which do not affect the time.
 """
 
 import ctypes
@@ -57,7 +57,7 @@ ENDED = {
     "discriminator step": "generator backward",
     "update": "discriminator backward",
 }
-"""What ends where a phase of training_step begins."""
+"""The phase that ends when a phase of training_step begins."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt, from malloc.h."""
@@ -66,7 +66,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Cost(NamedTuple):
-    """Of one way at one size."""
+    """The cost of one way at one size."""
 
     size: int
     batch: int
@@ -81,7 +81,7 @@ class Cost(NamedTuple):
 
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
-    """What a training step costs."""
+    """Measure the cost of a training step."""
     if context.invoked_subcommand is None:
         step()
 
@@ -94,10 +94,10 @@ def step(
     kind: str = "unet",
     turns: int = 2,
     threads: int = 1,
-    compiled: Annotated[bool, typer.Option(help="Also with train.compile.")] = False,
+    compiled: Annotated[bool, typer.Option(help="Also measure train.compile.")] = False,
     picture: Path = Path("step.png"),
 ) -> None:
-    """Time whole training steps; a table, and a bar for each way by phase."""
+    """Time whole training steps; print a table and plot the phases of each way."""
     torch.set_num_threads(threads)
     names = [*ways.split(","), *(["bfloat16 compiled"] if compiled else [])]
     ceilings = {name: _ceilings(name) for name in names}
@@ -112,7 +112,7 @@ def step(
 
 @app.command()
 def noise(steps: int = 200, seed: int = 0) -> None:
-    """Mean losses of the last quarter of a training, by precision; another seed for comparison."""
+    """Print the mean losses of the last quarter of a training by precision, and of another seed."""
     torch.set_num_threads(1)
     rows = {
         "float32": _train("float32", steps, seed),
@@ -128,16 +128,16 @@ def noise(steps: int = 200, seed: int = 0) -> None:
 
 @app.command(hidden=True)
 def memory(way: str, size: int, batch: int, kind: str) -> None:
-    """Peak memory of one way, in a process of its own."""
+    """Print the peak memory of one way; runs in its own process."""
     torch.set_num_threads(1)
     run = _run(way, size, batch, kind)
     run.step()
     if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # That of cuDNN's search in the first step.
+        torch.cuda.reset_peak_memory_stats()  # Discard that of cuDNN's search in the first step.
         run.step()
         print(torch.cuda.max_memory_allocated())
         return
-    # Not getrusage: its figure begins with that of the process that started this one.
+    # Not getrusage: its figure starts with that of the parent process.
     status = Path("/proc/self/status").read_text()
     print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 
@@ -164,19 +164,19 @@ def _scales(size: int) -> list[float]:
 
 
 def _run(way: str, size: int, batch: int, kind: str) -> Run:
-    """Networks and frames for steps in a way."""
+    """Networks and frames of one way."""
     return make_run(way, _config(way, size, batch, kind))
 
 
 def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> list[Cost]:
-    """Of all ways at one size: timed in turns, after one that warms up."""
+    """Time all ways at one size; they alternate, after one warm-up step each."""
     runs = {name: _run(name, size, batch, kind) for name in names}
     first = {name: run.step() for name, run in runs.items()}
     seconds, clock = defaultdict(list), defaultdict(list)
     for _ in range(turns):
         for name, run in runs.items():
             with _allocating_as(name):
-                run.step()  # Touches the memory that it will need, and the caches.
+                run.step()  # Touches the memory and the caches that it needs.
                 before = now(), time.perf_counter()
                 run.step()
                 after = now(), time.perf_counter()
@@ -197,7 +197,7 @@ def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> li
 
 @contextmanager
 def _allocating_as(way: str) -> Iterator[None]:
-    """Within it, this process allocates by glibc's defaults (reference) or as our workers do."""
+    """Allocate with glibc's defaults (reference) or as our workers do, within this context."""
     libc = ctypes.CDLL(None)
     if way != REFERENCE and hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_MAX, 0)
@@ -206,7 +206,7 @@ def _allocating_as(way: str) -> Iterator[None]:
         yield
     finally:
         if hasattr(libc, "gnu_get_libc_version"):
-            # What the defaults have become after the first large tensors were freed.
+            # The values that the defaults reach once the first large tensors are freed.
             libc.mallopt(_M_MMAP_MAX, 65536)
             libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
             libc.malloc_trim(0)
@@ -219,21 +219,21 @@ def _flops(run: Run) -> int:
 
 
 def _peak_memory(way: str, size: int, batch: int, kind: str) -> int:
-    """Bytes that a step needs at its peak, in a process of its own."""
+    """Peak bytes of a step, measured in its own process."""
     command = [sys.executable, __file__, "memory", way, str(size), str(batch), kind]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(output)
 
 
 def _ceilings(way: str) -> tuple[float, float]:
-    """FLOP/s of a large matrix product and of a 3x3 convolution, forward, in a way's format."""
+    """FLOP/s of a large matrix product and a 3x3 convolution (forward) in the format of a way."""
     dtype = torch.bfloat16 if way.startswith("bfloat16") else torch.float32
-    # Convolutions in float32 are TF32 where there is such a thing.
+    # float32 convolutions use TF32 where the hardware has it.
     return gemm_rate(2048, dtype, "tf32"), conv_rates(2, 256, 64, dtype)[0]
 
 
 def _phases(run: Run) -> dict[str, float]:
-    """Seconds of a step by phase: what has passed since the last mark is the phase's."""
+    """Seconds of a step by phase: each phase gets the time since the previous mark."""
     marks = [("start", now())]
     hooks = []
 
@@ -244,7 +244,7 @@ def _phases(run: Run) -> dict[str, float]:
         return lambda *_: mark(phase)
 
     def before_discriminator(module: nn.Module, *_: object) -> None:
-        # At rest, in the generator's step: the features of the real frame. Else: mask and mix.
+        # In eval mode, in the generator step: the real frame's features. Otherwise: mask and mix.
         mark("PriorityCut" if module.training else "discriminator forward")
 
     def watch(module: nn.Module, phase: str, before: Callable[..., None]) -> None:
@@ -272,7 +272,7 @@ def _print_table(
     turns: int,
 ) -> None:
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {threads} thread(s)"
-    print(f"Median of {turns} steps in turns, {kind} discriminator, {device}.\n")
+    print(f"Median of {turns} steps, ways alternating, {kind} discriminator, {device}.\n")
     titles = [
         *("size", "batch", "way", "s/step", "by the clock", "speed-up", "by the clock", "pairs/s"),
         *("TFLOP/step", "GFLOP/s", "of GEMM (%)", "of 3x3 conv (%)", "peak memory (GB)"),
@@ -296,7 +296,7 @@ def _print_table(
             f"{baseline.seconds / cost.seconds:.2f}",
             f"{baseline.clock / cost.clock:.2f}",
             f"{cost.batch / cost.clock:.2f}",
-            # Not of compiled networks, which torch's counter does not see into.
+            # Not for compiled networks: torch's counter cannot see inside them.
             *(counted if cost.flops else ["–"] * len(counted)),
             f"{cost.loss:.3f}",
         ]
@@ -315,7 +315,7 @@ def _print_table(
 
 
 def _draw(costs: list[Cost], picture: Path) -> None:
-    """A stacked bar for each way whose phases are known, a plain one for the others."""
+    """Plot a stacked bar for each way with known phases, and a plain one for the others."""
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.5 * len(costs)), layout="constrained")
     labels = [f"{cost.size} x {cost.batch}, {cost.way}" for cost in costs]
     left = [0.0] * len(costs)
@@ -329,13 +329,13 @@ def _draw(costs: list[Cost], picture: Path) -> None:
         axes.barh(labels, widths, left=left, label=phase, color=colour)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set_xlabel("seconds a step (CPU: of one process)")
+    axes.set_xlabel("seconds per step (CPU: of one process)")
     axes.legend(fontsize="small", ncols=2)
     figure.savefig(picture, dpi=120)
 
 
 def _train(precision: str, steps: int, seed: int) -> dict[str, float]:
-    """Mean losses of the last quarter of some steps on new random smooth frames each."""
+    """Mean losses over the last quarter of the steps, each on new random smooth frames."""
     words = [f"train.precision={precision}", f"train.seed={seed}", "priority_cut.warmup_samples=0"]
     config = load_config("quickstart", words)
     state, perceptual = new_state(config, DEVICE), build_perceptual(config, DEVICE)

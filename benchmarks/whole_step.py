@@ -1,4 +1,4 @@
-"""A whole training step, data included, in our way or the reference's: for the other benchmarks."""
+"""A whole training step with its data, in our way or the reference's, for other benchmarks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,16 +24,16 @@ REFERENCE = "reference's way"
 
 
 class Run(NamedTuple):
-    """One way of taking steps, ready to take them.
+    """Networks and frames, ready to take steps.
 
     Attributes:
         way: :data:`REFERENCE`, or any other name for ours.
         config: the resolved configuration.
-        worker: which rank's part of the frames it works on.
-        state: of the run.
-        animator: as the trainer calls it: wrapped where there are several workers.
+        worker: the rank, which determines its part of the frames.
+        state: the training state.
+        animator: as the trainer calls it, under DDP if there are several workers.
         discriminator: likewise.
-        perceptual: of random weights: they change no time.
+        perceptual: with random weights, which do not affect the time.
         frames: this rank's part of a global batch, in pinned memory if there is a GPU.
     """
 
@@ -50,14 +50,14 @@ class Run(NamedTuple):
     def step(
         self, on_phase: Callable[[str], None] = lambda phase: None
     ) -> dict[str, Tensor] | dict[str, float]:
-        """Send and augment the frames, and update both networks; gives the losses."""
+        """Send and augment the frames, and update both networks; return the losses."""
         config, state = self.config, self.state
         pair = prepare(self.frames, config, self.worker.device)
         randomness = draw_randomness(config, state.step, self.worker)
         losses: dict[str, Tensor] | dict[str, float]
         if self.way == REFERENCE:
-            planes = FramePair(*(frames.contiguous() for frames in pair))
-            (part,) = micro_batches(planes, randomness, 1)
+            contiguous = FramePair(*(frames.contiguous() for frames in pair))
+            (part,) = micro_batches(contiguous, randomness, 1)
             losses = reference_step(state, self.perceptual, part, config)
         else:
             parts = micro_batches(pair, randomness, config.train.accumulate)
@@ -74,13 +74,13 @@ class Run(NamedTuple):
 def make_run(
     way: str, config: Config, worker: Worker | None = None, *, backend: str = "inductor"
 ) -> Run:
-    """Networks with random weights and random frames for a way, set up as the trainer does.
+    """Set up networks with random weights and random frames for a way, as the trainer does.
 
     Args:
         way: see :class:`Run`.
         config: the resolved configuration.
-        worker: one that is alone on :data:`DEVICE`, unless given.
-        backend: of torch.compile, with ``train.compile``.
+        worker: a single one on :data:`DEVICE` by default.
+        backend: of torch.compile, if ``train.compile`` is set.
     """
     worker = worker or Worker(0, 1, DEVICE)
     if worker.device.type == "cuda":
@@ -98,7 +98,7 @@ def make_run(
 
 
 def random_frames(config: Config, worker: Worker) -> Batch:
-    """A rank's part of a global batch of noise, which is the same for any number of ranks."""
+    """A rank's part of a global batch of noise; the batch is the same for any number of ranks."""
     total = config.train.batch_size
     share = total // worker.world_size
     rows = slice(worker.rank * share, (worker.rank + 1) * share)
