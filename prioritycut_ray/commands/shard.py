@@ -16,7 +16,7 @@ from prioritycut_ray.packing.pipeline import (
 from prioritycut_ray.progress import ProgressBar
 
 _SHOWN = 20
-"""Rejected files and warnings that are named on the terminal; ``rejected.csv`` has all."""
+"""Maximum number of rejected files and of warnings on the terminal; rejected.csv has all."""
 
 
 def shard(
@@ -29,7 +29,7 @@ def shard(
     max_frames: int = MAX_FRAMES,
     strict: bool = False,
 ) -> PackReport:
-    """Pack videos into shards and say what became of them."""
+    """Pack videos into shards and report the result."""
     with _shown_progress() as show:
         report = pack_videos(
             videos,
@@ -40,7 +40,7 @@ def shard(
             strict=strict,
             on_progress=show,
         )
-    _tell(report, out, console)
+    _print_report(report, out, console)
     return report
 
 
@@ -53,14 +53,14 @@ def append(
     strict: bool,
     console: Console,
 ) -> PackReport:
-    """Add videos to a data set and say what became of them."""
+    """Add videos to a data set and report the result."""
     with _shown_progress() as show:
         report = append_videos(
             url, videos, copy=copy, max_frames=max_frames, strict=strict, on_progress=show
         )
     if report.known:
-        console.print(f"{report.known} clips were there already, and are not added again")
-    _tell(report, url, console)
+        console.print(f"{report.known} clips are already in the data set and were not added again")
+    _print_report(report, url, console)
     console.print(f"fingerprint: {report.index.fingerprint}")
     return report
 
@@ -76,15 +76,15 @@ def _shown_progress() -> Iterator[Callable[[PackProgress], None]]:
         yield show
 
 
-def _tell(report: PackReport, out: str, console: Console) -> None:
+def _print_report(report: PackReport, out: str, console: Console) -> None:
     lines = [f"warning: {warning}" for warning in report.warnings[:_SHOWN]]
     if len(report.warnings) > _SHOWN:
-        lines.append(f"warning: {len(report.warnings) - _SHOWN} more of the kind")
+        lines.append(f"warning: {len(report.warnings) - _SHOWN} more warnings")
     lines += [f"rejected: {file}: {reason}" for file, reason in report.rejected[:_SHOWN]]
     if len(report.rejected) > _SHOWN:
         lines.append(f"rejected: {len(report.rejected) - _SHOWN} more, see {out}/rejected.csv")
     if report.kept:
-        lines.append(f"{report.kept} videos were finished by an earlier run, and kept")
+        lines.append(f"{report.kept} videos were finished by an interrupted run and reused")
     added = report.index.clips[len(report.index.clips) - report.clips :]
     counts = sorted(Counter(clip.split for clip in added).items())
     splits = f" ({', '.join(f'{n} {split}' for split, n in counts)})" if counts else ""

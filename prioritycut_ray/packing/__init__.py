@@ -1,1 +1,1 @@
-"""Videos → WebDataset shards."""
+"""Pack videos into WebDataset shards, and inspect the result."""

@@ -1,7 +1,7 @@
-"""Training clips out of one video: decoded whole and once, cut, scaled, encoded.
+"""Make training clips of one video: decode it once, cut it, scale it, encode it.
 
-What becomes of a video is an :class:`Outcome`; with the clips behind it, it is a *part*: a line of
-JSON and the mp4s, one after the other. A packing run keeps the parts until it is finished.
+The result for a video is an :class:`Outcome`. A *part* is an outcome followed by its clips: a line
+of JSON, then the mp4s one after the other. A packing run keeps the parts until it is finished.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Recipe(NamedTuple):
 
     Attributes:
         size: side of the frames in pixels, a multiple of 32.
-        copy: keep streams as they are, where they are fit for training.
+        copy: keep the streams that are fit for training as they are.
         max_frames: longer videos are cut into segments; 2 or more.
     """
 
@@ -60,13 +60,13 @@ class Recipe(NamedTuple):
 
 
 class Segment(BaseModel):
-    """A clip made of a video, or of a part of it.
+    """A clip made of a video, or of a part of one.
 
     Attributes:
         size: bytes of the mp4.
         sha256: of the mp4.
         frames: number of frames.
-        first_frame: where in the video it begins, from 0.
+        first_frame: its first frame in the video, from 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,14 +78,14 @@ class Segment(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What became of a video.
+    """The result for one video.
 
     Attributes:
         rejected: why it cannot be used; empty if it can.
-        lasting: whether trying again would give the same.
+        lasting: whether another try would give the same result.
         fps: frames per second.
-        variable_rate: whether that is only an average.
-        warnings: things to know.
+        variable_rate: whether ``fps`` is only an average.
+        warnings: one line each.
         segments: the clips, in order.
     """
 
@@ -100,15 +100,15 @@ class Outcome(BaseModel):
 
 
 def write_part(outcome: Outcome, clips: Sequence[bytes] = ()) -> bytes:
-    """Put an outcome and its clips into one piece."""
+    """Join an outcome and its clips."""
     return b"".join([outcome.model_dump_json().encode(), b"\n", *clips])
 
 
 def read_part(part: bytes) -> tuple[Outcome, list[bytes]]:
-    """Take a part apart and check it.
+    """Split a part into its outcome and its clips, and verify them.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: it is damaged.
     """
     head, _, payload = part.partition(b"\n")
     try:
@@ -127,7 +127,7 @@ def make_part(entry: Entry, recipe: Recipe) -> bytes:
     """Make training clips of one video.
 
     Raises:
-        VideoError: if it cannot be used; trying again would not help.
+        VideoError: it cannot be used; another try would not help.
     """
     with _at_hand(entry) as source:
         info = probe(source)
@@ -135,7 +135,7 @@ def make_part(entry: Entry, recipe: Recipe) -> bytes:
             return _encoded(source, info, entry, recipe)
         if entry.box is not None or entry.frames is not None:
             part = "box" if entry.box else "range of frames"
-            raise VideoError(entry.shown, f"cannot be copied: the manifest gives a {part}")
+            raise VideoError(entry.shown, f"cannot be copied: the manifest selects a {part}")
         return _copied(source, info, recipe)
 
 
@@ -146,7 +146,7 @@ def make_part(entry: Entry, recipe: Recipe) -> bytes:
 
 @contextmanager
 def _at_hand(entry: Entry) -> Iterator[Source]:
-    """Have a video as a file of its own; bytes from afar or out of a tar are copied first."""
+    """Provide a video as a local file; a remote one, or a member of a tar, is copied first."""
     try:
         if is_url(entry.source) or entry.span is not None:
             with tempfile.TemporaryFile() as copy:
@@ -154,7 +154,7 @@ def _at_hand(entry: Entry) -> Iterator[Source]:
                 yield copy
         elif printable(entry.source) == entry.source:
             yield entry.source
-        else:  # The decoder takes no name that is not Unicode.
+        else:  # The decoder takes only Unicode names.
             with open(entry.source, "rb") as file:
                 yield file
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
@@ -200,7 +200,7 @@ def _encoded(source: Source, info: VideoInfo, entry: Entry, recipe: Recipe) -> b
     frames = left_out = 0
     squares = _squares(source, entry.box, entry.frames, recipe.size)
     for _, group in itertools.groupby(numbered_segments(squares, longest), lambda item: item[0]):
-        # Frames are encoded as they come: a whole video would not fit into memory.
+        # Frames are encoded one by one: a whole video would not fit into memory.
         encoded = io.BytesIO()
         length = write_video(encoded, (frame for _, frame in group), info.fps)
         if length >= 2:
@@ -209,13 +209,11 @@ def _encoded(source: Source, info: VideoInfo, entry: Entry, recipe: Recipe) -> b
         left_out += length < 2
         frames += length
     if not segments:
-        scattered = f"{frames} frames, no two together between hard cuts"
+        scattered = f"{frames} frames, but no two adjacent ones between hard cuts"
         raise VideoError(entry.shown, TOO_SHORT if frames == 1 else scattered)
     notes = _rate_notes(info, frames)
     if left_out:
-        notes.append(
-            f"{left_out} of its {frames} frames stand alone between cuts, and are left out"
-        )
+        notes.append(f"{left_out} of its {frames} frames stand alone between cuts and are left out")
     return write_part(_outcome(info, segments, notes), clips)
 
 
@@ -250,14 +248,14 @@ def _copied(source: Source, info: VideoInfo, recipe: Recipe) -> bytes:
     if shown != copied.frames:
         hidden = f"{copied.frames - shown} of its {copied.frames} frames are hidden"
         raise VideoError("video", f"cannot be copied: {hidden} by an edit list")
-    read_frames(copied.data, [0, shown - 1], recipe.size)  # By the reader that training uses.
+    read_frames(copied.data, [0, shown - 1], recipe.size)  # With the decoder that training uses.
     notes = _rate_notes(info, shown)
     if cuts:
         notes.append(f"has a hard cut at frame {cuts[0]}; with --copy it is not split there")
     if copied.key_distance > LONG_GOP:
         notes.append(
             f"has up to {copied.key_distance} frames from one key frame to the next, "
-            "which makes single frames slow to read; without --copy it is encoded anew"
+            "which makes single frames slow to read; omit --copy to encode it again"
         )
     segment = _segment(copied.data, shown, 0)
     return write_part(_outcome(info, [segment], notes), [copied.data])
@@ -281,6 +279,6 @@ def _rate_notes(info: VideoInfo, frames: int) -> list[str]:
     if not info.variable_rate:
         return []
     return [
-        f"comes at a variable frame rate; all {frames} frames are kept, "
+        f"has a variable frame rate; all {frames} frames are kept, "
         f"and {info.fps:.2f} fps is only their average"
     ]

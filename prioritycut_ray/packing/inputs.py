@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from braceexpand import braceexpand
 
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.packing.duplicates import each_once
 from prioritycut_ray.packing.entries import (
     VIDEO_EXTENSIONS,
     Entry,
@@ -24,13 +25,10 @@ from prioritycut_ray.packing.entries import (
     opened,
     printable,
 )
-from prioritycut_ray.packing.identities import (
-    each_once,
-    folder_of,
-    name_identities,
-    split_by_folders,
-)
+from prioritycut_ray.packing.folders import folder_of
+from prioritycut_ray.packing.identities import name_identities
 from prioritycut_ray.packing.manifest import Row, read_rows
+from prioritycut_ray.packing.splits import split_by_folders
 from prioritycut_ray.packing.tar_samples import read_samples
 from prioritycut_ray.storage.filesystem import FileSystem, filesystem
 from prioritycut_ray.storage.paths import absolute, expanded, is_url

@@ -1,6 +1,6 @@
-"""The rows of a csv manifest: which video, who is in it, which split, which part of it.
+"""Rows of a csv manifest: a video, who is in it, its split, and which part of it to use.
 
-Nothing is dropped silently: a column or a row that is not understood is an error.
+Nothing is dropped silently: an unknown column or an unclear row is an error.
 """
 
 import csv
@@ -20,7 +20,7 @@ NOTE_COLUMNS = {
     *("note", "notes", "comment", "license", "licence"),
     *("origin_repo", "origin_commit", "origin_path"),
 }
-"""What people note about a file, and packing does not use."""
+"""Notes about a file that packing does not use."""
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -30,11 +30,11 @@ SPLIT_NAMES = {
     "valid": "val",
     "validation": "val",
 }
-"""Usual names of splits in manifests and folders, in lower case, and the split they mean."""
+"""Common names of splits in manifests and folders, in lower case, and the split they mean."""
 
 
 class FrameRange(NamedTuple):
-    """A part of a video: frame numbers from 0; the end is outside of it, None is the video's."""
+    """A part of a video: frame numbers from 0, without the end; None is the end of the video."""
 
     start: int
     end: int | None
@@ -44,10 +44,10 @@ class Row(NamedTuple):
     """One row of a manifest.
 
     Attributes:
-        line: where it stands in the file, from 1, blank lines counted.
+        line: its number in the file, from 1, including blank lines.
         file: as written.
-        identity: as written; empty if it does not say.
-        split: the same; the usual words in their usual spelling.
+        identity: as written; empty if not given.
+        split: the same; common names as :data:`SPLIT_NAMES` spells them.
         box: the part of each frame to keep.
         frames: the part of the video to keep.
         problem: why the row cannot be used; empty if it can.
@@ -72,8 +72,8 @@ def read_rows(name: str, text: str) -> list[Row]:
         text: the whole csv.
 
     Raises:
-        UserError: a column or a row is not understood.
-        csv.Error: it is not a csv.
+        UserError: a column is unknown, or a row is unclear.
+        csv.Error: it is not a csv file.
     """
     table = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     header = _header(name, next(filter(any, table), []))
@@ -92,10 +92,10 @@ def _column(name: str) -> str:
 
 
 def _header(name: str, cells: list[str]) -> list[str]:
-    """Read the names of the columns; empty for one without.
+    """Read the names of the columns; empty for an unnamed one.
 
     Raises:
-        UserError: it is not clear what they mean.
+        UserError: their meaning is unclear.
     """
     header = [_column(cell) for cell in cells]
     known = ", ".join(COLUMNS)
@@ -108,7 +108,7 @@ def _header(name: str, cells: list[str]) -> list[str]:
     for column, count in Counter(filter(None, header)).items():
         if column not in COLUMNS and column not in NOTE_COLUMNS:
             raise UserError(
-                f"{name}: the column {column!r} is not understood; rename it to one of {known}, "
+                f"{name}: the column {column!r} is unknown; rename it to one of {known}, "
                 "or remove it"
             )
         if count > 1:
@@ -154,7 +154,7 @@ def _box(cells: list[str]) -> Box | None:
     """Read a box.
 
     Raises:
-        ValueError: it is not one; the message says why.
+        ValueError: it is not a valid box; the message says why.
     """
     if not any(cells):
         return None
@@ -167,7 +167,7 @@ def _box(cells: list[str]) -> Box | None:
         raise ValueError(f"the box {given} needs four finite numbers")
     box = Box(*map(round, values))
     if not (0 <= box.left < box.right and 0 <= box.top < box.bottom):
-        raise ValueError(f"the box {given} is empty, or outside of the frame")
+        raise ValueError(f"the box {given} is empty or outside the frame")
     return box
 
 
@@ -175,7 +175,7 @@ def _frames(start: str, end: str) -> FrameRange | None:
     """Read a range of frames; an empty cell is the start or the end of the video.
 
     Raises:
-        ValueError: it is not one; the message says why.
+        ValueError: it is not a valid range; the message says why.
     """
     if not start and not end:
         return None

@@ -18,11 +18,10 @@ from typing import NamedTuple
 from prioritycut_ray.data.shard_writer import Member, ShardWriter, make_keys
 from prioritycut_ray.data.shards import ClipIndex, read_index
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.packing.clips import Outcome, Recipe, read_part
+from prioritycut_ray.packing.clips import Outcome, Recipe, Segment, read_part
 from prioritycut_ray.packing.entries import Entry, Rejected, printable
 from prioritycut_ray.packing.inputs import find_videos
 from prioritycut_ray.packing.splits import (
-    PackedClip,
     assign_splits,
     missing_splits,
     shared_identities,
@@ -159,6 +158,27 @@ def append_videos(
     return _run("data append", inputs, url, recipe, base, strict, on_progress)
 
 
+class PackedClip(NamedTuple):
+    """A clip to write: its video, and which of the video's segments it is."""
+
+    entry: Entry
+    outcome: Outcome
+    number: int
+
+    @property
+    def segment(self) -> Segment:
+        """The clip's place in its video."""
+        return self.outcome.segments[self.number]
+
+    @property
+    def name(self) -> str:
+        """The name from which its key is made."""
+        frames = self.entry.frames
+        part = "" if frames is None else f"_{frames.start}-{frames.end or 'end'}"
+        alone = len(self.outcome.segments) == 1
+        return f"{self.entry.name}{part}" + ("" if alone else f"_{self.number:04d}")
+
+
 def _run(
     command: str,
     inputs: Sequence[str],
@@ -200,7 +220,7 @@ def _run(
         warnings=(
             *notes,
             *_warnings(entries, outcomes),
-            *split_warnings(new, base),
+            *split_warnings([clip.entry for clip in new], base),
             *shared_identities(index, entries),
             *missing_splits(index),
         ),

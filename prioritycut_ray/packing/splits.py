@@ -1,55 +1,67 @@
-"""Which identities are for training and which for tests, and warnings of what is missing."""
+"""Which videos are for training and which for tests, and warnings about what is missing."""
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-from prioritycut_ray.data.shards import (
-    Clip,
-    ClipIndex,
-)
+from prioritycut_ray.data.shards import Clip, ClipIndex
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.packing.clips import (
-    Outcome,
-    Segment,
-)
 from prioritycut_ray.packing.entries import Entry
+from prioritycut_ray.packing.folders import common_parts, path_parts
+from prioritycut_ray.packing.manifest import SPLIT_NAMES
 
 TEST_SHARE = 0.1
 
 
-class PackedClip(NamedTuple):
-    """A clip to write: where it comes from, and which of its part's segments it is."""
+def split_by_folders(entries: Sequence[Entry], folders: Sequence[str]) -> list[Entry]:
+    """Set missing splits from folders named ``train``, ``test`` and the like.
 
-    entry: Entry
-    outcome: Outcome
-    number: int
+    The common folder of all inputs and the folders below it count, as does the name of a tar.
 
-    @property
-    def segment(self) -> Segment:
-        """Where the clip lies in its video."""
-        return self.outcome.segments[self.number]
+    Args:
+        entries: the videos.
+        folders: the folders that the inputs name.
 
-    @property
-    def name(self) -> str:
-        """What its key is made of."""
-        frames = self.entry.frames
-        part = "" if frames is None else f"_{frames.start}-{frames.end or 'end'}"
-        alone = len(self.outcome.segments) == 1
-        return f"{self.entry.name}{part}" + ("" if alone else f"_{self.number:04d}")
+    Raises:
+        UserError: a video is in folders of several splits, or of none while others are.
+    """
+    above = max(0, len(common_parts(folders)) - 1)
+    found = [entry.split or _folder_split(entry, above) for entry in entries]
+    pairs = [*zip(entries, found, strict=True)]
+    splits = {split for entry, split in pairs if not entry.split}
+    if "" in splits and len(splits) > 1:
+        stray = entries[found.index("")]
+        raise UserError(
+            f"{stray.shown}: is not in a split folder, but other videos are (in "
+            f"{' and '.join(sorted(splits - {''}))}); move it into one of them, pack it "
+            "separately, or set its split in a manifest"
+        )
+    return [entry._replace(split=split) for entry, split in pairs]
+
+
+def _folder_split(entry: Entry, above: int) -> str:
+    # Shards are often named after their split, with a number.
+    parts = [re.sub(r"([-_.]?\d+)?\.tar$", "", part, flags=re.I) for part in path_parts(entry.path)]
+    words = (part.casefold() for part in parts[above:-1])
+    splits = sorted({SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES})
+    if len(splits) > 1:
+        raise UserError(
+            f"{entry.shown}: is in folders of several splits ({' and '.join(splits)}); set its "
+            "split in a manifest"
+        )
+    return splits[0] if splits else ""
 
 
 def assign_splits(entries: Sequence[Entry], base: Sequence[Clip] = ()) -> list[str]:
     """Choose a split for every entry: its identity's in the data set, the manifest's, or a new one.
 
-    A tenth of all identities (at least one, if there are two) is for ``test``: the first of those
-    that have no split yet, in the order of their SHA-256, until there are enough; the others are
-    ``train``.
+    A tenth of all identities (at least one, if there are two) is for ``test``: of those that have
+    no split yet, as many as are missing, in the order of their SHA-256. The others are ``train``.
 
     Args:
         entries: the videos.
-        base: the clips of the data set that they are added to.
+        base: the clips of the data set to which they are added.
     """
     old = _splits_of(base)
     known = {entry.identity: entry.split for entry in reversed(entries) if entry.split}
@@ -61,7 +73,7 @@ def assign_splits(entries: Sequence[Entry], base: Sequence[Clip] = ()) -> list[s
     default = {name: "test" if rank < tests else "train" for rank, name in enumerate(free)}
 
     def choose(entry: Entry) -> str:
-        # Where an identity is in both already, the manifest may go on to say which.
+        # If an identity is in both already, the manifest may still choose.
         if entry.split and not _is_elsewhere(entry, old):
             return entry.split
         if entry.split and entry.by_name:
@@ -85,7 +97,7 @@ def _splits_of(clips: Sequence[Clip]) -> dict[str, list[str]]:
 
 
 def _is_elsewhere(entry: Entry, old: Mapping[str, Sequence[str]]) -> bool:
-    """Whether an identity is in the data set, but in another split than its entry names."""
+    """Return whether an identity is in the data set, but in another split than its entry names."""
     return entry.identity in old and entry.split not in old[entry.identity]
 
 
@@ -93,10 +105,9 @@ def _digest(identity: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def split_warnings(new: Sequence[PackedClip], base: ClipIndex | None) -> list[str]:
-    """Warn of entries whose split differs from that of their identity in the data set."""
+def split_warnings(entries: Sequence[Entry], base: ClipIndex | None) -> list[str]:
+    """Warn of new entries whose split differs from that of their identity in the data set."""
     old = _splits_of(base.clips if base else ())
-    entries = [clip.entry for clip in new]
     warnings = [
         f"identity {identity!r} stays in {' and '.join(old[identity])}, where its other clips are"
         for identity in sorted({e.identity for e in entries if e.split and _is_elsewhere(e, old)})
@@ -104,13 +115,13 @@ def split_warnings(new: Sequence[PackedClip], base: ClipIndex | None) -> list[st
     if alike := sorted({e.identity for e in entries if e.by_name} & {*old}):
         warnings.append(
             f"{len(alike)} identities taken from file names are already in the data set "
-            f"({', '.join(alike[:3])}); if they are others, set identities in a manifest"
+            f"({', '.join(alike[:3])}); if they are different, set identities in a manifest"
         )
     return warnings
 
 
 def shared_identities(index: ClipIndex, entries: Sequence[Entry]) -> list[str]:
-    """Warn of identities that are in both splits."""
+    """Warn of identities that are in several splits."""
     say = "the manifest says" if any(entry.row for entry in entries) else "the folders say"
     return [
         f"identity {identity!r} is in {' and '.join(sorted(splits))}, as {say}"
@@ -120,7 +131,7 @@ def shared_identities(index: ClipIndex, entries: Sequence[Entry]) -> list[str]:
 
 
 def missing_splits(index: ClipIndex) -> list[str]:
-    """Warn of the splits that training and evaluation would miss."""
+    """Warn if training or evaluation would find no clips by default."""
     splits = {clip.split for clip in index.clips}
     return [
         f"no clip is in the {split!r} split, which {use} by default; set splits in a manifest, "

@@ -1,7 +1,8 @@
-"""The memory of a packing run: what it was asked for, and the clips that are finished.
+"""The state of a packing run: what it was asked to do, and the parts that are finished.
 
-Everything is in one hidden folder beside the shards, and each file in it appears whole. A run that
-was killed, even by power or ``kill -9``, goes on when the same command is given again.
+Everything is in one hidden folder beside the shards, and each file in it appears only when it is
+complete. A run that was killed, even by ``kill -9`` or a power failure, resumes when the same
+command is run again.
 """
 
 import json
@@ -22,7 +23,7 @@ REJECTED_NAME = "rejected.csv"
 
 
 class Workspace:
-    """Finished parts of a run, by name."""
+    """The finished parts of a run, by name."""
 
     def __init__(self, out: str) -> None:
         self.out = out
@@ -31,19 +32,19 @@ class Workspace:
         self._names: set[str] = set()
 
     def kept(self, name: str) -> bytes | None:
-        """Read the part of that name; nothing if there is none."""
+        """Return the part of this name, or None."""
         if name not in self._names:
             return None
         data: bytes = self._fs.cat_file(f"{self._folder}/{name}.part")
         return data
 
     def keep(self, name: str, part: bytes) -> None:
-        """Store a part so that no end of the process can lose or halve it."""
+        """Store a part atomically."""
         self._publish(f"{name}.part", part)
         self._names.add(name)
 
     def clear(self) -> None:
-        """Remove the folder: the run is over."""
+        """Remove the folder when the run is finished."""
         self._fs.rm(self._folder, recursive=True)
 
     def _publish(self, name: str, data: bytes) -> None:
@@ -53,16 +54,16 @@ class Workspace:
 
     @contextmanager
     def claimed(self, job: dict[str, Any], *, appending: bool) -> Iterator[None]:
-        """Take the output folder for a job, or take up the same job again.
+        """Claim the output folder for a new job, or resume the same job.
 
-        On a local disk no other run can enter meanwhile.
+        On a local disk no other run can claim it at the same time.
 
         Args:
-            job: what the command asks for, as JSON has it.
-            appending: the folder holds a data set, to which the job adds.
+            job: what the command is asked to do, as JSON.
+            appending: the folder contains a data set, to which the job adds.
 
         Raises:
-            UserError: if the folder is in use by something else.
+            UserError: the folder is in use for something else.
         """
         self._fs.invalidate_cache()
         if self._fs.exists(self._root) and not self._fs.isdir(self._root):
@@ -71,21 +72,21 @@ class Workspace:
             self._check_unused()
         self._fs.makedirs(self._folder, exist_ok=True)
         with self._locked():
-            self._take_up(job)
+            self._start_or_resume(job)
             yield
 
     def _locked(self) -> AbstractContextManager[Any]:
         if not isinstance(self._fs, LocalFileSystem):
             return nullcontext()
         try:
-            # The system releases it when the process ends, in whatever way.
+            # The operating system releases it when the process ends, however it ends.
             return filelock.FileLock(f"{self._folder}/lock").acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(
                 f"{self.out}: another run is packing into it; wait for it or choose another --out"
             ) from None
 
-    def _take_up(self, job: dict[str, Any]) -> None:
+    def _start_or_resume(self, job: dict[str, Any]) -> None:
         path = f"{self._folder}/{JOB_NAME}"
         if self._fs.exists(path):
             self._check_same(json.loads(self._fs.cat_file(path)), job)
@@ -99,9 +100,9 @@ class Workspace:
             return
         differing = sorted(key for key in {*there, *job} if there.get(key) != job.get(key))
         raise UserError(
-            f"{self.out}: holds an unfinished run of other {' and '.join(differing)} "
+            f"{self.out}: contains an unfinished run with other {' and '.join(differing)} "
             f"({', '.join(f'{key} {_shown(there.get(key))}' for key in differing)}); "
-            f"give that command again to finish it, or remove {self.out}/{FOLDER_NAME}"
+            f"run that command again to finish it, or remove {self.out}/{FOLDER_NAME}"
         )
 
     def _check_unused(self) -> None:
@@ -109,7 +110,7 @@ class Workspace:
             return
         paths = self._fs.ls(self._root, detail=False)
         names = {path.rstrip("/").rpartition("/")[2] for path in paths}
-        # What a run without a usable video leaves behind does not stand in the way of the next.
+        # What a run without a usable video leaves behind does not block the next one.
         if names - {REJECTED_NAME, FOLDER_NAME}:
             hint = "`prioritycut data append` adds clips to it; else " * (INDEX_NAME in names)
             raise UserError(f"{self.out}: is not empty; {hint}choose another --out or remove it")

@@ -285,9 +285,9 @@ def test_killed_run_goes_on_and_ends_the_same(moment: str, tmp_path: Path) -> No
         assert "index.json" not in visible
     if moment == "third clip":
         assert visible == []
-        with pytest.raises(UserError, match=r"unfinished run of other size \(size 32\)"):
+        with pytest.raises(UserError, match=r"unfinished run with other size \(size 32\)"):
             pack_videos([str(films)], out, size=64)
-        with pytest.raises(UserError, match=r"unfinished run of other inputs"):
+        with pytest.raises(UserError, match=r"unfinished run with other inputs"):
             pack_videos([str(films / "1.mp4")], out, size=32)
         [damaged, *_] = sorted((tmp_path / "out/.packing").glob("*.part"))
         damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")

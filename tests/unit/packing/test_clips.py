@@ -78,7 +78,7 @@ def test_video_is_split_at_a_hard_cut_and_lone_frames_left_out(tmp_path: Path) -
     path = written(tmp_path / "b.mp4", film(12) + film(1, seed=5))
     found = outcome(path)
     assert [(s.first_frame, s.frames) for s in found.segments] == [(0, 12)]
-    assert found.warnings == ("1 of its 13 frames stand alone between cuts, and are left out",)
+    assert found.warnings == ("1 of its 13 frames stand alone between cuts and are left out",)
 
 
 def test_range_of_frames_is_cut_at_its_own_cuts_and_length(tmp_path: Path) -> None:
@@ -223,8 +223,8 @@ def test_stream_unfit_to_copy_is_rejected(
 
 def test_box_and_damage_keep_a_stream_from_being_copied(tmp_path: Path) -> None:
     path = written(tmp_path / "a.mp4", film(30))
-    assert "gives a box" in outcome(path, COPY, box=Box(0, 0, 64, 64)).rejected
-    assert "gives a range of frames" in outcome(path, COPY, frames=FrameRange(0, 5)).rejected
+    assert "selects a box" in outcome(path, COPY, box=Box(0, 0, 64, 64)).rejected
+    assert "selects a range of frames" in outcome(path, COPY, frames=FrameRange(0, 5)).rejected
     path.write_bytes(path.read_bytes()[:-200])
     assert "is damaged or cut off" in outcome(path, COPY).rejected
 

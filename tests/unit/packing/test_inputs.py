@@ -466,7 +466,7 @@ def test_a_video_beside_the_folders_of_splits_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dev/b\.mp4: is not in a split folder.*in test.;"):
         splits(str(tmp_path))
     (tmp_path / "dev").rename(tmp_path / "test/train")
-    with pytest.raises(UserError, match=r"train/b\.mp4: is in the folders of several splits"):
+    with pytest.raises(UserError, match=r"train/b\.mp4: is in folders of several splits"):
         splits(str(tmp_path))
     (tmp_path / "m.csv").write_text("file,split\ntest/train/b.mp4,val")
     assert splits(f"{tmp_path}/m.csv", str(tmp_path)) == ["val", "test"]
