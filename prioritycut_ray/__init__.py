@@ -4,8 +4,6 @@ The public names are documented in docs/api.md.
 """
 
 import importlib
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,16 +20,6 @@ _MODULES = {
     "load_config": "prioritycut_ray.config",
     "train": "prioritycut_ray.launch.train",
 }
-
-# Ray reads these when it is first imported; set later, they would contradict what it has read.
-if "ray" not in sys.modules:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or every line is printed twice
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Our monitor tells workers of a draining node; Ray's watcher would wait and then count twice.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # A node that has just died counts as ready for a while: ask for other places soon.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ from tests.places import TINY
 
 # Before torch is imported: on a busy machine its threads wait for each other more than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import shutil
 import sys

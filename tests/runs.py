@@ -1,4 +1,4 @@
-"""`prioritycut train` as a process of its own, which tests watch, kill and clean up after."""
+"""`prioritycut train` as a process of its own, that tests watch and kill."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.conftest import TINY
 from tests.hosts import ROOT, environment
 
 PATIENCE_S = 240.0
-"""For anything that must come to pass, on a busy machine."""
+"""For anything that should happen, on a busy machine."""
 ENVIRON = environment()
 STEPS = 24
 BATCH = 4
@@ -35,17 +35,17 @@ WORDS = [
 
 
 class Rank(NamedTuple):
-    """The last beat of a rank."""
+    """The last heartbeat of a rank."""
 
     pid: int
     step: int
     started_from: int
     address: str
-    node: str
+    node_id: str
 
 
 def await_truth(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
-    """Wait for something to be true; gives it."""
+    """Wait until a condition is true and return its value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, what
@@ -54,7 +54,7 @@ def await_truth(condition: Callable[[], Any], what: str, seconds: float = PATIEN
 
 
 class Training:
-    """The command line in a session of its own; a context manager that leaves no process.
+    """The command line in a session of its own; a context manager that leaves no process behind.
 
     Args:
         folder: for its output.
@@ -64,9 +64,9 @@ class Training:
 
     def __init__(self, folder: Path, words: Sequence[str], environ: Mapping[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._beats, self._output = folder / "beats.jsonl", folder / "output.txt"
-        self._beats.write_text("")
-        command = [sys.executable, "-m", "tests.watched", str(self._beats), "train", *words]
+        self._log, self._output = folder / "heartbeats.jsonl", folder / "output.txt"
+        self._log.write_text("")
+        command = [sys.executable, "-m", "tests.watched", str(self._log), "train", *words]
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -101,29 +101,29 @@ class Training:
         return self._output.read_text(errors="replace")
 
     def _lines(self) -> list[dict[str, Any]]:
-        whole, _, _ = self._beats.read_text().rpartition("\n")
+        whole, _, _ = self._log.read_text().rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
 
     def pids(self) -> set[int]:
-        """Of every rank there has been."""
+        """Return the pids of all ranks so far."""
         return {line["pid"] for line in self._lines() if "pid" in line}
 
     def starts(self) -> list[int]:
-        """Steps that groups of workers began at, in their order."""
+        """Return the steps that groups of workers started from, in order."""
         starts = [line["started_from"] for line in self._lines() if line.get("step", 0) > 0]
         return [s for i, s in enumerate(starts) if i == 0 or s != starts[i - 1]]
 
     def actor(self, name: str) -> int:
-        """The last known pid of the monitor, or of Ray's controller."""
+        """Return the last known pid of the monitor or of Ray's controller."""
         return int([line[name] for line in self._lines() if line.get(name)][-1])
 
     def ranks(self) -> dict[int, Rank]:
-        """The beats of the last two seconds."""
+        """Return the ranks with a heartbeat in the last two seconds."""
         recent = [line for line in self._lines() if line.get("at", 0) > time.time() - 2]
         return {line["rank"]: Rank(*(line[name] for name in Rank._fields)) for line in recent}
 
     def at_step(self, step: int, workers: int = 2, seconds: float = PATIENCE_S) -> dict[int, Rank]:
-        """Wait until so many ranks have reached a step."""
+        """Wait until this number of ranks has reached a step."""
 
         def reached() -> dict[int, Rank]:
             assert self.process.poll() is None, self.output()
@@ -138,25 +138,25 @@ class Training:
         return ranks
 
     def await_output(self, words: str) -> None:
-        """Wait until the command has said something."""
+        """Wait until the command has printed something."""
 
-        def said() -> bool:
+        def printed() -> bool:
             assert self.process.poll() is None, self.output()
             return words in self.output()
 
-        await_truth(said, f"{words!r} is said")
+        await_truth(printed, f"{words!r} is printed")
 
     def end(self, seconds: float = 2 * PATIENCE_S) -> int:
-        """Wait for the exit code, and that no process is left."""
+        """Wait until all processes have ended and return the exit code."""
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still runs after {seconds} s\n{self.output()}") from None
+            raise AssertionError(f"still running after {seconds} s\n{self.output()}") from None
         self.assert_no_orphan()
         return code
 
     def assert_no_orphan(self, seconds: float = PATIENCE_S) -> None:
-        """All ranks are gone, and so is everything else of the process group."""
+        """Wait until all ranks, and everything else in the process group, are gone."""
 
         def left() -> list[int]:
             return [pid for pid in self.pids() if _exists(os.kill, pid)]
@@ -167,7 +167,7 @@ class Training:
 
 
 class Start:
-    """Starts trainings of one configuration in a folder."""
+    """Starts trainings of one configuration in one folder."""
 
     def __init__(self, shards: Path, folder: Path) -> None:
         self.run = folder / "runs" / "tiny"
@@ -189,7 +189,7 @@ def _exists(kill: Callable[[int, int], None], number: int) -> bool:
 
 
 def assert_same_weights(run: Path, other: str | Path) -> None:
-    """The last checkpoints of two runs are of one step and equal bit for bit."""
+    """Assert that the last checkpoints of two runs are of the same step and bit-identical."""
     expected, found = find_checkpoint(run), find_checkpoint(other)
     assert found.name == expected.name
     for name in ("animator", "animator_ema", "discriminator"):

@@ -1,9 +1,9 @@
-"""The command line, with a file beside it of what its ranks do: for tests that kill them.
+"""The command line with a log of its heartbeats, for tests that kill its processes.
 
-``python -m tests.watched BEATS train CONFIG ...`` writes a line of JSON into BEATS for every beat,
-and one with the pids of the monitor and of Ray's controller. With ``GROW_BYTES`` set, rank 1 takes
-that much memory, bit by bit, after ten steps; into ``SEEDS_FOLDER`` every rank writes its samples'
-seeds, a line a step.
+``python -m tests.watched LOG train CONFIG ...`` appends a line of JSON to LOG for every heartbeat,
+and one with the pids of the monitor and of Ray's controller. With ``GROW_BYTES``, rank 1 allocates
+that much memory, bit by bit, after ten steps. Into ``SEEDS_FOLDER`` every rank writes the seeds of
+its samples, one line per step.
 """
 
 import json
@@ -18,29 +18,33 @@ import ray
 from ray.exceptions import RayError
 
 from prioritycut_ray import cli
-from prioritycut_ray.launch import driver as launch
+from prioritycut_ray.launch import driver
+from prioritycut_ray.launch.heartbeat import HeartbeatMonitor
 
 
-def watch(monitor: Any, path: Path, ended: threading.Event) -> None:
-    """Append the beats of all ranks to a file until the run has ended."""
+def watch(monitor: HeartbeatMonitor, path: Path, ended: threading.Event) -> None:
+    """Append the heartbeats of all ranks to a file until the run has ended."""
     with path.open("a", buffering=1) as file:
         while not ended.wait(0.3):
+            received = monitor.heartbeats()
             try:
-                heard = ray.get(monitor.heard.remote(), timeout=10)
                 actors = ray._private.state.actors()
             except RayError:
                 continue
             alive = {
                 a["ActorClassName"]: a["Pid"] for a in actors.values() if a["State"] == "ALIVE"
             }
-            pids = {"monitor": alive.get("_Monitor"), "controller": alive.get("TrainController")}
+            pids = {
+                "monitor": alive.get("_MonitorActor"),
+                "controller": alive.get("TrainController"),
+            }
             file.write(json.dumps(pids) + "\n")
-            for item in heard.values():
-                file.write(json.dumps(item.beat._asdict() | {"at": time.time() - item.ago}) + "\n")
+            for heartbeat, age_s in received.values():
+                file.write(json.dumps(heartbeat._asdict() | {"at": time.time() - age_s}) + "\n")
 
 
-def train_and_note(arguments: dict[str, Any]) -> None:
-    """As the train function; sent to the workers by value, for this is the main module there."""
+def train_and_record(arguments: dict[str, Any]) -> None:
+    """The train function; pickled by value, because it is defined in the main module."""
     import json
     import os
     import threading
@@ -55,7 +59,7 @@ def train_and_note(arguments: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     prepare, steps = trainer.prepare, []
 
-    def note(batch: Any, *rest: Any) -> Any:
+    def recorded(batch: Any, *rest: Any) -> Any:
         steps.append(len(steps))
         if "SEEDS_FOLDER" in os.environ:
             with Path(os.environ["SEEDS_FOLDER"], f"rank{rank}.jsonl").open("a") as file:
@@ -69,28 +73,28 @@ def train_and_note(arguments: dict[str, Any]) -> None:
                 taken.append(os.urandom(50_000_000))
             time.sleep(0.1)
 
-    trainer.prepare = note
+    trainer.prepare = recorded
     threading.Thread(target=grow, daemon=True).start()
     train_on_worker(arguments)
 
 
 def main() -> None:
     path = Path(sys.argv.pop(1))
-    start, ended, threads = launch.start_monitor, threading.Event(), []
+    start, ended, threads = driver.start_monitor, threading.Event(), []
 
-    def start_watched() -> Any:
+    def start_watched() -> HeartbeatMonitor:
         monitor = start()
         threads.append(threading.Thread(target=watch, args=(monitor, path, ended), daemon=True))
         threads[0].start()
         return monitor
 
-    launch.start_monitor = start_watched
+    driver.start_monitor = start_watched
     if "GROW_BYTES" in os.environ or "SEEDS_FOLDER" in os.environ:
-        launch.train_on_worker = train_and_note
+        driver.train_on_worker = train_and_record
     try:
         cli.main()
     finally:
-        ended.set()  # before Ray ends: another call would start it again
+        ended.set()  # before Ray ends: another call would start Ray again
         for thread in threads:
             thread.join(30)
 

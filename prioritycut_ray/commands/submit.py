@@ -14,6 +14,7 @@ from rich.table import Table
 
 from prioritycut_ray.config import NAMED_WEIGHTS, Config, load_config, shipped_configs
 from prioritycut_ray.errors import Detached, UserError
+from prioritycut_ray.ray_cluster.compat import JOB_STOP_WAIT
 from prioritycut_ray.ray_cluster.jobs import Cluster, Job, NoSuchJob, exit_code
 from prioritycut_ray.ray_cluster.working_directory import Package, pack
 
@@ -40,7 +41,7 @@ def submit(
     here = Path.cwd()
     config = load_config(source, overrides)
     command = ["prioritycut", "train", source, *overrides]
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": _SAVE_SECONDS, **job_variables(environment)}
+    variables = {JOB_STOP_WAIT: _SAVE_SECONDS, **job_variables(environment)}
     with tempfile.TemporaryDirectory() as folder:
         required = required_files(source, config, here)
         package = pack(here, Path(folder) / "working_dir.zip", excludes, required)

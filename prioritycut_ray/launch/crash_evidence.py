@@ -1,16 +1,16 @@
-"""What a process that died has left behind."""
+"""Evidence that a crashed process leaves on its node."""
 
 import faulthandler
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-import ray
+from prioritycut_ray.ray_cluster.compat import session_folder
 
 
 def record_crashes() -> None:
-    """Let this process leave a note if it dies of a signal that can be caught."""
-    # Kept open: the interpreter writes into it when it is dying.
+    """Make this process write a traceback when it dies of a signal that can be caught."""
+    # Kept open: the interpreter writes to it while it is dying.
     faulthandler.enable(crash_file(os.getpid()).open("w"), all_threads=False)
 
 
@@ -18,9 +18,9 @@ class CrashEvidence(NamedTuple):
     """What a process left behind on its node.
 
     Attributes:
-        alive: it still runs.
-        crash: what it wrote when it died, empty if it could not.
-        oom_kills: how many processes the node's kernel has killed for want of memory since boot.
+        alive: whether it still runs.
+        crash: the traceback that it wrote when it died; empty if it could not.
+        oom_kills: number of processes that the node's out-of-memory killer has ended since boot.
     """
 
     alive: bool
@@ -29,7 +29,7 @@ class CrashEvidence(NamedTuple):
 
 
 def inspect_process(pid: int) -> CrashEvidence:
-    """Look for a process and for its crash note; to be run on its node."""
+    """Look for a process and its traceback; runs on its node."""
     try:
         os.kill(pid, 0)
         alive = True
@@ -41,15 +41,14 @@ def inspect_process(pid: int) -> CrashEvidence:
 
 
 def oom_kills() -> int:
-    """Processes that this machine's kernel has killed for want of memory since boot."""
+    """Return how many processes this machine's out-of-memory killer has ended since boot."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 def crash_file(pid: int) -> Path:
-    """Where a process of this node writes its traceback when it crashes."""
-    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-    return session / f"prioritycut-crash-{pid}.txt"
+    """Return the file that a process of this node writes its traceback to when it crashes."""
+    return session_folder() / f"prioritycut-crash-{pid}.txt"

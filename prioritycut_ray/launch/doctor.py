@@ -8,7 +8,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from prioritycut_ray.data.shards import read_clip, read_index
 from prioritycut_ray.errors import describe
+from prioritycut_ray.ray_cluster.compat import node_memory, session_folder
 from prioritycut_ray.ray_cluster.nodes import Node, on_every_node
 from prioritycut_ray.ray_cluster.session import start_ray
 from prioritycut_ray.storage.filesystem import filesystem
@@ -237,7 +237,7 @@ def _shm() -> str:
 
 
 def _disk() -> str:
-    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    session = session_folder()
     usage = shutil.disk_usage(session)
     found = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} at {session.parent}"
     if usage.free < SMALLEST_FREE_SHARE * usage.total:
@@ -248,9 +248,7 @@ def _disk() -> str:
 
 
 def _memory() -> str:
-    # Ray's own reading, which its memory monitor acts on: containers have limits of their own.
-    total = ray._common.utils.get_system_memory()
-    used = ray._private.utils.get_used_memory()
+    used, total = node_memory()
     found = f"{(total - used) / 2**30:.1f} GiB free of {total / 2**30:.1f}"
     if used > MOST_MEMORY_SHARE * total:
         raise _Wrong(f"{found}: Ray kills workers at 95 %", "end other programs on the node")

@@ -1,6 +1,6 @@
-"""Why a run ended: kinds of failure told apart, whether to try again, and words for people.
+"""Diagnosis of failures: kind, rank, node and step, and the message that explains them.
 
-docs/failures.md says for each kind and its exit code what to do.
+A kind is the exit code of the command line; docs/failures.md says for each what to do.
 """
 
 import re
@@ -12,28 +12,40 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prioritycut_ray.errors import ExitCode, UserError, describe, is_disk_full, without_appendix
 from prioritycut_ray.launch.crash_evidence import CrashEvidence, inspect_process
-from prioritycut_ray.launch.heartbeat import SILENT_AFTER_S, Heartbeat, ReceivedHeartbeat
+from prioritycut_ray.launch.heartbeat import (
+    SILENT_AFTER_S,
+    Heartbeat,
+    ReceivedHeartbeat,
+    furthest_step,
+)
+from prioritycut_ray.ray_cluster.compat import (
+    health_check_cause,
+    is_train_timeout,
+    killed_by_memory_monitor,
+    lost_its_node,
+    was_terminated,
+)
 from prioritycut_ray.training.worker import PHASES
 
 _INSPECTION_SECONDS = 30.0
 
 
 ADVICE = {
-    ExitCode.GPU_FAULT: "check that node's GPUs (nvidia-smi -q, Xid in dmesg) and take the node "
-    "out if it comes again",
+    ExitCode.GPU_FAULT: "check that node's GPUs (nvidia-smi -q, Xid in dmesg) and remove the node "
+    "if it happens again",
     ExitCode.LOST_NODE: "bring the node back or train with fewer train.workers",
-    ExitCode.WORKER_ERROR: "report it if it comes again",
+    ExitCode.WORKER_ERROR: "report it if it happens again",
     ExitCode.OUT_OF_MEMORY: "lower train.batch_size or data.loader_workers, raise "
-    "train.accumulate, or give a node fewer workers",
-    ExitCode.WORKER_KILLED: "see who sent the signal; signals 4 to 11 are crashes of native code",
+    "train.accumulate, or run fewer workers per node",
+    ExitCode.WORKER_KILLED: "find out who sent the signal; 4 to 11 are crashes of native code",
     ExitCode.DISK_FULL: "free space there or lower train.keep_checkpoints",
-    ExitCode.HANG: "look at that rank's node, its storage and its network; "
-    "train.collective_timeout_s is the patience",
+    ExitCode.HANG: "check that rank's node, storage and network, or raise "
+    "train.collective_timeout_s",
 }
 RETRIED = (
     ExitCode.GPU_FAULT,
@@ -42,7 +54,7 @@ RETRIED = (
     ExitCode.OUT_OF_MEMORY,
     ExitCode.WORKER_KILLED,
 )
-"""Kinds that another attempt may not meet again."""
+"""Kinds that may not happen again in another attempt."""
 
 
 class Failure(NamedTuple):
@@ -51,8 +63,8 @@ class Failure(NamedTuple):
     Attributes:
         kind: exit code of the command line.
         reason: one line.
-        rank: that it began with, None if unknown.
-        address: of that rank's node, empty if unknown.
+        rank: that failed first; None if unknown.
+        address: of that rank's node; empty if unknown.
         step: that the rank had reached.
     """
 
@@ -68,7 +80,7 @@ class Failure(NamedTuple):
 
 
 class RunEnded(Exception):
-    """Raised in Ray's controller to end a run that is not to be tried again."""
+    """Raised in Ray's controller to end a run that is not retried."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
@@ -76,10 +88,10 @@ class RunEnded(Exception):
 
 
 class RunFailed(UserError):
-    """A run that ended before its time, explained; exits with the code of its kind.
+    """Raised when a run ended early; the exit code is the kind of failure.
 
     Attributes:
-        summary: what happened, without the way to resume.
+        summary: what happened, without how to resume.
     """
 
     def __init__(self, message: str, kind: ExitCode, summary: str) -> None:
@@ -96,37 +108,37 @@ Inspect = Callable[[Heartbeat], CrashEvidence | None]
 
 def diagnose(
     errors: Mapping[int, BaseException],
-    heard: Mapping[int, ReceivedHeartbeat],
+    received: Mapping[int, ReceivedHeartbeat],
     timeout_s: float,
-    inspect_rank: Inspect,
+    inspect: Inspect,
 ) -> Failure:
-    """Find the failure behind what the ranks raised.
+    """Return the failure behind the errors of the ranks.
 
     Args:
-        errors: by rank; a rank whose process is gone has Ray's error on that.
-        heard: the last beats, by rank.
+        errors: by rank; for a rank whose process is gone, Ray's error about that.
+        received: the last heartbeats, by rank.
         timeout_s: of collectives.
-        inspect_rank: looks for what is left of a rank's process; None if its node does not answer.
+        inspect: returns what is left of a rank's process; None if its node does not respond.
     """
     causes = {rank: _cause(error) for rank, error in errors.items()}
     rank = min(causes, key=lambda rank: (_CONSEQUENCES.get(causes[rank][0], 0), rank))
     kind, reason = causes[rank]
-    beat = heard[rank].beat if rank in heard else None
-    if kind is ExitCode.WORKER_KILLED and beat is not None:
-        kind, reason = _death(beat, inspect_rank(beat), timeout_s)
+    heartbeat = received[rank].heartbeat if rank in received else None
+    if kind is ExitCode.WORKER_KILLED and heartbeat is not None:
+        kind, reason = _death(heartbeat, inspect(heartbeat), timeout_s)
     if kind is None:
-        return _lost_connection(reason, errors, heard, inspect_rank)
+        return _lost_connection(reason, errors, received, inspect)
     if kind is ExitCode.HANG:
-        return _hang(heard, timeout_s)
-    step = beat.step if beat else max((h.beat.step for h in heard.values()), default=0)
-    return Failure(kind, reason, rank, beat.address if beat else "", step)
+        return _hang(received, timeout_s)
+    step = heartbeat.step if heartbeat else furthest_step(received)
+    return Failure(kind, reason, rank, heartbeat.address if heartbeat else "", step)
 
 
 def diagnose_controller(error: BaseException, step: int) -> Failure:
-    """What the end of Ray's controller, the process that directs the ranks, means.
+    """Return the failure behind the end of Ray's controller, the process that directs the ranks.
 
     Args:
-        error: what Ray says of it.
+        error: that Ray raised.
         step: that the ranks had reached.
     """
     kind, reason = _cause(error)
@@ -138,40 +150,40 @@ def diagnose_controller(error: BaseException, step: int) -> Failure:
 
 
 _CONSEQUENCES: dict[ExitCode | None, int] = {ExitCode.PREEMPTED: 1, ExitCode.HANG: 2, None: 3}
-"""What may only follow from another rank's failure; the higher, the less it says."""
+"""Kinds that may only follow from another rank's failure; the higher, the less they explain."""
 
 
-def inspect_rank(beat: Heartbeat) -> CrashEvidence | None:
-    """What is left of a rank's process, by a Ray task on its node; None if the node is silent."""
-    there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+def inspect_rank(heartbeat: Heartbeat) -> CrashEvidence | None:
+    """Inspect a rank's process with a Ray task on its node; None if the node does not respond."""
+    there = NodeAffinitySchedulingStrategy(heartbeat.node_id, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0)(inspect_process)
     try:
-        reference = task.options(scheduling_strategy=there).remote(beat.pid)
+        reference = task.options(scheduling_strategy=there).remote(heartbeat.pid)
         evidence: CrashEvidence = ray.get(reference, timeout=_INSPECTION_SECONDS)
         return evidence
     except RayError:
         return None
 
 
-def is_of_a_peer(error: BaseException) -> bool:
-    """Whether an error only says that another rank is gone or silent."""
+def is_caused_by_peer(error: BaseException) -> bool:
+    """Return whether an error only says that another rank is gone or silent."""
     return _cause(error)[0] in (None, ExitCode.HANG)
 
 
 def _cause(error: BaseException) -> tuple[ExitCode | None, str]:
-    """Exit code and reason of what one rank raised; None where it only lost the connection."""
-    error = getattr(error, "health_check_failure", error)
+    """Return the kind and reason of one rank's error; None if it only lost a connection."""
+    error = health_check_cause(error)
     text = str(error).strip()
     reason = describe(error)
     if isinstance(error, UserError):
         return error.exit_code, text
-    if isinstance(error, OutOfMemoryError) or "node running low on memory" in text:
+    if killed_by_memory_monitor(error):
         return (
             ExitCode.OUT_OF_MEMORY,
             "Ray's memory monitor killed the worker: its node was nearly full",
         )
     if isinstance(error, RayActorError):
-        return _actor_death(error, text)
+        return _actor_death(error)
     if isinstance(error, MemoryError) or _MEMORY.search(text):
         return ExitCode.OUT_OF_MEMORY, reason
     if _GPU_FAULT.search(text):
@@ -179,7 +191,7 @@ def _cause(error: BaseException) -> tuple[ExitCode | None, str]:
     if is_disk_full(error):
         place = getattr(error, "filename", None)
         return ExitCode.DISK_FULL, f"{place}: no space left" if place else reason
-    if type(error).__name__ in _RAY_TIME_OUTS:
+    if is_train_timeout(error):
         return ExitCode.HANG, reason
     if isinstance(error, RuntimeError) and not _OWN_GPU.search(reason):
         if _TIMED_OUT.search(without_appendix(text)):
@@ -196,7 +208,7 @@ _MEMORY = re.compile(
     r"out of memory|can't allocate memory|Cannot allocate memory|std::bad_alloc"
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS\w*_ALLOC(ATION)?_FAILED|CUFFT_ALLOC_FAILED"
     r"|Failed to (CUDA )?(host )?[cm]?alloc (async )?\d+ bytes"
-    # cuDNN's search passes over algorithms whose workspace does not fit; here none was left.
+    # cuDNN's search skips algorithms whose workspace does not fit; here none was left.
     r"|was unable to find an engine|Unable to find a valid cuDNN algorithm",
     re.I,
 )
@@ -217,23 +229,17 @@ _COLLECTIVE = re.compile(
     re.I,
 )
 _TIMED_OUT = re.compile(
-    # Not the settings that NCCL prints, and not TCP's word on a host that is gone.
+    # Neither the settings that NCCL prints nor TCP's error for a host that is gone.
     r"(?<!Connection )timed[ -]out|(?<!_)time-?out(?!\(ms\))|timing out|watchdog got stuck"
     r"|failed to pass monitoredBarrier",
     re.I,
 )
-_RAY_TIME_OUTS = (
-    "CollectiveTimeoutError",
-    "BroadcastCollectiveTimeoutError",
-    "WorkerHealthCheckTimeoutError",
-)
-"""Names of Ray Train's errors, which its public modules do not export."""
 
 
-def _actor_death(error: RayActorError, text: str) -> tuple[ExitCode, str]:
-    if error.preempted or "SIGTERM" in text:
-        return ExitCode.PREEMPTED, "the worker's place was taken away before it could save"
-    if re.search(r"node (has died|is dead|was terminated)|node died", text):
+def _actor_death(error: RayActorError) -> tuple[ExitCode, str]:
+    if was_terminated(error):
+        return ExitCode.PREEMPTED, "the worker was terminated before it could save"
+    if lost_its_node(error):
         return ExitCode.LOST_NODE, "the worker's node is gone"
     return ExitCode.WORKER_KILLED, "the worker process is gone"
 
@@ -245,81 +251,81 @@ _CRASHES = {
     "Floating": signal.SIGFPE,
     "Illegal instruction": signal.SIGILL,
 }
-"""In the words of Python's faulthandler."""
+"""As Python's faulthandler names them."""
 
 
 def _death(
-    beat: Heartbeat, evidence: CrashEvidence | None, timeout_s: float
+    heartbeat: Heartbeat, evidence: CrashEvidence | None, timeout_s: float
 ) -> tuple[ExitCode, str]:
-    """Why a rank's process is gone, from what it left behind."""
+    """Return why a rank's process is gone, from what it left behind."""
     if evidence is None:
-        return ExitCode.LOST_NODE, "the worker's node does not answer"
-    still = beat.still_for >= 0.9 * timeout_s
+        return ExitCode.LOST_NODE, "the worker's node does not respond"
+    still = heartbeat.phase_seconds >= 0.9 * timeout_s
     for words, number in _CRASHES.items():
         if f"Fatal Python error: {words}" in evidence.crash:
             if number == signal.SIGABRT and still:  # what NCCL's watchdog does
                 return ExitCode.HANG, ""
             return (
                 ExitCode.WORKER_KILLED,
-                f"process {beat.pid} crashed by signal {number:d} ({number.name})",
+                f"process {heartbeat.pid} crashed by signal {number:d} ({number.name})",
             )
     if still:
         return ExitCode.HANG, ""
-    if evidence.oom_kills > beat.oom_kills:
+    if evidence.oom_kills > heartbeat.oom_kills:
         return (
             ExitCode.OUT_OF_MEMORY,
-            f"the kernel killed process {beat.pid}: its node had none left",
+            f"the kernel killed process {heartbeat.pid}: its node ran out of memory",
         )
-    return ExitCode.WORKER_KILLED, f"process {beat.pid} got signal 9 (SIGKILL)"
+    return ExitCode.WORKER_KILLED, f"process {heartbeat.pid} got signal 9 (SIGKILL)"
 
 
 def _lost_connection(
     reason: str,
     errors: Mapping[int, BaseException],
-    heard: Mapping[int, ReceivedHeartbeat],
-    inspect_rank: Inspect,
+    received: Mapping[int, ReceivedHeartbeat],
+    inspect: Inspect,
 ) -> Failure:
-    """The ranks that raised only say that another one is gone: look for it."""
-    for rank in sorted(heard.keys() - errors.keys()):
-        beat = heard[rank].beat
-        evidence = inspect_rank(beat)
+    """Find the rank that is gone, when all errors only say that one is."""
+    for rank in sorted(received.keys() - errors.keys()):
+        heartbeat = received[rank].heartbeat
+        evidence = inspect(heartbeat)
         if evidence is None or not evidence.alive:
-            kind, words = _death(beat, evidence, float("inf"))
-            return Failure(kind, words, rank, beat.address, beat.step)
+            kind, words = _death(heartbeat, evidence, float("inf"))
+            return Failure(kind, words, rank, heartbeat.address, heartbeat.step)
     rank = min(errors)
-    address = heard[rank].beat.address if rank in heard else ""
-    step = max((h.beat.step for h in heard.values()), default=0)
+    address = received[rank].heartbeat.address if rank in received else ""
+    step = furthest_step(received)
     return Failure(
         ExitCode.WORKER_ERROR, f"lost the connection to another rank: {reason}", rank, address, step
     )
 
 
-def _hang(heard: Mapping[int, ReceivedHeartbeat], timeout_s: float) -> Failure:
-    """Name the rank that the others wait for: a silent one, or the one that is furthest behind."""
-    silent = {rank: h for rank, h in heard.items() if h.ago > SILENT_AFTER_S}
-    ranks = silent or heard
+def _hang(received: Mapping[int, ReceivedHeartbeat], timeout_s: float) -> Failure:
+    """Name the rank that the others wait for: a silent one, or the one furthest behind."""
+    silent = {rank: r for rank, r in received.items() if r.age_s > SILENT_AFTER_S}
+    ranks = silent or received
     if not ranks:
         return Failure(ExitCode.HANG, f"no rank moved for {timeout_s:g} s", None, "", 0)
-    place = {rank: (h.beat.step, PHASES.index(h.beat.phase)) for rank, h in ranks.items()}
+    place = {rank: (r.heartbeat.step, PHASES.index(r.heartbeat.phase)) for rank, r in ranks.items()}
     rank = min(place, key=lambda rank: (place[rank], rank))
-    beat, ago = ranks[rank]
+    heartbeat, age_s = ranks[rank]
     level = [str(other) for other in ranks if other != rank and place[other] == place[rank]]
-    words = f"rank {rank} hangs at {beat.phase!r}"
-    words += f", no sign of life of its process for {ago:.0f} s" if silent else ""
+    words = f"rank {rank} hangs at {heartbeat.phase!r}"
+    words += f", its process has been silent for {age_s:.0f} s" if silent else ""
     words += f"; so do ranks {', '.join(level)}" if level else ""
-    words += f"; the others waited {timeout_s:g} s" if len(heard) > len(level) + 1 else ""
-    return Failure(ExitCode.HANG, words, rank, beat.address, beat.step)
+    words += f"; the others waited {timeout_s:g} s" if len(received) > len(level) + 1 else ""
+    return Failure(ExitCode.HANG, words, rank, heartbeat.address, heartbeat.step)
 
 
 def resume_command() -> str:
-    """The user's own command line, quoted for a shell: run again, it resumes."""
+    """Return the user's own command line, quoted for a shell; run again, it resumes."""
     program = Path(sys.argv[0])
     words = ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
     return shlex.join([*words, *sys.argv[1:]])
 
 
 def explain(name: str, failure: Failure, last_checkpoint: str) -> RunFailed:
-    """One line on a run that ended: cause, rank, node, step, last checkpoint, and how to resume."""
+    """Describe the end of a run: cause, rank, node, step, last checkpoint, and how to resume."""
     advice = ADVICE.get(failure.kind)
     parts = [
         f"run {name!r} ended: {failure}",

@@ -1,150 +1,193 @@
-"""What driver, controller and workers of a run tell each other, through one small actor.
+"""Heartbeats of the workers and messages to the driver, through one small actor.
 
-Workers beat: they say what they are doing, and hear in answer whether to stop. Whatever they have
-to say reaches the driver as a message. The actor is restarted if it dies: what it had heard comes
-again with the next beat, and nobody waits for it.
+Every rank reports twice a second what it is doing and learns in reply whether to stop. Warnings
+and metrics reach the driver as messages. The actor is restarted if it dies: the ranks report again
+with their next heartbeats, and nobody waits for it.
 """
 
 import faulthandler
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ray
-import ray.train.torch
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prioritycut_ray.errors import ExitCode
 from prioritycut_ray.launch.crash_evidence import crash_file, oom_kills
+from prioritycut_ray.ray_cluster.compat import draining_nodes
 from prioritycut_ray.training.worker import WorkerStatus
 
-BEAT_SECONDS = 0.5
+HEARTBEAT_SECONDS = 0.5
 SILENT_AFTER_S = 10.0
-"""A rank that has not beaten for so long is frozen, dead or cut off."""
+"""A rank without a heartbeat for this long is frozen, dead or cut off."""
 _ANSWER_SECONDS = 10.0
+
+Message = str | Mapping[str, float]
+"""A warning, or the metrics of a report."""
 
 
 class Heartbeat(NamedTuple):
-    """What a rank says of itself.
+    """What a rank reports.
 
     Attributes:
         rank: from 0.
-        node: Ray's id of the node, in hex.
+        node_id: Ray's id of the node, in hex.
         address: of the node.
         pid: of the worker process.
-        group: Ray's id of the placement group that it runs in, in hex.
-        started_from: step that this process began at, 0 until it has.
-        step: optimiser steps taken.
+        placement_group: Ray's id of the placement group that the rank runs in, in hex.
+        started_from: step that this process started from; 0 until the first step.
+        step: optimizer steps taken.
         phase: one of :data:`~prioritycut_ray.training.worker.PHASES`.
-        still_for: seconds since the phase began.
-        oom_kills: see :class:`CrashEvidence`.
+        phase_seconds: time since the phase began.
+        oom_kills: see :class:`~prioritycut_ray.launch.crash_evidence.CrashEvidence`.
     """
 
     rank: int
-    node: str
+    node_id: str
     address: str
     pid: int
-    group: str
+    placement_group: str
     started_from: int
     step: int
     phase: str
-    still_for: float
+    phase_seconds: float
     oom_kills: int
 
 
 class ReceivedHeartbeat(NamedTuple):
-    """A beat, and how many seconds ago it came."""
+    """A heartbeat, and the seconds since it arrived."""
 
-    beat: Heartbeat
-    ago: float
+    heartbeat: Heartbeat
+    age_s: float
 
 
-class _Monitor:
-    """The actor; every method answers at once."""
+class _MonitorActor:
+    """The actor; every method returns at once."""
 
     def __init__(self) -> None:
-        self._messages: list[Any] = []
-        self._beats: dict[int, tuple[Heartbeat, float]] = {}
+        self._messages: list[Message] = []
+        self._heartbeats: dict[int, tuple[Heartbeat, float]] = {}
         self._stop = False
-        self._draining: dict[str, int] = {}
-        self._looked_at = 0.0
+        self._draining: set[str] = set()
+        self._updated_at = 0.0
 
-    def tell(self, message: Any) -> None:
-        """Leave a message for the driver."""
+    def send_message(self, message: Message) -> None:
         self._messages.append(message)
 
-    def take(self) -> list[Any]:
-        """All messages since the last call."""
+    def take_messages(self) -> list[Message]:
         messages, self._messages = self._messages, []
         return messages
 
-    def beat(self, beat: Heartbeat) -> bool:
-        """Note what a rank does; whether it is to stop."""
+    def report(self, heartbeat: Heartbeat) -> bool:
         now = time.monotonic()
-        self._beats[beat.rank] = (beat, now)
-        if now - self._looked_at > BEAT_SECONDS:
-            self._draining, self._looked_at = _draining_nodes(), now
-        return self._stop or beat.node in self._draining
+        self._heartbeats[heartbeat.rank] = (heartbeat, now)
+        if now - self._updated_at > HEARTBEAT_SECONDS:
+            self._draining, self._updated_at = draining_nodes(), now
+        return self._stop or heartbeat.node_id in self._draining
 
-    def heard(self) -> dict[int, ReceivedHeartbeat]:
-        """The last beat of every rank since the workers started."""
+    def heartbeats(self) -> dict[int, ReceivedHeartbeat]:
         now = time.monotonic()
-        return {rank: ReceivedHeartbeat(beat, now - at) for rank, (beat, at) in self._beats.items()}
+        return {
+            rank: ReceivedHeartbeat(heartbeat, now - received)
+            for rank, (heartbeat, received) in self._heartbeats.items()
+        }
 
-    def forget(self) -> None:
-        """Other workers will start: their ranks may be fewer."""
-        self._beats = {}
+    def forget_heartbeats(self) -> None:
+        self._heartbeats = {}
 
-    def stop(self) -> None:
-        """Ask all ranks to save and end."""
+    def request_stop(self) -> None:
         self._stop = True
 
-    def stops(self) -> bool:
-        """Whether all ranks were asked to save and end."""
+    def stop_requested(self) -> bool:
         return self._stop
 
 
-def _draining_nodes() -> dict[str, int]:
-    """Nodes that are about to be taken away; Ray has no public call for it."""
-    return ray._private.state.state.get_draining_nodes() or {}
+class HeartbeatMonitor:
+    """Client of the monitor actor; driver, controller and workers each hold a copy.
+
+    While the actor is being restarted, it answers as if nothing had been reported.
+
+    Args:
+        actor: handle of the actor.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def send_message(self, message: Message) -> None:
+        """Leave a message for the driver."""
+        self._actor.send_message.remote(message)
+
+    def take_messages(self) -> list[Message]:
+        """Return the messages since the last call."""
+        messages: list[Message] = _answer(self._actor.take_messages.remote(), [])
+        return messages
+
+    def report(self, heartbeat: Heartbeat) -> bool:
+        """Report what a rank is doing; returns whether it should stop."""
+        return bool(_answer(self._actor.report.remote(heartbeat), default=False))
+
+    def heartbeats(self) -> dict[int, ReceivedHeartbeat]:
+        """Return the last heartbeat of every rank since the workers started."""
+        heartbeats: dict[int, ReceivedHeartbeat] = _answer(self._actor.heartbeats.remote(), {})
+        return heartbeats
+
+    def has_no_workers(self) -> bool:
+        """Return whether no rank has reported since :meth:`forget_heartbeats`."""
+        return bool(_answer(self._actor.heartbeats.remote(), None) == {})
+
+    def forget_heartbeats(self) -> None:
+        """Forget all ranks: the next group of workers may be smaller."""
+        self._actor.forget_heartbeats.remote()
+
+    def request_stop(self) -> None:
+        """Ask all ranks to save and stop."""
+        self._actor.request_stop.remote()
+
+    def stop_requested(self) -> bool:
+        """Return whether all ranks were asked to save and stop."""
+        return bool(_answer(self._actor.stop_requested.remote(), default=False))
 
 
-def start_monitor() -> Any:
-    """Start the actor on the driver's node; it ends with the driver."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(num_cpus=0, max_restarts=-1)(_Monitor)
-    return actor.options(scheduling_strategy=here).remote()
-
-
-def ask(reference: Any, default: Any) -> Any:
-    """The monitor's answer, or a default while it is being restarted."""
+def _answer(reference: Any, default: Any) -> Any:
+    """Wait for an answer of the actor; returns the default while it is being restarted."""
     try:
         return ray.get(reference, timeout=_ANSWER_SECONDS)
     except RayError:
         return default
 
 
+def start_monitor() -> HeartbeatMonitor:
+    """Start the actor on the driver's node; it ends with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(num_cpus=0, max_restarts=-1)(_MonitorActor)
+    return HeartbeatMonitor(actor.options(scheduling_strategy=here).remote())
+
+
 class HeartbeatThread:
-    """Beats for a rank from a thread of its own, while the body runs.
+    """Sends the heartbeats of a rank while the body runs; a context manager.
 
     Args:
-        monitor: the actor.
-        status: of the training thread; its ``stop`` is set when the monitor says so.
+        monitor: receives them.
+        status: of the training thread; its ``stop`` is set when the rank should stop.
         rank: from 0.
-        timeout_s: a training thread that is still for longer ends this process: it hangs.
+        timeout_s: ends this process when the training thread stays in one phase for longer.
     """
 
-    def __init__(self, monitor: Any, status: WorkerStatus, rank: int, timeout_s: float) -> None:
+    def __init__(
+        self, monitor: HeartbeatMonitor, status: WorkerStatus, rank: int, timeout_s: float
+    ) -> None:
         context = ray.get_runtime_context()
         self._monitor, self._status, self._rank = monitor, status, rank
-        self._node, self._address = context.get_node_id(), ray.util.get_node_ip_address()
-        self._group = ray.util.get_current_placement_group().id.hex()
+        self._node_id, self._address = context.get_node_id(), ray.util.get_node_ip_address()
+        self._placement_group = ray.util.get_current_placement_group().id.hex()
         self._timeout_s = timeout_s
         self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "HeartbeatThread":
         self._thread.start()
@@ -155,22 +198,22 @@ class HeartbeatThread:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._finished.wait(BEAT_SECONDS):
-            beat = self._beat()
-            if ask(self._monitor.beat.remote(beat), default=False) or terminated.is_set():
+        while not self._finished.wait(HEARTBEAT_SECONDS):
+            heartbeat = self._heartbeat()
+            if self._monitor.report(heartbeat) or terminated.is_set():
                 self._status.stop = True
-            if beat.still_for > self._timeout_s:
+            if heartbeat.phase_seconds > self._timeout_s:
                 faulthandler.dump_traceback(crash_file(os.getpid()).open("a"))
                 os._exit(ExitCode.HANG)
 
-    def _beat(self) -> Heartbeat:
+    def _heartbeat(self) -> Heartbeat:
         status = self._status
         return Heartbeat(
             self._rank,
-            self._node,
+            self._node_id,
             self._address,
             os.getpid(),
-            self._group,
+            self._placement_group,
             status.started_from,
             status.step,
             status.phase,
@@ -180,20 +223,14 @@ class HeartbeatThread:
 
 
 terminated = threading.Event()
-"""Set in a worker process that got SIGTERM: its place is about to be taken away."""
+"""Set in a worker process that got SIGTERM: it is about to be removed."""
 
 
-def all_beats(monitor: Any) -> list[Heartbeat]:
-    """The last beat of every rank."""
-    heard: dict[int, ReceivedHeartbeat] = ask(monitor.heard.remote(), {})
-    return [h.beat for h in heard.values()]
+def furthest_step(received: Mapping[int, ReceivedHeartbeat]) -> int:
+    """Return the last step that any rank has reached."""
+    return max((r.heartbeat.step for r in received.values()), default=0)
 
 
-def furthest_step(beats: Iterable[Heartbeat]) -> int:
-    """The last step that any rank has reached."""
-    return max((beat.step for beat in beats), default=0)
-
-
-def started_from(beats: Iterable[Heartbeat]) -> int:
-    """The step that the ranks started from."""
-    return max((beat.started_from for beat in beats), default=0)
+def started_from(received: Mapping[int, ReceivedHeartbeat]) -> int:
+    """Return the step that the ranks started from."""
+    return max((r.heartbeat.started_from for r in received.values()), default=0)

@@ -1,14 +1,22 @@
-"""Which failures are tried again, and how often."""
+"""Which failures are retried, and how often."""
 
 import re
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from prioritycut_ray.errors import ExitCode
 from prioritycut_ray.launch.failures import RETRIED, Failure
 
 
+class FailureDecision(Enum):
+    """What follows a failure, in the words of Ray Train."""
+
+    RETRY = auto()
+    RAISE = auto()
+
+
 @dataclass
-class RetryPolicy:
+class FailurePolicy:
     """Decides whether another group of workers is started after a failure.
 
     Attributes:
@@ -20,25 +28,27 @@ class RetryPolicy:
     _last_start: int = -1
     _last: Failure | None = None
 
-    def ends(self, failure: Failure, started_from: int) -> bool:
-        """Whether the run ends with this failure.
+    def make_decision(self, failure: Failure, started_from: int) -> FailureDecision:
+        """Decide about the newest failure.
 
         Args:
-            failure: the newest.
-            started_from: the step that the failed group began at.
+            failure: what ended the group of workers.
+            started_from: the step that this group started from.
         """
         again = self._last is not None and _same(failure, self._last)
         self._last = failure
         if failure.kind is ExitCode.PREEMPTED:
-            return False
+            return FailureDecision.RETRY
         if started_from > self._last_start:
             self._in_a_row, self._last_start = 0, started_from
         self._in_a_row += 1
-        return failure.kind not in RETRIED or again or self._in_a_row > self.max_failures
+        if failure.kind not in RETRIED or again or self._in_a_row > self.max_failures:
+            return FailureDecision.RAISE
+        return FailureDecision.RETRY
 
 
 def _same(failure: Failure, other: Failure) -> bool:
-    """The same error at the same step: it lies in what is computed, not in the surroundings."""
+    """Return whether a deterministic error occurred again at the same step."""
     deterministic = (
         failure.kind in (ExitCode.WORKER_ERROR, ExitCode.OUT_OF_MEMORY) or "crash" in failure.reason
     )

@@ -1,4 +1,4 @@
-"""The worker's side of a run: the train function, and what it reports."""
+"""The worker's side of a run: the train function and its reports."""
 
 import logging
 import signal
@@ -13,19 +13,13 @@ from typing import Any
 import ray
 import ray.train.torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
-from ray.train.v2._internal.execution.callback import WorkerCallback
 
 from prioritycut_ray.config import Config, parse_config
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.errors import NotFiniteError, Preempted
 from prioritycut_ray.launch.crash_evidence import record_crashes
-from prioritycut_ray.launch.failures import (
-    is_of_a_peer,
-)
-from prioritycut_ray.launch.heartbeat import (
-    HeartbeatThread,
-    terminated,
-)
+from prioritycut_ray.launch.failures import is_caused_by_peer
+from prioritycut_ray.launch.heartbeat import HeartbeatMonitor, HeartbeatThread, terminated
 from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.checkpoints import fetch, newest_intact
 from prioritycut_ray.runs.retention import Retention
@@ -40,32 +34,30 @@ KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**62),
 }
-"""For glibc of a worker: what is freed serves the next allocation, also in the training thread.
+"""Makes glibc keep freed memory for the next allocation, in the training thread too.
 
-Else a step's large tensors come as new pages from the kernel each time: a seventh of its CPU time.
+Otherwise the kernel provides new pages for the large tensors of every step: a seventh of its CPU
+time.
 """
 
-
 DETERMINISTIC_CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-"""For a worker with ``train.deterministic``: eight workspaces of 4 MiB, none shared by streams."""
+"""For ``train.deterministic``: eight workspaces of 4 MiB, not shared between streams."""
 
-
-_PATIENCE_WITH_PEERS_S = 5.0
-"""A rank that lost its peers waits so long, for the dead one's own story to come first."""
-
+_PEER_ERROR_DELAY_S = 5.0
+"""A rank that lost a peer waits this long, so that the cause is reported before the consequence."""
 
 HANG_MARGIN_S = 30.0
-"""The collectives of the other ranks time out first; what is still then ends itself."""
+"""Collectives of the other ranks time out first; a rank that still hangs then ends itself."""
 
 
 def worker_environment(config: Config) -> dict[str, str]:
-    """Variables that must be there before a worker starts."""
+    """Return the environment variables that a worker needs when it starts."""
     return KEEP_FREED_MEMORY | (DETERMINISTIC_CUBLAS if config.train.deterministic else {})
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:
     """The train function of every Ray Train worker."""
-    # Here, for driver and controller need neither torchvision nor timm: seconds of imports each.
+    # Not at the top: driver and controller do without torchvision and timm, which take seconds.
     from prioritycut_ray.training.trainer import train
 
     config = parse_config(arguments["config"], "train_loop_config")
@@ -75,14 +67,15 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
     )
-    monitor, status = arguments["monitor"], WorkerStatus()
+    monitor: HeartbeatMonitor = arguments["monitor"]
+    status = WorkerStatus()
     logging.getLogger("prioritycut_ray").addHandler(_ForwardWarnings(monitor, worker.rank))
     record_crashes()
 
     index = read_index(config.data.index or config.data.url)
     with tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch:
-        patience = config.train.collective_timeout_s + HANG_MARGIN_S
-        with HeartbeatThread(monitor, status, worker.rank, patience):
+        timeout_s = config.train.collective_timeout_s + HANG_MARGIN_S
+        with HeartbeatThread(monitor, status, worker.rank, timeout_s):
             writer, checkpoint = _begin(config, arguments["launch"], worker.rank, Path(scratch))
             with writer or nullcontext():
                 try:
@@ -95,24 +88,24 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
                         report=partial(_report, config, index.fingerprint, writer),
                         status=status,
                     )
-                except (Preempted, NotFiniteError):  # raised by all ranks at one step
+                except (Preempted, NotFiniteError):  # raised by all ranks at the same step
                     if writer:
                         writer.flush()
                     barrier()  # Ray ends all ranks when one has ended
                     raise
                 except Exception as error:
-                    if is_of_a_peer(error):
-                        time.sleep(_PATIENCE_WITH_PEERS_S)
+                    if is_caused_by_peer(error):
+                        time.sleep(_PEER_ERROR_DELAY_S)
                     raise
 
 
 def _begin(
     config: Config, launch: str, rank: int, scratch: Path
 ) -> tuple[RunWriter | None, Path | None]:
-    """Take the run over from older attempts; all ranks begin at the checkpoint that rank 0 finds.
+    """Take the run over from older attempts; all ranks start from the checkpoint of rank 0.
 
     Returns:
-        The hand in the run's folder, on rank 0 alone, and the checkpoint, if there is one.
+        The writer of the run's folder, on rank 0 only, and the checkpoint, if there is one.
     """
     storage = Folder(config.run)
     if rank != 0:
@@ -138,33 +131,33 @@ def _report(
     metrics: Mapping[str, float],
     state: TrainState | None,
 ) -> None:
-    """Begin to write a checkpoint, if there is a state, and hand metrics to Ray.
+    """Start writing a checkpoint, if there is a state, and report the metrics to Ray.
 
-    Ray is not told of checkpoints. It would list them in the run's folder, and refuse to start
-    where one of its list is gone: removed by retention, or by another attempt.
+    Checkpoints are not reported to Ray: it would list them in the run's folder, and refuse to start
+    when one on its list has been removed, by retention or by another attempt.
     """
     if state is not None and writer is not None:
-        writer.wait()  # before the copy: there are at most two states in memory
+        writer.wait()  # before the copy, so that at most two states are in memory
         write = partial(write_snapshot, take_snapshot(state, config, data))
         writer.save(state.step, metrics, write)
     ray.train.report(dict(metrics))
 
 
 class _ForwardWarnings(logging.Handler):
-    """Passes a worker's warnings to the driver."""
+    """Sends a worker's warnings to the driver."""
 
-    def __init__(self, monitor: Any, rank: int) -> None:
+    def __init__(self, monitor: HeartbeatMonitor, rank: int) -> None:
         super().__init__(logging.WARNING)
         self._monitor, self._rank = monitor, rank
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by the logger."""
-        self._monitor.tell.remote(f"rank {self._rank}: {record.getMessage()}")
+        self._monitor.send_message(f"rank {self._rank}: {record.getMessage()}")
 
 
-class NoteSigterm(WorkerCallback):  # type: ignore[misc]  # ray is untyped
-    """Lets a worker that is told to go save first; the train function's thread cannot listen."""
+def note_sigterm() -> None:
+    """Make SIGTERM request a stop; called in a worker's main thread.
 
-    def after_init_train_context(self) -> None:
-        """Called by Ray in the main thread of every worker."""
-        signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    The train function runs in another thread, where Python allows no signal handlers.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())

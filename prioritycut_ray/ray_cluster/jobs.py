@@ -18,14 +18,12 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from prioritycut_ray.errors import ExitCode, UserError
+from prioritycut_ray.ray_cluster.compat import JOB_LOGGER, is_not_found
 from prioritycut_ray.ray_cluster.working_directory import Package
 
 RUN_KEY = "prioritycut_run"
 """Of a job's metadata: the run that it trains."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-
-# It reports the end of every log that is followed, among the job's own lines.
-logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 
 
 class Job(NamedTuple):
@@ -68,6 +66,7 @@ class Cluster:
         with self._explained():
             headers = {"Authorization": f"Bearer {token}"} if token else None
             self._client = JobSubmissionClient(address, headers=headers)
+        logging.getLogger(JOB_LOGGER).setLevel(logging.WARNING)
 
     def submit(
         self,
@@ -196,7 +195,7 @@ class Cluster:
             ) from error
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            if job_id and "404" in reason:
+            if job_id and is_not_found(error):
                 raise NoSuchJob(
                     f"{job_id}: the cluster has no such job; `prioritycut jobs status` lists them"
                 ) from error

@@ -1,20 +1,19 @@
-"""What a cluster has, and whether a run fits on it."""
+"""Resources of a cluster, and whether a run fits on it."""
 
 import time
 
 import ray
-import ray.train.torch
-from ray.autoscaler.v2.sdk import get_cluster_status
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.ray_cluster.compat import reports_autoscaler
 
 
 def check_capacity(config: Config) -> None:
-    """Refuse a run that would wait for ever for more CPUs than the cluster has.
+    """Reject a run that needs more CPUs than the cluster has or can get.
 
     Raises:
-        UserError: saying what is asked for and what there is.
+        UserError: names what is needed and what is available.
     """
     wanted = config.train.worker_range[0] * config.train.cpus_per_worker
     available = int(total_resource("CPU"))
@@ -27,10 +26,10 @@ def check_capacity(config: Config) -> None:
 
 
 def uses_gpu(config: Config) -> bool:
-    """Whether the workers train on GPUs: as asked for, or if there are enough.
+    """Return whether the workers train on GPUs: as requested, or if there are enough.
 
     Raises:
-        UserError: GPUs were asked for and the cluster lacks them.
+        UserError: GPUs were requested and the cluster lacks them.
     """
     available, wanted = int(total_resource("GPU")), config.train.worker_range[0]
     if config.train.use_gpu == "yes" and available < wanted:
@@ -43,30 +42,25 @@ def uses_gpu(config: Config) -> bool:
     return config.train.use_gpu != "no" and available >= wanted
 
 
-_AUTOSCALER_SECONDS = 20.0
-"""For an autoscaler that starts with its cluster to be heard of for the first time."""
+_AUTOSCALER_START_S = 20.0
+"""How long an autoscaler that starts with its cluster takes to report for the first time."""
 
 
 def total_resource(resource: str) -> float:
-    """How much of a resource, ``CPU`` or ``GPU``, the nodes of the cluster have in all."""
+    """Return the total amount of a resource, ``CPU`` or ``GPU``, on all nodes of the cluster."""
     return float(ray.cluster_resources().get(resource, 0))
 
 
 def has_autoscaler() -> bool:
-    """Whether an autoscaler adds nodes when something waits for room.
+    """Return whether an autoscaler adds nodes when something waits for resources.
 
-    How many it may add is not known here: Ray's autoscalers do not tell.
+    How many it may add is unknown: Ray's autoscalers do not report it.
     """
     deadline = time.monotonic()
-    if total_resource("CPU") == 0:  # nobody starts such a cluster, unless it is to grow
-        deadline += _AUTOSCALER_SECONDS
-    while not _reports_autoscaler():
+    if total_resource("CPU") == 0:  # only a cluster with an autoscaler is started like that
+        deadline += _AUTOSCALER_START_S
+    while not reports_autoscaler():
         if time.monotonic() >= deadline:
             return False
         time.sleep(1)
     return True
-
-
-def _reports_autoscaler() -> bool:
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    return status.stats.autoscaler_version not in (None, "", "0")

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import os
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
 from prioritycut_ray.metrics.aggregate import Metric
+from prioritycut_ray.ray_cluster.compat import TUNE_SNAPSHOT, set_tune_environment
 from prioritycut_ray.ray_cluster.filesystem import ray_storage
 from prioritycut_ray.ray_cluster.resources import has_autoscaler, uses_gpu
 from prioritycut_ray.ray_cluster.session import start_ray
@@ -45,8 +45,6 @@ from prioritycut_ray.storage.folder import Folder
 
 _TUNE = "tune"
 """Folder of Ray Tune's own files in the folder of a search."""
-_SNAPSHOT = re.compile(r"experiment_state-.*\.json")
-"""What Ray Tune restores from: without one, the search has not started."""
 _VALUES = "search.json"
 """The values that the search was started with."""
 _CONCURRENT_WITH_AUTOSCALER = 8
@@ -105,7 +103,7 @@ def _check_resumable(search: SearchConfig, base: Config, storage: Folder, *, res
         **search.model_dump(mode="json", exclude={"name", "base", "set", "smoke"}),
         "fingerprint of data.url": read_index(base.data.url).fingerprint,
     }
-    if not any(map(_SNAPSHOT.fullmatch, storage.names(_TUNE))):
+    if not any(map(TUNE_SNAPSHOT.fullmatch, storage.names(_TUNE))):
         storage.write(_VALUES, json.dumps(now, indent=1).encode())
         return False
     if not resume:
@@ -192,9 +190,7 @@ def _tuner(
     *,
     resume: bool,
 ) -> tune.Tuner:
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the only way to silence Tune's own output
-    # _Narrator prints the reason; the traceback is in the trial's error.txt.
-    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
+    set_tune_environment()
     context = TrialContext(search, _for_trials(search, base), f"{storage.url}/runs")
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, context=context), {"CPU": DRIVER_CPUS}

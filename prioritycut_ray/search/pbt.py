@@ -11,6 +11,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining
 
+from prioritycut_ray.ray_cluster.compat import has_reported, last_result
 from prioritycut_ray.search.space import PBT, Domain
 from prioritycut_ray.search.trial import SAMPLES
 
@@ -55,14 +56,13 @@ class PBTScheduler(PopulationBasedTraining):  # type: ignore[misc]  # ray is unt
         if chosen is None and trials and all(map(self._has_reported, trials)):
             # The trial that the others waited for has failed: end the round without it.
             trial = min(trials, key=lambda item: str(item.trial_id))
-            self.on_trial_result(tune_controller, trial, dict(self._trial_state[trial].last_result))
+            self.on_trial_result(tune_controller, trial, last_result(self, trial))
             chosen = super().choose_trial_to_run(tune_controller)
         return chosen
 
     def _has_reported(self, trial: Trial) -> bool:
         """Return whether a trial is waiting for the end of this round."""
-        last: int = self._trial_state[trial].last_train_time
-        return bool(trial.status == Trial.PAUSED and last >= self._next_perturbation_sync)
+        return bool(trial.status == Trial.PAUSED and has_reported(self, trial))
 
 
 class _WithoutFailed:

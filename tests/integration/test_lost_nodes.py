@@ -43,7 +43,7 @@ def test_a_node_is_drained_and_no_step_is_lost(cluster: Cluster, start: Start, q
         ranks = training.at_step(7)
         victim = max(ranks.values(), key=lambda rank: rank.address)
         words = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test"]
-        words += [f"--node-id={victim.node}", "--deadline-remaining-seconds=300"]
+        words += [f"--node-id={victim.node_id}", "--deadline-remaining-seconds=300"]
         command = [str(BIN / "ray"), "drain-node", f"--address={cluster.address}", *words]
         drained = subprocess.run(command, env=ENVIRON, capture_output=True, text=True, timeout=120)
         assert drained.returncode == 0, drained.stdout + drained.stderr

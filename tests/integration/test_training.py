@@ -149,7 +149,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
 
     def kill_rank_1(metrics: Mapping[str, float]) -> None:
         if not killed:
-            killed.append(ray.get(monitors[0].heard.remote())[1].beat.pid)
+            killed.append(monitors[0].heartbeats()[1].heartbeat.pid)
             os.kill(killed[0], signal.SIGKILL)
 
     warnings: list[str] = []

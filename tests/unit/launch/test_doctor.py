@@ -1,17 +1,9 @@
 """Findings as plain data, without a cluster."""
 
 import pytest
-from ray.exceptions import (
-    AuthenticationError,
-    GetTimeoutError,
-    TaskUnschedulableError,
-    WorkerCrashedError,
-)
+from ray.exceptions import GetTimeoutError, TaskUnschedulableError, WorkerCrashedError
 
-from prioritycut_ray.errors import UserError
 from prioritycut_ray.launch.doctor import clock_check, compare_versions, skew, unanswered
-from prioritycut_ray.ray_cluster.session import start_ray
-from tests.hosts import free_port
 
 
 def test_versions_are_equal_or_named() -> None:
@@ -47,58 +39,3 @@ def test_a_node_that_does_not_answer_is_a_finding(error: Exception, words: str) 
     assert not check.ok
     assert words in check.found
     assert check.fix
-
-
-def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(UserError, match=rf"{address}: no Ray cluster answers .*6379"):
-        start_ray(address)
-
-
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [
-        ("ray://10.0.0.1:10001", "Ray's client.*prioritycut submit"),
-        ("http://10.0.0.1:8265", "dashboard; submit there"),
-        ("10.0.0.1", "give HOST:PORT"),
-        ("10.0.0.1:70000", "give HOST:PORT"),
-        ("head:port", "give HOST:PORT"),
-    ],
-)
-def test_an_address_that_is_not_one_of_a_head_says_what_to_give(
-    monkeypatch: pytest.MonkeyPatch, address: str, words: str
-) -> None:
-    import ray
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(UserError, match=words) as caught:
-        start_ray(address)
-    assert "TOKEN" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("address", "error", "words"),
-    [
-        ("auto", ConnectionError("Could not find any running Ray instance."), "unset it to start"),
-        (None, SystemExit(15), "head of a Ray cluster"),
-        (None, AuthenticationError("no token. Set it"), "rejected the authentication token.*TOKEN"),
-    ],
-)
-def test_what_ray_says_of_an_address_is_told_apart(
-    monkeypatch: pytest.MonkeyPatch, address: str | None, error: BaseException, words: str
-) -> None:
-    """In Ray's place: whether `auto` finds a cluster depends on what else runs on the machine."""
-    import ray
-
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", fail)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UserError, match=words) as caught:
-        start_ray(address)
-    assert ("TOKEN" in str(caught.value)) == isinstance(error, AuthenticationError)

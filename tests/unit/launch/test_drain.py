@@ -1,10 +1,10 @@
-"""Which processes say that a node is still at work."""
+"""Which processes keep a node busy."""
 
 import subprocess
 
 import pytest
 
-from prioritycut_ray.launch.drain import _busy_workers
+from prioritycut_ray.launch.drain import busy_workers
 from tests.conftest import Prioritycut, assert_one_line
 from tests.hosts import free_port
 from tests.runs import await_truth
@@ -33,11 +33,11 @@ def test_only_processes_with_tasks_or_actors_are_at_work(title: str, busy: bool)
                 return file.read().startswith(mark.encode())
 
         await_truth(started, "the process has its title", 10)
-        assert any(found.startswith(mark.encode()) for found in _busy_workers()) is busy
+        assert any(found.startswith(mark) for found in busy_workers()) is busy
     finally:
         process.kill()
         process.wait(10)
-    assert not any(found.startswith(mark.encode()) for found in _busy_workers())
+    assert not any(found.startswith(mark) for found in busy_workers())
 
 
 def test_without_its_head_a_node_ends_at_once(

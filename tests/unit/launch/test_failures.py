@@ -23,7 +23,7 @@ from prioritycut_ray.launch.failures import (
     explain,
 )
 from prioritycut_ray.launch.heartbeat import Heartbeat, ReceivedHeartbeat
-from prioritycut_ray.launch.retry import RetryPolicy
+from prioritycut_ray.launch.retry import FailureDecision, FailurePolicy
 
 TIMEOUT = 600.0
 GLOO_CLOSED = RuntimeError(
@@ -81,15 +81,17 @@ def died(words: str = "", preempted: bool = False) -> HealthCheckFailed:
     return HealthCheckFailed(RayActorError(error_msg=message, preempted=preempted))
 
 
-def heard(
-    rank: int, step: int = 7, phase: str = "generator step", ago: float = 0.3
+def received(
+    rank: int, step: int = 7, phase: str = "generator step", age_s: float = 0.3
 ) -> ReceivedHeartbeat:
-    beat = Heartbeat(rank, f"node{rank}", f"10.0.0.{rank}", 100 + rank, "", 0, step, phase, 1.0, 5)
-    return ReceivedHeartbeat(beat, ago)
+    heartbeat = Heartbeat(
+        rank, f"node{rank}", f"10.0.0.{rank}", 100 + rank, "", 0, step, phase, 1.0, 5
+    )
+    return ReceivedHeartbeat(heartbeat, age_s)
 
 
 def found(evidence: CrashEvidence | None) -> Callable[[Heartbeat], CrashEvidence | None]:
-    return lambda beat: evidence
+    return lambda heartbeat: evidence
 
 
 GONE = found(CrashEvidence(alive=False, crash="", oom_kills=5))
@@ -105,15 +107,15 @@ OUT_OF_SPACE = OSError(errno.ENOSPC, "No space left on device", "/runs/vox")
         (died(), GONE, ExitCode.WORKER_KILLED, "process 101 got signal 9 (SIGKILL)"),
         (died(), SEGFAULT, ExitCode.WORKER_KILLED, "process 101 crashed by signal 11 (SIGSEGV)"),
         (died(), OOM_KILL, ExitCode.OUT_OF_MEMORY, "the kernel killed process 101"),
-        (died(), found(None), ExitCode.LOST_NODE, "does not answer"),
+        (died(), found(None), ExitCode.LOST_NODE, "does not respond"),
         (
             died("The actor died because its node has died."),
             GONE,
             ExitCode.LOST_NODE,
             "node is gone",
         ),
-        (died("The process receives a SIGTERM."), GONE, ExitCode.PREEMPTED, "taken away"),
-        (died(preempted=True), GONE, ExitCode.PREEMPTED, "taken away"),
+        (died("The process receives a SIGTERM."), GONE, ExitCode.PREEMPTED, "was terminated"),
+        (died(preempted=True), GONE, ExitCode.PREEMPTED, "was terminated"),
         (
             HealthCheckFailed(OutOfMemoryError("low")),
             GONE,
@@ -144,7 +146,7 @@ def test_kinds_are_told_apart(
 ) -> None:
     """And the rank that it began with is named, not those that only lost the connection to it."""
     errors = {0: GLOO_CLOSED, 1: error}
-    failure = diagnose(errors, {0: heard(0), 1: heard(1)}, TIMEOUT, inspect)
+    failure = diagnose(errors, {0: received(0), 1: received(1)}, TIMEOUT, inspect)
     assert (failure.kind, failure.rank, failure.address) == (kind, 1, "10.0.0.1")
     assert failure.step == 7
     assert words in failure.reason
@@ -299,13 +301,13 @@ def test_kinds_are_told_apart(
 def test_what_gpus_and_their_libraries_say_is_told_apart(
     error: Exception, kind: ExitCode, words: str
 ) -> None:
-    failure = diagnose({0: error}, {0: heard(0), 1: heard(1)}, TIMEOUT, ALIVE)
+    failure = diagnose({0: error}, {0: received(0), 1: received(1)}, TIMEOUT, ALIVE)
     assert failure.kind is kind
     assert words in failure.reason
     assert "DSA" not in failure.reason
     assert "frame #" not in failure.reason
     assert "\n" not in failure.reason
-    assert not failures.is_of_a_peer(error)
+    assert not failures.is_caused_by_peer(error)
 
 
 @pytest.mark.parametrize(
@@ -343,10 +345,10 @@ def test_what_gpus_and_their_libraries_say_is_told_apart(
 )
 def test_every_way_to_say_it_is_a_collective_time_out(error: Exception) -> None:
     """And the rank that hangs is named, not the one that said so."""
-    beats = {0: heard(0), 1: heard(1, ago=500)}
-    failure = diagnose({0: error}, beats, TIMEOUT, ALIVE)
+    heartbeats = {0: received(0), 1: received(1, age_s=500)}
+    failure = diagnose({0: error}, heartbeats, TIMEOUT, ALIVE)
     assert (failure.kind, failure.rank) == (ExitCode.HANG, 1)
-    assert failures.is_of_a_peer(error)
+    assert failures.is_caused_by_peer(error)
 
 
 @pytest.mark.parametrize(
@@ -365,9 +367,9 @@ def test_every_way_to_say_it_is_a_collective_time_out(error: Exception) -> None:
 )
 def test_a_lost_peer_is_not_the_failure_itself(error: Exception) -> None:
     errors = {0: error, 1: ValueError("shape")}
-    failure = diagnose(errors, {0: heard(0), 1: heard(1)}, TIMEOUT, ALIVE)
+    failure = diagnose(errors, {0: received(0), 1: received(1)}, TIMEOUT, ALIVE)
     assert (failure.kind, failure.rank) == (ExitCode.WORKER_ERROR, 1)
-    assert failures.is_of_a_peer(error)
+    assert failures.is_caused_by_peer(error)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +395,7 @@ def test_the_end_of_the_controller_is_explained(
 
 
 def test_a_lost_connection_alone_leads_to_the_rank_that_is_gone() -> None:
-    both = {0: heard(0), 1: heard(1)}
+    both = {0: received(0), 1: received(1)}
     assert diagnose({0: GLOO_CLOSED}, both, TIMEOUT, GONE)[:3] == (
         ExitCode.WORKER_KILLED,
         "process 101 got signal 9 (SIGKILL)",
@@ -408,27 +410,39 @@ def test_a_lost_connection_alone_leads_to_the_rank_that_is_gone() -> None:
 @pytest.mark.parametrize(
     ("ranks", "name"),
     [
-        ([heard(0), heard(1, phase="waiting for data")], "rank 1 hangs at 'waiting for data'"),
-        ([heard(0), heard(1, ago=500)], "rank 1 hangs at 'generator step', no sign of life"),
-        ([heard(0, step=6), heard(1)], "rank 0 hangs"),
-        ([heard(0), heard(1)], "rank 0 hangs at 'generator step'; so do ranks 1"),
+        (
+            [received(0), received(1, phase="waiting for data")],
+            "rank 1 hangs at 'waiting for data'",
+        ),
+        (
+            [received(0), received(1, age_s=500)],
+            "rank 1 hangs at 'generator step', its process has been silent",
+        ),
+        ([received(0, step=6), received(1)], "rank 0 hangs"),
+        ([received(0), received(1)], "rank 0 hangs at 'generator step'; so do ranks 1"),
     ],
 )
 def test_a_time_out_names_the_rank_that_hangs(ranks: list[ReceivedHeartbeat], name: str) -> None:
-    beats = {h.beat.rank: h for h in ranks}
-    failure = diagnose({0: GLOO_TIMEOUT}, beats, TIMEOUT, ALIVE)
+    heartbeats = {h.heartbeat.rank: h for h in ranks}
+    failure = diagnose({0: GLOO_TIMEOUT}, heartbeats, TIMEOUT, ALIVE)
     assert failure.kind is ExitCode.HANG
     assert failure.reason.startswith(name)
 
 
 def test_a_rank_that_ended_itself_for_hanging_is_a_time_out() -> None:
-    beat = heard(1).beat._replace(still_for=TIMEOUT)
-    failure = diagnose({1: died()}, {0: heard(0), 1: ReceivedHeartbeat(beat, 0.1)}, TIMEOUT, GONE)
+    heartbeat = received(1).heartbeat._replace(phase_seconds=TIMEOUT)
+    failure = diagnose(
+        {1: died()}, {0: received(0), 1: ReceivedHeartbeat(heartbeat, 0.1)}, TIMEOUT, GONE
+    )
     assert failure.kind is ExitCode.HANG
 
 
 def a(kind: ExitCode, step: int, reason: str = "reason") -> Failure:
     return Failure(kind, reason, 1, "10.0.0.1", step)
+
+
+def ends(policy: FailurePolicy, failure: Failure, started_from: int) -> bool:
+    return policy.make_decision(failure, started_from) is FailureDecision.RAISE
 
 
 @pytest.mark.parametrize(
@@ -443,44 +457,44 @@ def a(kind: ExitCode, step: int, reason: str = "reason") -> Failure:
     ],
 )
 def test_what_would_fail_again_is_not_tried_again(kind: ExitCode) -> None:
-    assert RetryPolicy(max_failures=3).ends(a(kind, 5), started_from=0)
+    assert ends(FailurePolicy(max_failures=3), a(kind, 5), started_from=0)
 
 
 def test_the_same_error_at_the_same_step_is_not_tried_for_ever() -> None:
-    policy = RetryPolicy(max_failures=100)
-    assert not policy.ends(a(ExitCode.WORKER_ERROR, 5, "ValueError: at 0x123"), started_from=0)
-    assert policy.ends(a(ExitCode.WORKER_ERROR, 5, "ValueError: at 0x456"), started_from=0)
-    policy = RetryPolicy(max_failures=100)
+    policy = FailurePolicy(max_failures=100)
+    assert not ends(policy, a(ExitCode.WORKER_ERROR, 5, "ValueError: at 0x123"), started_from=0)
+    assert ends(policy, a(ExitCode.WORKER_ERROR, 5, "ValueError: at 0x456"), started_from=0)
+    policy = FailurePolicy(max_failures=100)
     for step in (5, 6, 7):
-        assert not policy.ends(a(ExitCode.WORKER_ERROR, step), started_from=0)
+        assert not ends(policy, a(ExitCode.WORKER_ERROR, step), started_from=0)
     for _ in range(3):
-        assert not policy.ends(a(ExitCode.WORKER_KILLED, 7), started_from=0), (
+        assert not ends(policy, a(ExitCode.WORKER_KILLED, 7), started_from=0), (
             "a signal comes from outside"
         )
 
 
 def test_errors_of_a_gpu_are_the_same_only_if_they_say_the_same() -> None:
     def failure(words: str) -> Failure:
-        return diagnose({0: cuda(words)}, {0: heard(0)}, TIMEOUT, ALIVE)
+        return diagnose({0: cuda(words)}, {0: received(0)}, TIMEOUT, ALIVE)
 
     illegal, ecc = "an illegal memory access was encountered", "uncorrectable ECC error encountered"
-    policy = RetryPolicy(max_failures=100)
-    assert not policy.ends(failure(illegal), started_from=0)
-    assert not policy.ends(failure(ecc), started_from=0)
-    assert not policy.ends(failure(ecc), started_from=0), "another GPU may do better"
-    assert not policy.ends(failure(illegal), started_from=0)
-    assert policy.ends(failure(illegal), started_from=0)
+    policy = FailurePolicy(max_failures=100)
+    assert not ends(policy, failure(illegal), started_from=0)
+    assert not ends(policy, failure(ecc), started_from=0)
+    assert not ends(policy, failure(ecc), started_from=0), "another GPU may do better"
+    assert not ends(policy, failure(illegal), started_from=0)
+    assert ends(policy, failure(illegal), started_from=0)
 
 
 def test_failures_without_progress_are_counted_and_preemptions_never() -> None:
-    policy = RetryPolicy(max_failures=2)
+    policy = FailurePolicy(max_failures=2)
     for start in range(0, 100, 10):
-        assert not policy.ends(a(ExitCode.WORKER_KILLED, start + 5), started_from=start)
+        assert not ends(policy, a(ExitCode.WORKER_KILLED, start + 5), started_from=start)
     for _ in range(10):
-        assert not policy.ends(a(ExitCode.PREEMPTED, 95), started_from=90)
-    assert not policy.ends(a(ExitCode.LOST_NODE, 95), started_from=90)
-    assert policy.ends(a(ExitCode.LOST_NODE, 96), started_from=90)
-    assert RetryPolicy(max_failures=0).ends(a(ExitCode.WORKER_KILLED, 1), started_from=0)
+        assert not ends(policy, a(ExitCode.PREEMPTED, 95), started_from=90)
+    assert not ends(policy, a(ExitCode.LOST_NODE, 95), started_from=90)
+    assert ends(policy, a(ExitCode.LOST_NODE, 96), started_from=90)
+    assert ends(FailurePolicy(max_failures=0), a(ExitCode.WORKER_KILLED, 1), started_from=0)
 
 
 def test_the_explanation_is_one_line_with_the_command_that_resumes(

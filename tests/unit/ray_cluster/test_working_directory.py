@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.ray_cluster import working_directory
 from prioritycut_ray.ray_cluster.working_directory import pack
 
 
@@ -50,14 +49,11 @@ def test_an_empty_folder_can_be_packed(here: Path, tmp_path: Path) -> None:
     assert pack(here, tmp_path / "package.zip").files == 0
 
 
-def test_a_package_that_is_too_large_names_the_largest_file(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(working_directory, "_LARGEST_BYTES", 1000)
+def test_a_package_that_is_too_large_names_the_largest_file(here: Path, tmp_path: Path) -> None:
     write(here, "small.txt")
     (here / "large.bin").write_bytes(os.urandom(2000))
     with pytest.raises(UserError, match=r"largest file so far is large\.bin.*--exclude"):
-        packed(here)
+        pack(here, tmp_path / "package.zip", limit=1000)
 
 
 def test_nested_ignore_files_decide_as_in_git(here: Path) -> None:
