@@ -1,4 +1,4 @@
-"""Applying gradients: clipped, and never when they are not finite."""
+"""Clip gradients and apply them, unless they are not finite."""
 
 import logging
 from collections.abc import Mapping
@@ -19,19 +19,27 @@ Network = Literal["animator", "discriminator"]
 
 
 def apply_gradients(
-    state: TrainState, losses: Mapping[Network, Mapping[str, Tensor]], options: OptimConfig
-) -> None:
+    state: TrainState,
+    losses: Mapping[Network, Mapping[str, Tensor]],
+    options: OptimConfig,
+    *,
+    stop: bool = False,
+) -> bool:
     """Take one optimiser step of each network, or skip it on all ranks together.
 
-    A network's step is skipped where any rank has a loss or a gradient of it that is not finite.
-    The names of those tensors are logged, and batch statistics that the step has spoilt are put
-    back. The networks are updated together because the host must wait for the device to know what
-    to do: here, once a step, and nowhere else.
+    The step of a network is skipped if any rank has a loss or a gradient for it that is not finite.
+    The names of those tensors are logged, and the batch statistics from before the step are
+    restored. Both networks are updated here because the host must wait for the device to decide:
+    this is the only such wait of a step, so the request to stop is exchanged along with it.
 
     Args:
-        state: of the run; counts skipped updates.
-        losses: of this rank, by name, for each network that has gradients.
+        state: networks and optimisers; counts skipped updates.
+        losses: this rank's losses by name, for each network that has gradients.
         options: clipping, and how many skipped steps in a row end the run.
+        stop: this rank was asked to stop.
+
+    Returns:
+        Whether any rank was asked to stop; the same on all ranks.
 
     Raises:
         NotFiniteError: too many steps in a row were skipped.
@@ -42,17 +50,17 @@ def apply_gradients(
             for network, terms in losses.items()
         ]
     )
-    finite_everywhere, go_on = _agree(finite, not state.stop_wanted)
-    state.stopping = state.stopping or not go_on
+    finite_everywhere, go_on = _agree(finite, not stop)
     for network, is_finite in zip(losses, finite_everywhere, strict=True):
         if is_finite:
             _update(state, network)
         else:
             _skip(state, network, losses[network], options)
+    return not go_on
 
 
 def _clip(module: nn.Module, options: OptimConfig) -> Tensor:
-    """Clip a network's gradients where that is wanted; the norm that they had."""
+    """Clip a network's gradients if configured; return their norm before clipping."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if options.max_grad_norm is not None:
@@ -65,8 +73,8 @@ def _total(losses: Mapping[str, Tensor]) -> Tensor:
 
 
 def _agree(finite: Tensor, go_on: bool) -> tuple[list[bool], bool]:
-    """Which conditions hold on every rank; one collective and one wait for all of them."""
-    # The device itself writes the flag: a copy from the host would be one more wait.
+    """Return which conditions hold on every rank, by one collective operation and one wait."""
+    # The device itself writes the flag: a copy from the host would be another wait.
     flags = torch.cat([finite.float(), finite.new_full((1,), go_on, dtype=torch.float32)])
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(flags, op=dist.ReduceOp.MIN)
@@ -92,7 +100,7 @@ def _skip(
     culprits = _not_finite(module, losses)
     if in_a_row & (in_a_row - 1) == 0:  # at 1, 2, 4, 8, ...
         logger.warning(
-            "step %d: the update of the %s is skipped, %d in a row; not finite: %s",
+            "step %d: skipped the update of the %s, %d in a row; not finite: %s",
             state.step,
             network,
             in_a_row,
@@ -102,13 +110,13 @@ def _skip(
         raise NotFiniteError(
             f"training stopped at step {state.step}: {in_a_row} updates in a row of the {network} "
             f"had losses or gradients that are not finite ({culprits or 'on another rank'}); lower "
-            "optim.lr or the weight of that loss, or set optim.max_grad_norm; train again under "
-            "another name=..."
+            "optim.lr or the weight of that loss, or set optim.max_grad_norm, and train again "
+            "under another name=..."
         )
 
 
 def _not_finite(module: nn.Module, losses: Mapping[str, Tensor]) -> str:
-    """Names of losses and of some gradients that are not finite on this rank, if any."""
+    """Name the losses and some of the gradients that are not finite on this rank, if any."""
     bad_losses = [name for name, loss in losses.items() if not torch.isfinite(loss)]
     bad_gradients = [
         name

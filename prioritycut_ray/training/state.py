@@ -1,4 +1,4 @@
-"""The state of a training run: networks, optimisers, and how far it has come."""
+"""The state of a training run: networks, optimisers and progress."""
 
 import copy
 from collections import defaultdict
@@ -11,21 +11,19 @@ from torch.optim import Adam
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.models.animator import Animator
-from prioritycut_ray.models.discriminators import (
-    Discriminator,
-)
+from prioritycut_ray.models.discriminators import Discriminator
 from prioritycut_ray.networks import build_animator, build_discriminator
 
 
 class MovingAverage(nn.Module):
-    """The exponential moving average of an animator's weights, beside its newest buffers.
+    """The exponential moving average of an animator's weights, with its newest buffers.
 
-    torch's AveragedModel computes the same weights, but copies buffer by buffer, and sends its
+    torch's AveragedModel computes the same weights, but copies buffers one by one and sends its
     counter to the device at every update.
 
     Attributes:
         module: the averaged animator.
-        updates: how many there were; the first one takes the weights as they are.
+        updates: number of updates; the first one copies the weights.
     """
 
     def __init__(self, animator: Animator, decay: float) -> None:
@@ -36,7 +34,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def update_parameters(self, animator: Animator) -> None:
-        """Move towards the weights of an animator."""
+        """Move the average towards the weights of an animator."""
         averaged: list[Tensor] = list(self.module.parameters())
         current: list[Tensor] = list(animator.parameters())
         torch._foreach_lerp_(averaged, current, 1 - self.decay if self.updates else 1.0)
@@ -45,7 +43,7 @@ class MovingAverage(nn.Module):
 
 
 def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    """Copy tensors into others, all of a format in one launch."""
+    """Copy tensors into others, with one kernel launch for each dtype."""
     formats: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for target, source in zip(targets, sources, strict=True):
         formats[target.dtype][0].append(target)
@@ -59,17 +57,15 @@ class TrainState:
     """Everything that a training step changes.
 
     Attributes:
-        animator: detector, dense motion and generator.
+        animator: the generator side.
         ema: exponential moving average of the animator's weights, for evaluation.
-        discriminator: of the kind that the config names.
+        discriminator: the discriminator that the config selects.
         animator_optimizer: group 0 = detector, group 1 = the rest.
         discriminator_optimizer: one group.
         step: optimiser steps taken.
         samples: frame pairs seen by all workers together.
-        skipped: updates skipped because something was not finite.
-        skipped_in_a_row: how many of them come last, for each network.
-        stop_wanted: this rank was asked to save and end; not part of a checkpoint.
-        stopping: some rank was, and all ranks know it since the same step; not part of one either.
+        skipped: updates skipped because a loss or a gradient was not finite.
+        skipped_in_a_row: the latest consecutive ones of them, for each network.
     """
 
     animator: Animator
@@ -83,8 +79,6 @@ class TrainState:
     skipped_in_a_row: dict[str, int] = field(
         default_factory=lambda: {"animator": 0, "discriminator": 0}
     )
-    stop_wanted: bool = False
-    stopping: bool = False
     _good_buffers: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,28 +86,29 @@ class TrainState:
         self.remember_buffers(self.discriminator)
 
     def remember_buffers(self, module: nn.Module) -> None:
-        """Keep a module's buffers (batch statistics) as they are after a good step."""
+        """Remember a module's buffers (batch statistics) after a step that was applied."""
         buffers = list(module.buffers())
         if id(module) not in self._good_buffers:
             self._good_buffers[id(module)] = [torch.empty_like(buffer) for buffer in buffers]
         copy_all(self._good_buffers[id(module)], buffers)
 
     def restore_buffers(self, module: nn.Module) -> None:
-        """Put a module's buffers back to the last good step."""
+        """Restore a module's buffers as of the last step that was applied."""
         copy_all(module.buffers(), self._good_buffers[id(module)])
 
 
 def new_state(config: Config, device: torch.device) -> TrainState:
-    """A fresh state on a device; the same on every rank, by the config's seed."""
+    """Return a fresh state on a device, the same on every rank: the config's seed decides."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         animator = build_animator(config.model).to(device)
         discriminator = build_discriminator(config).to(device)
     optim = config.optim
-    # A frozen detector (as in taichi-adv) keeps its weights; its batch statistics go on.
+    # A frozen detector (as in taichi-adv) keeps its weights, but still updates batch statistics.
     animator.detector.requires_grad_(optim.detector_lr > 0)
     detector = list(animator.detector.parameters())
-    rest = list(animator.parameters())[len(detector) :]
+    in_detector = set(map(id, detector))
+    rest = [p for p in animator.parameters() if id(p) not in in_detector]
     return TrainState(
         animator,
         MovingAverage(animator, optim.ema_decay),
@@ -128,7 +123,7 @@ def new_state(config: Config, device: torch.device) -> TrainState:
 
 
 def set_learning_rates(state: TrainState, config: Config) -> None:
-    """Apply the schedule: a function of samples seen, the same on any number of workers."""
+    """Apply the schedule, a function of samples seen: the same for any number of workers."""
     optim = config.optim
     passed = sum(state.samples >= milestone for milestone in optim.milestones)
     factor = optim.gamma**passed

@@ -27,15 +27,15 @@ Losses = dict[str, Tensor]
 
 
 class Randomness(NamedTuple):
-    """Random numbers of some samples of a step.
+    """Random numbers for some samples of a step.
 
-    They are a function of (seed, step) and of the sample's place in the global batch alone: the
+    They depend only on (seed, step) and on a sample's place in the global batch, and so are the
     same for any number of workers.
 
     Attributes:
-        mix: decides whether the step mixes; shared by all ranks.
-        spline: standard normal numbers of the equivariance transform.
-        mask: uniform numbers of the mixing masks.
+        mix: uniform number that decides whether the step mixes; shared by all ranks.
+        spline: standard normal numbers for the equivariance transform.
+        mask: uniform numbers for the mixing masks.
     """
 
     mix: float
@@ -44,19 +44,19 @@ class Randomness(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """What goes through the networks at once: a rank's batch, or a part of it (accumulation)."""
+    """What passes through the networks at once: a rank's batch, or a part (accumulation)."""
 
     pair: FramePair
     randomness: Randomness
 
 
-class Judged(NamedTuple):
-    """What the discriminator saw of one micro-batch, and said.
+class DiscriminatorBatch(NamedTuple):
+    """Inputs and outputs of the discriminator for one micro-batch.
 
     Attributes:
-        mask: M of the mixed images, or None where the step did not mix.
-        mixed: the mixed images.
-        output: on real, fake and mixed images, in this order along the batch.
+        mask: M of the mixed images, or None if the step did not mix.
+        mixed: the mixed images, or None.
+        output: outputs for real, fake and mixed images, in this order along the batch.
     """
 
     mask: Float[Tensor, "B 1 H W"] | None
@@ -64,22 +64,24 @@ class Judged(NamedTuple):
     output: DiscriminatorOutput
 
 
-class Outcome(NamedTuple):
-    """What came of a step.
+class StepOutcome(NamedTuple):
+    """The outcome of a training step.
 
     Attributes:
-        animations: of each micro-batch, without gradient history.
-        judged: of each micro-batch.
-        losses: weighted, by network and name, averaged over micro-batches; on the device.
+        animations: one for each micro-batch, without gradient history.
+        discriminator_batches: one for each micro-batch.
+        losses: weighted losses by network and name, averaged over micro-batches; on the device.
+        stop: some rank was asked to stop; the same on all ranks.
     """
 
     animations: list[Animation]
-    judged: list[Judged]
+    discriminator_batches: list[DiscriminatorBatch]
     losses: Losses
+    stop: bool
 
 
 def draw_randomness(config: Config, step: int, worker: Worker) -> Randomness:
-    """The random numbers of a step, from (seed, step) alone, sliced to this rank's samples."""
+    """Draw the random numbers of a step from (seed, step), and return those of this rank."""
     name = f"{config.train.seed}/{step}".encode()
     seed = int.from_bytes(hashlib.sha256(name).digest()[:8], "little", signed=True)
     generator = torch.Generator().manual_seed(seed)
@@ -101,41 +103,47 @@ def training_step(
     batches: Sequence[MicroBatch],
     config: Config,
     *,
+    stop: bool = False,
     on_phase: Callable[[str], None] = lambda phase: None,
-) -> Outcome:
-    """One optimiser step of both networks, each unless something of it is not finite.
+) -> StepOutcome:
+    """Take one optimiser step of each network whose losses and gradients are finite.
 
-    The discriminator's gradients do not depend on the animator's update, so both updates come last:
-    what decides on them is then read from the device once a step (:mod:`.gradients`).
+    The discriminator's gradients do not depend on the animator's update, so both updates come last,
+    and the host waits for the device once a step (:mod:`.gradients`).
 
     Args:
-        state: the run; its networks are updated.
-        animator: the animator, wrapped for distributed training where there are several workers.
+        state: the training state; its networks are updated.
+        animator: the animator, wrapped for distributed training if there are several workers.
         discriminator: the discriminator, wrapped likewise.
         perceptual: frozen features for the perceptual loss.
         batches: micro-batches whose gradients are averaged.
-        config: of the run.
-        on_phase: told what begins, one of :data:`~prioritycut_ray.training.worker.PHASES`.
+        config: the run's configuration.
+        stop: this rank was asked to stop.
+        on_phase: called with the phase that begins, one of
+            :data:`~prioritycut_ray.training.worker.PHASES`.
 
     Raises:
         NotFiniteError: too many updates in a row were skipped.
     """
-    # The generator learns: reconstruct the driving frame, fool the discriminator.
+    # Train the generator: reconstruct the driving frame, fool the discriminator.
     on_phase("generator step")
     animations, generator = generator_gradients(state, animator, perceptual, batches, config)
-    # The discriminator learns: real, generated and mixed images in one batch.
+    # Train the discriminator: real, generated and mixed images in one batch.
     on_phase("discriminator step")
-    judged, critic = discriminator_gradients(state, discriminator, batches, animations, config)
+    seen, critic = discriminator_gradients(state, discriminator, batches, animations, config)
+    # Run both optimizers and update the weights.
     on_phase("update")
-    apply_gradients(state, {"animator": generator, "discriminator": critic}, config.optim)
-    return Outcome(animations, judged, generator | critic)
+    stop = apply_gradients(
+        state, {"animator": generator, "discriminator": critic}, config.optim, stop=stop
+    )
+    return StepOutcome(animations, seen, generator | critic, stop)
 
 
 def micro_batches(pair: FramePair, randomness: Randomness, count: int) -> list[MicroBatch]:
-    """Cut a rank's batch into equal parts for gradient accumulation.
+    """Split a rank's batch into equal parts for gradient accumulation.
 
-    Part i takes every ``count``-th sample from the i-th on. So the i-th parts of all ranks together
-    hold the same samples for any number of ranks, and have the same batch statistics.
+    Part i takes every ``count``-th sample, starting at the i-th. So the i-th parts of all ranks
+    together hold the same samples, and have the same batch statistics, for any number of ranks.
     """
     tensors = (*pair, randomness.spline, randomness.mask)
     parts = zip(*(_interleaved(tensor, count) for tensor in tensors), strict=True)
@@ -148,7 +156,7 @@ def micro_batches(pair: FramePair, randomness: Randomness, count: int) -> list[M
 def _interleaved(tensor: Tensor, count: int) -> list[Tensor]:
     if count == 1:
         return [tensor]
-    # Copies have no gaps in memory, and the layout of the whole.
+    # Copies are dense, and keep the memory layout of the batch.
     return [tensor[i::count].clone() for i in range(count)]
 
 
@@ -159,17 +167,17 @@ def generator_gradients(
     batches: Sequence[MicroBatch],
     config: Config,
 ) -> tuple[list[Animation], Losses]:
-    """Gradients of detector, dense motion and generator, in place of those before (method §2).
+    """Compute the animator's gradients, replacing earlier ones (method §2).
 
     Args:
-        state: the run; its animator gets gradients, its discriminator is frozen meanwhile.
-        animator: the animator, wrapped for distributed training where there are several workers.
+        state: the training state; its animator gets gradients, its discriminator stays frozen.
+        animator: the animator, wrapped for distributed training if there are several workers.
         perceptual: frozen features for the perceptual loss.
         batches: micro-batches whose gradients are averaged.
-        config: the weights of the losses.
+        config: gives the weights of the losses.
 
     Returns:
-        The animations of each micro-batch, without gradient history, and the weighted losses.
+        An animation for each micro-batch, without gradient history, and the weighted losses.
     """
     animations, collected = [], []
     state.animator_optimizer.zero_grad()
@@ -189,7 +197,7 @@ def generator_losses(
     batch: MicroBatch,
     config: Config,
 ) -> tuple[Animation, Losses]:
-    """Animate a micro-batch; the weighted losses of the generator side (method §2)."""
+    """Animate a micro-batch and return the weighted losses of the generator side (method §2)."""
     pair, weights = batch.pair, config.loss
     transform = random_spline(batch.randomness.spline)
     transformed = transform_frame(transform, pair.driving)
@@ -198,9 +206,9 @@ def generator_losses(
         with torch.no_grad():
             target_features = perceptual(pair.driving)
         features = perceptual(animation.prediction)
-        real_features, fake = judge_frozen(state.discriminator, pair, animation)
+        real_features, fake = discriminate_frozen(state.discriminator, pair, animation)
     driving = animation.driving_keypoints
-    return animation, {
+    terms = {
         "perceptual": weights.perceptual.weight
         * losses.feature_distance(features, target_features),
         "adversarial": weights.adversarial * losses.generator_adversarial(fake),
@@ -208,19 +216,21 @@ def generator_losses(
         * losses.feature_distance(fake.features, real_features),
         "equivariance_value": weights.equivariance_value
         * losses.equivariance_value(driving, transformed_keypoints, transform),
-        "equivariance_jacobian": weights.equivariance_jacobian
-        * losses.equivariance_jacobian(driving, transformed_keypoints, transform),
     }
+    if driving.jacobian is not None:
+        jacobian = losses.equivariance_jacobian(driving, transformed_keypoints, transform)
+        terms["equivariance_jacobian"] = weights.equivariance_jacobian * jacobian
+    return animation, terms
 
 
-def judge_frozen(
+def discriminate_frozen(
     discriminator: Discriminator, pair: FramePair, animation: Animation
 ) -> tuple[tuple[Tensor, ...], DiscriminatorOutput]:
-    """The discriminator's features of real, and all it says of fake, for the generator's losses.
+    """Return the discriminator's features of real frames and its output for fake ones.
 
-    Gradients flow to the fake image alone. The module is used bare, not wrapped for distributed
-    training, with its parameters frozen and its spectral norms at rest: the generator's step leaves
-    no trace in it.
+    Gradients flow only to the fake images. The module is not wrapped for distributed training, its
+    parameters are frozen, and its spectral norms are not updated: the generator's step does not
+    change it.
     """
     keypoints = animation.driving_keypoints.value.detach()
     discriminator.eval().requires_grad_(False)
@@ -238,42 +248,42 @@ def discriminator_gradients(
     batches: Sequence[MicroBatch],
     animations: Sequence[Animation],
     config: Config,
-) -> tuple[list[Judged], Losses]:
-    """Gradients of the discriminator, regularised by mixing, in place of those before (§3, §4).
+) -> tuple[list[DiscriminatorBatch], Losses]:
+    """Compute the discriminator's gradients, replacing earlier ones (method §3, §4).
 
     Args:
-        state: the run; its discriminator gets gradients.
-        discriminator: the discriminator, wrapped where there are several workers.
+        state: the training state; its discriminator gets gradients.
+        discriminator: the discriminator, wrapped if there are several workers.
         batches: micro-batches whose gradients are averaged.
-        animations: of the same step, without gradient history.
-        config: which mask, how often, and which variant.
+        animations: animations of the same step, without gradient history.
+        config: gives the kind of mask, how often to mix, and the variant.
 
     Returns:
-        What was judged, and the weighted losses.
+        The discriminator's inputs and outputs for each micro-batch, and the weighted losses.
     """
-    judgements, collected = [], []
+    seen, collected = [], []
     state.discriminator_optimizer.zero_grad()
     for batch, animation in zip(batches, animations, strict=True):
         with _synchronised(discriminator, last=batch is batches[-1]):
-            judged = judge_mixed(discriminator, batch, animation, state.samples, config)
-            terms = discriminator_losses(judged, state.samples, config.priority_cut)
+            outputs = discriminate(discriminator, batch, animation, state.samples, config)
+            terms = discriminator_losses(outputs, state.samples, config.priority_cut)
             (_total(terms) / len(batches)).backward()
-        judgements.append(judged)
+        seen.append(outputs)
         collected.append(terms)
-    return judgements, _average("discriminator", collected)
+    return seen, _average("discriminator", collected)
 
 
-def judge_mixed(
+def discriminate(
     discriminator: nn.Module,
     batch: MicroBatch,
     animation: Animation,
     samples: int,
     config: Config,
-) -> Judged:
-    """Show real, fake and, where the step mixes, mixed images in one forward pass.
+) -> DiscriminatorBatch:
+    """Pass real, fake and, if the step mixes, mixed images through the discriminator at once.
 
-    One: with several, DistributedDataParallel overwrites buffers between them, which older torch
-    refuses and newer torch does in silence.
+    In several passes, DistributedDataParallel would overwrite buffers between them, which older
+    versions of torch refuse and newer ones do silently.
     """
     real, fake, mixing = batch.pair.driving, animation.prediction, config.priority_cut
     mask, mixed = None, None
@@ -286,16 +296,18 @@ def judge_mixed(
     keypoints = animation.driving_keypoints.value.repeat(len(images), 1, 1)
     with autocast(config.train.precision, real.device):
         output = discriminator(torch.cat(images), keypoints)
-    return Judged(mask, mixed, output)
+    return DiscriminatorBatch(mask, mixed, output)
 
 
-def discriminator_losses(judged: Judged, samples: int, mixing: PriorityCutConfig | None) -> Losses:
-    """The weighted losses of a discriminator step (method §3, §4).
+def discriminator_losses(
+    batch: DiscriminatorBatch, samples: int, mixing: PriorityCutConfig | None
+) -> Losses:
+    """Return the weighted losses of a discriminator step (method §3, §4).
 
-    Full-batch variant: in a mixing step the mixed losses replace the ordinary ones. Additive
-    variant: they are added at every step, weighted by the ramp p(t).
+    In the full-batch variant, the mixed losses replace the ordinary ones in a mixing step. In the
+    additive variant, they are added at every step, weighted by the ramp p(t).
     """
-    output, mask = judged.output, judged.mask
+    output, mask = batch.output, batch.mask
     size = len(output.logits) // (2 if mask is None else 3)
     real, fake = output.rows(slice(size)), output.rows(slice(size, 2 * size))
     if mask is None or mixing is None:
@@ -315,13 +327,13 @@ def discriminator_losses(judged: Judged, samples: int, mixing: PriorityCutConfig
 def draw_mask(
     animation: Animation, uniform: Float[Tensor, "B 5"], mixing: PriorityCutConfig
 ) -> Float[Tensor, "B 1 H W"]:
-    """The mask M that the configuration asks for, at image size."""
+    """Draw the mask M that the configuration selects, at image size."""
     options = mixing.model_dump(include={"mask", "top_k", "background_threshold", "swap_prob"})
     return priority_cut.mixing_mask(animation, uniform, **options)
 
 
 def display_mask(animation: Animation, config: Config) -> Float[Tensor, "B 1 H W"] | None:
-    """A mask to look at, as training would draw it; None where mixing is off."""
+    """Draw a mask for pictures, as training would; None if mixing is off."""
     if config.priority_cut is None:
         return None
     generator = torch.Generator().manual_seed(config.train.seed)
@@ -332,14 +344,14 @@ def display_mask(animation: Animation, config: Config) -> Float[Tensor, "B 1 H W
 
 
 def _ramp(mixing: PriorityCutConfig, samples: int) -> float:
-    """p(t) after ``samples`` frame pairs."""
+    """Return p(t) after ``samples`` frame pairs."""
     return priority_cut.mix_probability(
         samples, mix_prob=mixing.mix_prob, warmup_samples=mixing.warmup_samples
     )
 
 
 def _synchronised(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Average gradients over ranks in the last micro-batch alone."""
+    """Average gradients over ranks only in the last micro-batch."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
@@ -350,7 +362,7 @@ def _total(terms: Losses) -> Tensor:
 
 
 def _average(prefix: str, collected: Sequence[Losses]) -> Losses:
-    """Detached means over micro-batches, and their total, under ``prefix``."""
+    """Return detached means over micro-batches, and their total, under ``prefix``."""
     means = torch.stack([torch.stack(list(terms.values())) for terms in collected]).detach().mean(0)
     names = [f"{prefix}/{name}" for name in (*collected[0], "total")]
     return dict(zip(names, (*means.unbind(), means.sum()), strict=True))

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.models.animator import Animation, FramePair
+from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.runs.writer import RunWriter
-from prioritycut_ray.training.steps import Judged, display_mask
+from prioritycut_ray.training.steps import StepOutcome, display_mask
 from prioritycut_ray.visualize import draw_keypoints, grid, method_columns
 
 ROWS = slice(4)
@@ -88,10 +88,15 @@ class Tracker:
 
 
 @torch.no_grad()
-def training_pictures(
-    pair: FramePair, animation: Animation, judged: Judged, config: Config
-) -> dict[str, Tensor]:
-    """The pictures of a step: the method's columns, keypoints, and the pixel judgements."""
+def training_pictures(pair: FramePair, outcome: StepOutcome, config: Config) -> dict[str, Tensor]:
+    """Return the pictures of a step: the method's columns, keypoints and per-pixel verdicts.
+
+    Args:
+        pair: frames of the first micro-batch.
+        outcome: outcome of the step.
+        config: the run's configuration.
+    """
+    animation, discriminated = outcome.animations[0], outcome.discriminator_batches[0]
     pictures = {
         "columns": method_columns(pair, animation, display_mask(animation, config), rows=ROWS),
         "keypoints": grid(
@@ -101,12 +106,12 @@ def training_pictures(
             ]
         ),
     }
-    pixel_logits = judged.output.pixel_logits
+    pixel_logits = discriminated.output.pixel_logits
     if pixel_logits is not None:
         size = len(pair.driving)
         images = [pair.driving, animation.prediction]
-        images += [] if judged.mixed is None else [judged.mixed]
-        judgements = torch.sigmoid(pixel_logits).split(size)
-        columns = [item[ROWS] for both in zip(images, judgements, strict=True) for item in both]
+        images += [] if discriminated.mixed is None else [discriminated.mixed]
+        verdicts = torch.sigmoid(pixel_logits).split(size)
+        columns = [item[ROWS] for both in zip(images, verdicts, strict=True) for item in both]
         pictures["pixel_judgement"] = grid(columns)
     return pictures

@@ -78,31 +78,30 @@ def train(
     meter = Meter(worker)
     status.mark(state.step, "waiting for data")
     for pair in meter.watch(training_pairs(config, index, worker, start=state.samples)):
-        state.stop_wanted = status.stop
         randomness = draw_randomness(config, state.step, worker)
         parts = micro_batches(pair, randomness, config.train.accumulate)
         set_learning_rates(state, config)
 
-        animations, judged, losses = training_step(
+        outcome = training_step(
             state,
             animator,
             discriminator,
             perceptual,
             parts,
             config,
+            stop=status.stop,
             on_phase=partial(status.mark, state.step),
         )
         state.ema.update_parameters(state.animator)
         state.step += 1
         state.samples += config.train.batch_size
         status.mark(state.step, "reporting")
-        meter.update(losses)
+        meter.update(outcome.losses)
 
         finished = state.samples >= config.train.samples
         if tracker and (finished or state.step % config.train.image_every == 0):
-            pictures = training_pictures(parts[0].pair, animations[0], judged[0], config)
-            tracker.pictures(pictures, state.step)
-        stop = state.stopping and not finished
+            tracker.pictures(training_pictures(parts[0].pair, outcome, config), state.step)
+        stop = outcome.stop and not finished
         save = finished or stop or state.step % config.train.checkpoint_every == 0
         if save or state.step % config.train.log_every == 0:
             scalars = meter.summarise() | optimizer_scalars(state)

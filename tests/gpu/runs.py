@@ -11,7 +11,12 @@ from prioritycut_ray.models.perceptual import PerceptualPyramid
 from prioritycut_ray.networks import build_perceptual
 from prioritycut_ray.precision import float32_products
 from prioritycut_ray.training.state import TrainState, new_state
-from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
+from prioritycut_ray.training.steps import (
+    StepOutcome,
+    draw_randomness,
+    micro_batches,
+    training_step,
+)
 from prioritycut_ray.training.tracking import training_pictures
 from prioritycut_ray.training.worker import Worker
 from tests.conftest import TINY
@@ -37,9 +42,13 @@ class Run(NamedTuple):
     state: TrainState
     perceptual: PerceptualPyramid
 
-    @float32_products(convolutions="tf32")
     def step(self) -> dict[str, float]:
-        """Update both networks; gives the losses."""
+        """Update both networks and return the losses."""
+        return {name: value.item() for name, value in self.outcome().losses.items()}
+
+    @float32_products(convolutions="tf32")
+    def outcome(self, *, stop: bool = False) -> StepOutcome:
+        """Update both networks, asked to stop or not."""
         config, state = self.config, self.state
         size, count = config.data.size, config.train.batch_size
         generator = torch.Generator().manual_seed(state.step)
@@ -47,10 +56,10 @@ class Run(NamedTuple):
         randomness = draw_randomness(config, state.step, self.worker)
         parts = micro_batches(FramePair(*frames), randomness, config.train.accumulate)
         networks = state.animator, state.discriminator
-        outcome = training_step(state, *networks, self.perceptual, parts, config)
-        training_pictures(parts[0].pair, outcome.animations[0], outcome.judged[0], config)
+        outcome = training_step(state, *networks, self.perceptual, parts, config, stop=stop)
+        training_pictures(parts[0].pair, outcome, config)
         state.step += 1
-        return {name: value.item() for name, value in outcome.losses.items()}
+        return outcome
 
 
 def set_up(device: torch.device, *words: str) -> Run:

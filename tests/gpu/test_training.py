@@ -76,13 +76,10 @@ def test_what_is_not_finite_is_skipped_and_too_much_of_it_ends_the_run(
         run.step()
 
 
-def test_the_wish_to_stop_is_heard(device: torch.device) -> None:
+def test_a_step_reports_the_request_to_stop(device: torch.device) -> None:
     run = set_up(device)
-    run.step()
-    assert not run.state.stopping
-    run.state.stop_wanted = True
-    run.step()
-    assert run.state.stopping
+    assert not run.outcome().stop
+    assert run.outcome(stop=True).stop
 
 
 def test_a_restored_state_is_the_saved_one(device: torch.device, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def both_steps(setup: Setup, batches: Sequence[MicroBatch]) -> bool:
     """Update both networks; tells whether the step mixed."""
     config, _, state, animator, discriminator, perceptual = setup
     outcome = training_step(state, animator, discriminator, perceptual, batches, config)
-    return outcome.judged[0].mask is not None
+    return outcome.discriminator_batches[0].mask is not None
 
 
 def joined(tensors: Sequence[Tensor | None]) -> Tensor:

@@ -71,7 +71,7 @@ IMAGES = {
     "priority_cut.py priority_mask",
     "priority_cut.py swap_roles",
     "training/steps.py _interleaved",
-    "training/steps.py judge_mixed",
+    "training/steps.py discriminate",
     "training/trainer.py prepare",
     "visualize.py to_uint8",
 }
