@@ -1,7 +1,7 @@
-"""The one configuration mechanism: a frozen tree, read from YAML, changed by dotted overrides.
+"""The configuration: an immutable tree that is read from YAML and changed by dotted overrides.
 
-This module imports neither torch nor ray, so the command line can validate a configuration and
-print help at once. Models never see these classes: they take plain keyword arguments.
+This module imports neither torch nor ray, so that the command line validates a configuration and
+prints help at once. Models never see these classes: they take plain keyword arguments.
 """
 
 import json
@@ -33,11 +33,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Halvings = Annotated[int, Field(ge=1, le=16)]
-"""Of the side of a frame."""
+"""How often the side of a frame is halved."""
 
 
 def _word(value: Any) -> Any:
-    """``true`` and ``false`` mean yes and no."""
+    """Convert ``true`` and ``false`` to yes and no."""
     return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
 
 
@@ -49,9 +49,8 @@ def _check_name(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_check_name)]
 
-
 Place = Annotated[str, AfterValidator(expanded)]
-"""A path or a URL, expanded like a shell's word."""
+"""A path or a URL; ``~`` and ``$VARIABLES`` are expanded."""
 
 
 def _check_workers(workers: int | str) -> int | str:
@@ -81,14 +80,14 @@ def _as_text(value: Any) -> Any:
 
 
 class Section(BaseModel):
-    """A part of the tree: immutable, and an unknown key is an error."""
+    """A section of the configuration: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _take_numbers_as_text(cls, tree: Any) -> Any:
-        """Where text is wanted, a number is how it was written: a run may be named ``1.10``."""
+        """Restore the spelling of numbers where text is expected: a run may be named ``1.10``."""
         if not isinstance(tree, Mapping):
             return tree
         fields = keys_of(cls)
@@ -143,7 +142,7 @@ class ModelConfig(Section):
 
 
 class DiscriminatorConfig(Section):
-    """Which discriminator, and its size (method §3)."""
+    """The discriminator and its size (method §3)."""
 
     kind: Literal["patch", "unet"] = "unet"
     use_keypoints: bool = True
@@ -155,11 +154,11 @@ class DiscriminatorConfig(Section):
 
 
 class PriorityCutConfig(Section):
-    """Mixing of real and generated images (method §4); ``priority_cut: null`` switches it off."""
+    """Mixing of real and generated images (method §4); ``priority_cut: null`` disables it."""
 
     mask: Literal["priority", "cutmix"] = "priority"
     top_k: Annotated[float, Field(ge=0, le=100)] = 20.0
-    """Per cent of the foreground that is cut (mask: priority)."""
+    """Percentage of the foreground that is cut (with ``mask: priority``)."""
     background_threshold: Probability = 0.5
     swap_prob: Probability = 0.0
     mix_prob: Probability = 0.5
@@ -170,7 +169,7 @@ class PriorityCutConfig(Section):
 
 
 NAMED_WEIGHTS = ("pretrained", "efficientnet_lite0", "random")
-"""What ``loss.perceptual.weights`` may be besides a path."""
+"""Values of ``loss.perceptual.weights`` that are not paths."""
 
 
 class PerceptualConfig(Section):
@@ -179,7 +178,7 @@ class PerceptualConfig(Section):
     weights: Place = "pretrained"
     """pretrained | efficientnet_lite0 (a proxy) | random | path of a VGG-19 state dict."""
     seed: int = 0
-    """Of random weights."""
+    """Seed of random weights."""
     scales: tuple[Fraction, ...] = (1.0, 0.5, 0.25, 0.125)
     weight: NonNegative = 10.0
 
@@ -195,7 +194,7 @@ class LossConfig(Section):
 
 
 class AugmentConfig(Section):
-    """The same random changes to both frames of a pair; jitter as ranges around no change."""
+    """Random changes, the same for both frames of a pair; jitter is a range around no change."""
 
     horizontal_flip: bool = True
     time_flip: bool = True
@@ -206,36 +205,36 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """Which shards, and how frame pairs are drawn from them."""
+    """The shards, and how frame pairs are drawn from them."""
 
     url: Place = "data"
-    """Folder of ``prioritycut shard``, a path or an fsspec URL."""
+    """Folder of shards as written by ``prioritycut shard``; a path or an fsspec URL."""
     split: str = "train"
     index: Place | None = None
-    """Folder whose ``index.json`` says which clips there are; that of ``url`` unless given."""
+    """Folder whose ``index.json`` lists the clips; the folder ``url`` by default."""
     known: Place | None = None
     """Folder with the ``index.json`` of clips that an earlier model has seen; see ``replay``."""
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of samples that is drawn from clips in ``known``; the others are new ones."""
+    """Share of the samples that is drawn from clips in ``known``; the others are new clips."""
     size: Annotated[int, Field(ge=32, multiple_of=32)] = 256
-    """Side of the square frames in pixels; the decoder takes multiples of 32."""
+    """Side of the square frames in pixels; a multiple of 32, as the decoder requires."""
     num_repeats: Count = 75
-    """Visits of every clip an epoch."""
+    """Visits to each clip per epoch."""
     pairs_per_visit: Count = 1
-    """Frame pairs, one after the other, from a clip that is opened: more are cheaper and alike."""
+    """Consecutive frame pairs from a clip that is opened: more is cheaper, but they are similar."""
     decoder: Literal["decord", "pyav"] = "decord"
-    """Library that reads frames of the shards; pyav where there is no decord (ARM)."""
+    """Library that decodes the shards; use pyav where decord is not available (ARM)."""
     cache_dir: Place | None = None
-    """Folder on a local disk that keeps clips of a remote ``url``; null fetches them each time."""
+    """Local folder that caches clips of a remote ``url``; null fetches them every time."""
     cache_gb: Annotated[float, Field(gt=0)] = 20.0
-    """Gigabytes (10^9 bytes) that the cache may take; the oldest clips give way."""
+    """Size limit of the cache in gigabytes (10^9 bytes); the oldest clips are removed first."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
-    """Decoding processes beside each training worker; 0 decodes in the worker itself."""
+    """Decoding processes for each training worker; 0 decodes in the worker itself."""
     augment: AugmentConfig = AugmentConfig()
 
 
 class OptimConfig(Section):
-    """Adam, and the schedule in samples seen."""
+    """The optimiser, Adam, and its schedule in samples seen."""
 
     lr: NonNegative = 2e-4
     detector_lr: NonNegative = 2e-4
@@ -245,58 +244,58 @@ class OptimConfig(Section):
     """Samples seen at which every learning rate is multiplied by ``gamma``."""
     gamma: Fraction = 0.1
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
-    """Gradients of each network are clipped to this norm."""
+    """Norm that the gradients of each network are clipped to; null does not clip."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Of the moving average of the animator that is evaluated and animates; 0 = no average."""
+    """Decay of the animator's moving average, used to evaluate and animate; 0 = no average."""
     max_skipped_in_a_row: Count = 10
-    """Updates that are not finite in a row, after which the run stops."""
+    """Consecutive non-finite updates after which the run stops."""
 
 
 class TrainConfig(Section):
-    """Length, parallelism and rhythm of a run; counts are of frame pairs over all workers."""
+    """Length, parallelism and intervals of a run; samples are frame pairs over all workers."""
 
     samples: Count = 2_000_000
     batch_size: Count = 40
-    """Global: shared out over the workers."""
+    """Global batch size, divided equally among the workers."""
     accumulate: Count = 1
-    """Micro-batches that a worker's share of a batch is cut into."""
+    """Micro-batches that a worker's share of a batch is split into."""
     workers: Annotated[int | str, AfterValidator(_check_workers)] = 1
-    """Processes that train together: ``N``, or ``"A..B"`` to start with A and grow up to B."""
+    """Training processes: ``N``, or ``"A..B"`` to start with A and grow to at most B."""
     cpus_per_worker: Count = 1
     use_gpu: AutoYesNo = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the networks; auto = bfloat16 where every worker's hardware multiplies in it."""
+    """Precision of the networks; auto = bfloat16 if the hardware of all workers supports it."""
     compile: bool = False
-    """Compile the blocks of the networks with torch.compile: minutes at the first step."""
+    """Compile the blocks of the networks with torch.compile; the first step takes minutes."""
     activation_checkpointing: bool = False
-    """Recompute activations of the perceptual network, for large frames: less memory, more time."""
+    """Recompute activations of the perceptual network: less memory, more time."""
     deterministic: bool = False
-    """On GPUs, compute the same to the bit every time, as CPUs do anyway: slower."""
+    """On GPUs, compute bit-identical results, as CPUs always do; slower."""
     seed: int = 0
     log_every: Count = 50
-    """Steps between scalars."""
+    """Steps between logged scalars."""
     image_every: Count = 500
-    """Steps between pictures."""
+    """Steps between logged images."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
     keep_checkpoints: Count = 3
-    """So many of the newest are kept, ..."""
+    """Number of newest checkpoints to keep, ..."""
     keep_best: Annotated[int, Field(ge=0)] = 0
-    """... so many of those with the lowest ``best_metric``, ..."""
+    """... number of those with the lowest ``best_metric`` to keep, ..."""
     best_metric: str = "generator/perceptual"
-    """Any scalar that the run logs."""
+    """Name of any scalar that the run logs."""
     keep_every: Annotated[int, Field(ge=0)] = 0
-    """... and those at multiples of so many steps; 0 = none."""
+    """... and keep those at multiples of this many steps; 0 = none."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Restarts from the last checkpoint after deaths of workers, without progress in between."""
+    """Consecutive restarts from the last checkpoint without progress, after which the run ends."""
     grace_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """What SIGTERM or Ctrl-C leaves the run to save its state."""
+    """Seconds that a run has to save its state after SIGTERM or Ctrl-C."""
     collective_timeout_s: Count = 600
-    """After so many seconds without a sign of life of a rank the run ends and names it."""
+    """Seconds that ranks wait for another one before the run ends and names it."""
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """The fewest and the most workers."""
+        """The minimum and the maximum number of workers."""
         first, _, last = str(self.workers).partition("..")
         return int(first), int(last or first)
 
@@ -305,9 +304,9 @@ class Config(Section):
     """Everything that determines a training run."""
 
     name: Name = "run"
-    """The run's folder below ``storage``; the same name resumes."""
+    """Name of the run and of its folder below ``storage``; the same name resumes."""
     storage: Place = "runs"
-    """A folder that all nodes share, or an fsspec URL such as ``s3://bucket/runs``."""
+    """Folder that all nodes share, or an fsspec URL such as ``s3://bucket/runs``."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -332,30 +331,33 @@ class Config(Section):
                 f"data.size={size} must be divisible by 2^model.generator.num_down_blocks"
             )
         if self.discriminator.kind == "unet" and size & (size - 1):
-            raise ValueError(f"discriminator.kind=unet needs a power of two, not data.size={size}")
+            raise ValueError(
+                f"discriminator.kind=unet requires a power of two, not data.size={size}"
+            )
         if self.discriminator.kind == "patch" and self.priority_cut is not None:
             raise ValueError(
-                "mixing needs per-pixel logits: set discriminator.kind=unet or priority_cut=null"
+                "mixing requires per-pixel logits: set discriminator.kind=unet or priority_cut=null"
             )
         smallest = size * min(self.loss.perceptual.scales)
         if self.loss.perceptual.weights != "efficientnet_lite0" and smallest < 16:
             raise ValueError(
-                f"VGG-19 needs 16 pixels at the smallest of loss.perceptual.scales, not "
-                f"{smallest:g}: drop scales below {16 / size:g}"
+                f"VGG-19 requires 16 pixels at the smallest of loss.perceptual.scales, not "
+                f"{smallest:g}: remove scales below {16 / size:g}"
             )
         _check_shares(self.train)
         return self
 
 
 def _check_shares(train: TrainConfig) -> None:
-    """The global batch must be shared out equally, by any number of workers that there may be.
+    """Check that the global batch can be divided equally among any allowed number of workers.
 
-    Unequal shares would weight samples differently with the number of workers, and so change what
-    a run computes.
+    Unequal shares would weight samples differently depending on the number of workers.
     """
     fewest, most = train.worker_range
     if fewest > most:
-        raise ValueError(f'train.workers="{train.workers}": the first number must be the smaller')
+        raise ValueError(
+            f'train.workers="{train.workers}": the first number must be the smaller one'
+        )
     shares = math.lcm(*range(fewest, most + 1)) * train.accumulate
     if train.batch_size % shares == 0:
         return
@@ -363,12 +365,12 @@ def _check_shares(train: TrainConfig) -> None:
     if fewest == most:
         raise ValueError(
             f"train.batch_size={train.batch_size} (global) must be divisible by "
-            f"train.workers × train.accumulate = {shares}: {multiple} is the next that is"
+            f"train.workers × train.accumulate = {shares}: set it to {multiple}"
         )
     raise ValueError(
         f"train.batch_size={train.batch_size} (global) must be divisible by every number of "
         f'workers in train.workers="{train.workers}" × train.accumulate={train.accumulate}: '
-        f"{multiple} is the next that is, or choose a shorter range"
+        f"set it to {multiple}, or choose a shorter range"
     )
 
 
@@ -386,10 +388,10 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
 
     Args:
         source: a YAML file, or the name of a shipped configuration such as ``vox256``.
-        overrides: ``dotted.key=value`` words; values are YAML (``null`` switches a section off).
+        overrides: ``dotted.key=value`` words; values are YAML (``null`` disables a section).
 
     Raises:
-        UserError: naming the file, the key, and the way out.
+        UserError: if the file or a key is not valid; it names both.
     """
     return parse_config(apply_overrides(read_mapping(source), overrides), source)
 
@@ -397,16 +399,16 @@ def load_config(source: str, overrides: Iterable[str] = ()) -> Config:
 def apply_overrides(
     tree: Mapping[str, Any], overrides: Iterable[str], section: type[BaseModel] | None = None
 ) -> dict[str, Any]:
-    """A tree of plain values with ``dotted.key=value`` words applied to it.
+    """Apply ``dotted.key=value`` words to a tree of plain values.
 
     Args:
         tree: the values.
         overrides: the words.
-        section: what the tree is to become. Its mappings have keys with dots in them, such as
-            ``node_selector.topology.kubernetes.io/zone=a``, and values that are text.
+        section: the section that the tree describes. Keys of its mappings may contain dots, as in
+            ``node_selector.topology.kubernetes.io/zone=a``, and their values are text.
 
     Raises:
-        UserError: a word is written wrongly.
+        UserError: if a word is malformed.
     """
     changed = dict(tree)
     for word in overrides:
@@ -418,7 +420,7 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
     """Validate a tree of plain values.
 
     Raises:
-        UserError: naming ``source``, each wrong key and its nearest valid one.
+        UserError: if a key or a value is not valid; it names the nearest valid key.
     """
     return parse_section(Config, tree, source)
 
@@ -427,7 +429,7 @@ def parse_section(section: type[AnySection], tree: Mapping[str, Any], source: st
     """Validate a tree of plain values as a section that is not :class:`Config`.
 
     Raises:
-        UserError: naming ``source``, each wrong key and its nearest valid one.
+        UserError: if a key or a value is not valid; it names the nearest valid key.
     """
     try:
         return section.model_validate(tree)
@@ -441,19 +443,19 @@ def load_section(
     """Read a section from a YAML file, or from its defaults, and apply overrides.
 
     Raises:
-        UserError: naming the file, the key, and the way out.
+        UserError: if the file or a key is not valid; it names both.
     """
     tree = read_mapping(source) if source else {}
     return parse_section(section, apply_overrides(tree, overrides, section), source or "options")
 
 
 def as_words(values: Mapping[str, Any]) -> list[str]:
-    """Values by dotted key as the words of :func:`load_config`."""
+    """Format values by dotted key as overrides for :func:`load_config`."""
     return [f"{key}={_as_yaml(value)}" for key, value in values.items()]
 
 
 def _as_yaml(value: Any) -> str:
-    """A value as JSON that YAML reads back: it has no pairs of surrogates, and fewer characters."""
+    """Format a value as JSON that YAML reads back: YAML rejects surrogates and some characters."""
     text = json.dumps(value, ensure_ascii=False)
     return re.sub(
         "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", text
@@ -461,12 +463,12 @@ def _as_yaml(value: Any) -> str:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that :func:`load_config` reads back."""
+    """Format the resolved configuration as YAML that :func:`load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name and path of the configurations that come with the package."""
+    """Return the paths of the configurations in the package, by name."""
     folder = Path(__file__).parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -478,7 +480,7 @@ def read_mapping(source: str) -> dict[str, Any]:
         source: a path, any fsspec URL, or the name of a shipped configuration.
 
     Raises:
-        UserError: there is no such file, or it holds no mapping.
+        UserError: if there is no such file, or it is not a mapping.
     """
     shipped = shipped_configs()
     path = str(shipped.get(source, source))
@@ -493,9 +495,9 @@ def read_mapping(source: str) -> dict[str, Any]:
             f"configurations: {', '.join(shipped)}"
         ) from error
     except ValueError as error:
-        raise UserError(f"{source}: not valid YAML: {error}") from error
+        raise UserError(f"{source}: is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{source}: a configuration is a mapping of keys to values")
+        raise UserError(f"{source}: is not a mapping of keys to values")
     return tree
 
 
@@ -510,7 +512,7 @@ def _read_url(url: str) -> bytes:
 def _apply_override(tree: dict[str, Any], word: str, section: type[BaseModel] | None) -> None:
     key, equals, text = word.partition("=")
     if not equals or not key:
-        raise UserError(f"{word!r}: an override is written dotted.key=value")
+        raise UserError(f"{word!r}: an override has the form dotted.key=value")
     (*parents, leaf), loader = _parts(key, section)
     try:
         value = parse_yaml(text, loader)
@@ -529,7 +531,8 @@ def _apply_override(tree: dict[str, Any], word: str, section: type[BaseModel] | 
 def _parts(key: str, section: type[BaseModel] | None) -> tuple[list[str], type[yaml.SafeLoader]]:
     """Split a dotted key, and choose how its value is read.
 
-    What follows the name of a mapping is one part, dots and all, unless the mapping is of sections.
+    The rest of a key after the name of a mapping is one part, including its dots, unless the values
+    of the mapping are sections.
     """
     parts: list[str] = []
     names = key.split(".")
@@ -549,7 +552,7 @@ def _parts(key: str, section: type[BaseModel] | None) -> tuple[list[str], type[y
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Workers run in folders of their own: relative paths are taken from where the user stands."""
+    """Make paths absolute, relative to the current folder: workers run in folders of their own."""
     perceptual = config.loss.perceptual
     weights = perceptual.weights
     if weights not in NAMED_WEIGHTS:

@@ -1,6 +1,6 @@
-"""A real S3 API that can be told to fail; run as a script with an address, it writes its port.
+"""A real S3 API that fails on request; run as a script with an address, it prints its port.
 
-``POST /stumble?count=3&status=503&code=SlowDown`` makes it fail as many requests for objects.
+``POST /fail?count=3&status=503&code=SlowDown`` makes the next three requests fail.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-class Stumbling:
+class FailingOnRequest:
     """Fails requests before they reach the application."""
 
     def __init__(self, application: Wsgi) -> None:
@@ -22,18 +22,17 @@ class Stumbling:
         self.count, self.status, self.code = 0, "503", "SlowDown"
 
     def __call__(self, request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        if request["PATH_INFO"] == "/stumble":
+        if request["PATH_INFO"] == "/fail":
             query = dict(urllib.parse.parse_qsl(request["QUERY_STRING"]))
             self.count, self.status, self.code = int(query["count"]), query["status"], query["code"]
             start("200 OK", [("Content-Length", "0")])
             return []
         if self.count > 0:
             self.count -= 1
-            body = (
-                f"<Error><Code>{self.code}</Code><Message>told to fail</Message></Error>".encode()
-            )
+            message = "failed on request"
+            body = f"<Error><Code>{self.code}</Code><Message>{message}</Message></Error>".encode()
             headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-            start(f"{self.status} Told", headers)
+            start(f"{self.status} Failed", headers)
             return [body if request["REQUEST_METHOD"] != "HEAD" else b""]
         return self.application(request, start)
 
@@ -42,25 +41,25 @@ class S3(NamedTuple):
     """A running server.
 
     Attributes:
-        url: where it is.
-        variables: environment variables of its clients.
+        url: its address.
+        variables: environment variables for its clients.
     """
 
     url: str
     variables: dict[str, str]
 
-    def stumble(self, count: int, status: int, code: str) -> None:
+    def fail_next(self, count: int, status: int, code: str) -> None:
         """Make the next requests fail."""
         query = f"count={count}&status={status}&code={code}"
-        urllib.request.urlopen(f"{self.url}/stumble?{query}", data=b"", timeout=30).close()
+        urllib.request.urlopen(f"{self.url}/fail?{query}", data=b"", timeout=30).close()
 
 
 @contextmanager
 def s3_server(address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[S3]:
-    """Run it in a process of its own, so that tests may fork.
+    """Run the server in a process of its own, so that tests may fork.
 
     Args:
-        address: that it listens at.
+        address: the address that it listens on.
         prefix: a command that runs it elsewhere, such as `ip netns exec NAME`.
     """
     process = subprocess.Popen(
@@ -91,7 +90,7 @@ def main() -> None:
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    application = Stumbling(DomainDispatcherApplication(create_backend_app))
+    application = FailingOnRequest(DomainDispatcherApplication(create_backend_app))
     server = make_server(sys.argv[1], 0, application, threaded=True)
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()

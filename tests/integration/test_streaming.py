@@ -172,13 +172,13 @@ def test_memory_file_system_gives_the_same_order(tiny: Config, tmp_path: Path) -
     assert order_of(config_of(tiny, url, 1), 2, tmp_path / "memory") == whole
 
 
-def test_object_store_that_stumbles_is_tried_again(bucket: str, server: S3) -> None:
+def test_transient_errors_of_an_object_store_are_retried(bucket: str, server: S3) -> None:
     url = write_set(f"{bucket}/set", clips=2)
     [clip, _] = clips_of(read_index(url), "train")
     before = read_clip(url, clip)
-    server.stumble(3, 503, "SlowDown")
+    server.fail_next(3, 503, "SlowDown")
     assert read_clip(url, clip) == before
-    server.stumble(2, 500, "InternalError")
+    server.fail_next(2, 500, "InternalError")
     assert read_clip(url, clip) == before
 
 
@@ -187,7 +187,7 @@ def test_object_store_that_refuses_is_told_in_one_line(bucket: str, server: S3) 
         read_index(f"{bucket}/nothing")
     with pytest.raises(UserError, match="the bucket does not exist"):
         read_index("s3://no-such-bucket-here/set")
-    server.stumble(10**6, 403, "AccessDenied")
+    server.fail_next(10**6, 403, "AccessDenied")
     with pytest.raises(UserError, match=r"access denied .* credentials"):
         read_index(f"{bucket}/set")
-    server.stumble(0, 503, "SlowDown")
+    server.fail_next(0, 503, "SlowDown")

@@ -1,4 +1,4 @@
-"""YAML as people mean it, and what is refused."""
+"""YAML as people mean it, and what is rejected."""
 
 import math
 import pickle
@@ -54,11 +54,11 @@ def test_a_scalar_is_what_it_looks_like_to_people(text: str, value: Any) -> None
     assert type(read) is type(value) or isinstance(read, Number)
 
 
-def test_not_a_number_is_one() -> None:
+def test_nan_is_a_number() -> None:
     assert math.isnan(parse_yaml(".nan"))
 
 
-def test_a_number_knows_how_it_was_written_and_travels_as_a_plain_one() -> None:
+def test_a_number_keeps_its_spelling_and_pickles_as_a_plain_one() -> None:
     number = parse_yaml("1.10")
     assert (number, number.text) == (1.1, "1.10")
     assert type(pickle.loads(pickle.dumps(number))) is float
@@ -77,7 +77,7 @@ def test_a_number_knows_how_it_was_written_and_travels_as_a_plain_one() -> None:
     ],
 )
 @pytest.mark.parametrize("encode", [str, str.encode, lambda text: text.encode("utf-8-sig")])
-def test_a_key_given_twice_is_refused_with_both_lines(
+def test_a_duplicate_key_is_rejected_with_both_lines(
     text: str, key: str, lines: tuple[int, int], encode: Any
 ) -> None:
     first, second = lines
@@ -88,7 +88,7 @@ def test_a_key_given_twice_is_refused_with_both_lines(
         parse_yaml(encode(text), TextLoader)
 
 
-def test_equal_keys_of_different_mappings_and_merged_ones_are_not_twice() -> None:
+def test_equal_keys_of_different_mappings_and_merged_keys_are_not_duplicates() -> None:
     text = """
 a: &a {x: 1, y: 1}
 nested: {b: &b {<<: *a, x: 2}}
@@ -113,7 +113,7 @@ e: {<<: *a, <<: *b}
         b"\xff",
     ],
 )
-def test_what_is_not_valid_is_told_in_one_line(text: str | bytes) -> None:
+def test_invalid_yaml_is_an_error_of_one_line(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"\w") as caught:
         parse_yaml(text)
     assert "\n" not in str(caught.value)

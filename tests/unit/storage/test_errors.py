@@ -1,4 +1,4 @@
-"""What an S3 client raises becomes one line that names the URL, whatever touches the storage."""
+"""Errors of an S3 client become one line that names the URL, whatever uses the storage."""
 
 import pickle
 from collections.abc import Callable, Iterator
@@ -32,13 +32,13 @@ PROBLEMS = {
 def problem(
     request: pytest.FixtureRequest, server: S3, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, str]]:
-    """A bucket that cannot be used, and what a message says of the reason."""
+    """A bucket that cannot be used, and the reason that messages give."""
     kind = request.param
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     if kind == "bucket":
-        bucket = "s3://bucket-that-nobody-made"
+        bucket = "s3://missing-bucket"
     elif kind == "credentials":
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -47,12 +47,12 @@ def problem(
     elif kind == "endpoint":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
     elif kind == "denied":
-        server.stumble(10**6, 403, "AccessDenied")
+        server.fail_next(10**6, 403, "AccessDenied")
     elif kind == "down":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     s3fs.S3FileSystem.clear_instance_cache()
     yield bucket, PROBLEMS[kind]
-    server.stumble(0, 503, "SlowDown")
+    server.fail_next(0, 503, "SlowDown")
     s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -92,7 +92,7 @@ def test_the_reason_is_one_line(problem: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("problem", ["credentials"], indirect=True)
-def test_commands_end_in_that_line(prioritycut: Prioritycut, problem: tuple[str, str]) -> None:
+def test_commands_end_with_that_line(prioritycut: Prioritycut, problem: tuple[str, str]) -> None:
     bucket, reason = problem
     for words in (
         ["models", "list", "--models", f"{bucket}/models"],
@@ -102,21 +102,19 @@ def test_commands_end_in_that_line(prioritycut: Prioritycut, problem: tuple[str,
         assert_one_line(prioritycut(*words), bucket, reason)
 
 
-def test_no_bucket_is_ever_made(server: S3, bucket: str) -> None:
-    fs, _ = filesystem("s3://never-made/data")
-    fs.makedirs("never-made/data", exist_ok=True)
-    fs.mkdir("never-made/data", create_parents=True)
+def test_buckets_are_never_created(server: S3, bucket: str) -> None:
+    fs, _ = filesystem("s3://never-created/data")
+    fs.makedirs("never-created/data", exist_ok=True)
+    fs.mkdir("never-created/data", create_parents=True)
     with pytest.raises(StorageError, match="the bucket does not exist"):
-        write_shards("s3://never-made/data")
+        write_shards("s3://never-created/data")
     fsspec.filesystem("s3").invalidate_cache()
-    assert "never-made" not in fsspec.filesystem("s3").ls("")
+    assert "never-created" not in fsspec.filesystem("s3").ls("")
 
 
-def test_a_settled_problem_is_not_tried_again(
-    bucket: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_permanent_errors_are_not_retried(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(StorageError):
-        read_index("s3://bucket-that-nobody-made/data")
+        read_index("s3://missing-bucket/data")
     assert not caplog.records
 
 

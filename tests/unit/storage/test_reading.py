@@ -1,4 +1,4 @@
-"""Storage that stumbles is tried again; storage that refuses is told in one line."""
+"""Transient errors of a storage are retried; permanent ones become one line."""
 
 import http.server
 import logging
@@ -16,8 +16,8 @@ from prioritycut_ray.storage import reading
 from prioritycut_ray.storage.reading import fetched
 
 
-class Stumbling(http.server.BaseHTTPRequestHandler):
-    """Serves a folder with byte ranges; fails as often as its server is told to."""
+class FailingHandler(http.server.BaseHTTPRequestHandler):
+    """Serves a folder with byte ranges; fails as often as its server says."""
 
     protocol_version = "HTTP/1.1"
     server: "Server"
@@ -27,7 +27,7 @@ class Stumbling(http.server.BaseHTTPRequestHandler):
         if self.server.failures > 0:
             self.server.failures -= 1
             if self.server.status == 0:
-                self.close_connection = True  # Hang up without a word.
+                self.close_connection = True  # Hang up without an answer.
                 return
             self.send_error(self.server.status)
             return
@@ -60,12 +60,12 @@ class Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A data set of one clip behind a server on loopback; little waiting between attempts."""
+    """A data set of one clip behind a server on loopback, with short waits between attempts."""
     monkeypatch.setattr(reading, "FIRST_WAIT", 0.01)
     with ShardWriter(str(tmp_path)) as writer:
         writer.add(Member("clip", b"x" * 5000, 5, 25.0, 64, 64, "ann", "clip.mp4", False))
         writer.finish({"clip": "train"})
-    with Server(("127.0.0.1", 0), Stumbling) as server:
+    with Server(("127.0.0.1", 0), FailingHandler) as server:
         server.folder = tmp_path
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
@@ -75,18 +75,18 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 0])
-def test_what_may_pass_is_tried_again(server: Server, status: int, caplog: Any) -> None:
+def test_transient_errors_are_retried(server: Server, status: int, caplog: Any) -> None:
     index = read_index(server.url)
     server.failures, server.status, server.asked = 2, status, 0
     with caplog.at_level(logging.WARNING):
         assert read_clip(server.url, index.clips[0]) == b"x" * 5000
     assert server.asked >= 3
-    told = [record.getMessage() for record in caplog.records]
-    assert told
-    assert f"{server.url}/shard-000000.tar: attempt 1 of 6 failed" in told[0]
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged
+    assert f"{server.url}/shard-000000.tar: attempt 1 of 6 failed" in logged[0]
 
 
-def test_what_does_not_pass_ends_in_one_line(server: Server) -> None:
+def test_errors_that_last_become_one_line(server: Server) -> None:
     server.failures, server.asked = 10**6, 0
     with pytest.raises(UserError, match=r"index\.json: cannot be read, tried 6 times") as caught:
         read_index(server.url)
@@ -95,14 +95,14 @@ def test_what_does_not_pass_ends_in_one_line(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_denied_access_is_not_tried_again(server: Server, status: int) -> None:
+def test_denied_access_is_not_retried(server: Server, status: int) -> None:
     server.failures, server.status, server.asked = 10**6, status, 0
     with pytest.raises(UserError, match=r"access denied .* credentials"):
         read_index(server.url)
     assert server.asked == 1
 
 
-def test_a_server_without_ranges_is_named_as_such(server: Server) -> None:
+def test_a_server_without_range_requests_is_recognised(server: Server) -> None:
     index = read_index(server.url)
     server.ranges, server.asked = False, 0
     with pytest.raises(UserError, match=r"not support range requests.*use a server that does"):
@@ -110,7 +110,7 @@ def test_a_server_without_ranges_is_named_as_such(server: Server) -> None:
     assert server.asked == 1
 
 
-def test_a_file_at_a_url_is_copied_for_as_long_as_it_is_needed(server: Server) -> None:
+def test_a_remote_file_is_copied_while_it_is_needed(server: Server) -> None:
     with fetched(f"{server.url}/index.json?token=1") as copy:
         assert copy.name == "index.json"
         assert copy.read_bytes() == (server.folder / "index.json").read_bytes()
@@ -127,7 +127,7 @@ def test_a_file_at_a_url_is_copied_for_as_long_as_it_is_needed(server: Server) -
         raise UserError(f"{copy}: is not a picture")
 
 
-def test_absent_file_is_not_tried_again(server: Server) -> None:
+def test_a_missing_file_is_not_retried(server: Server) -> None:
     clip = read_index(server.url).clips[0]
     (server.folder / clip.shard).unlink()
     server.asked = 0
@@ -138,7 +138,7 @@ def test_absent_file_is_not_tried_again(server: Server) -> None:
         read_index(f"{server.url}/nowhere")
 
 
-def test_unreachable_server_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_an_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "ATTEMPTS", 2)
     server.server_close()
     with pytest.raises(UserError, match="tried 2 times"):
