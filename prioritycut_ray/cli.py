@@ -71,7 +71,7 @@ def quickstart(
     """Run the whole job on synthetic puppets: shard, train, evaluate, animate."""
     from prioritycut_ray.commands.quickstart import run_quickstart
 
-    with _writing_to(out):
+    with writing_to(out):
         run_quickstart(out, overrides or [], console)
 
 
@@ -105,7 +105,7 @@ def shard_verb(
     """Crop, resize and pack videos into WebDataset shards; after a kill, the same line goes on."""
     from prioritycut_ray.commands.shard import shard
 
-    with _writing_to(out):
+    with writing_to(out):
         shard(
             videos,
             out,
@@ -151,7 +151,7 @@ def data_preview(
     """Show what a data set looks like."""
     from prioritycut_ray.commands.data import show_preview
 
-    with _writing_to(out):
+    with writing_to(out):
         show_preview(url, out, clips=clips, console=console)
 
 
@@ -167,7 +167,7 @@ def data_append(
     """Add new videos in shards of their own; they show all at once, with the new index."""
     from prioritycut_ray.commands.shard import append
 
-    with _writing_to(url):
+    with writing_to(url):
         append(url, videos, copy=copy, max_frames=max_frames, strict=strict, console=console)
 
 
@@ -189,7 +189,7 @@ def train_verb(
         return
     from prioritycut_ray.launch.train import train
 
-    with _writing_to(resolved.run):
+    with writing_to(resolved.run):
         run = train(resolved)
     look = shlex.join(["tensorboard", "--logdir", run])
     console.print(f"Run:  {run}", f"Look: {look}", sep="\n", markup=False)
@@ -213,7 +213,7 @@ def tune_verb(
     """Search hyperparameters with Ray Tune; each trial is a training run."""
     from prioritycut_ray.commands.tune import tune
 
-    with _writing_to(search):
+    with writing_to(search):
         tune(search, overrides or [], smoke=smoke, resume=resume, console=console)
 
 
@@ -233,7 +233,7 @@ def retrain_verb(
     """Train on new clips, and promote the result if it is no worse; for a nightly schedule."""
     from prioritycut_ray.commands.retrain import retrain
 
-    with _writing_to(settings):
+    with writing_to(settings):
         retrain(settings, overrides or [], console)
 
 
@@ -257,7 +257,7 @@ def models_promote(
     """Make a model current by hand; the first one comes from a training run."""
     from prioritycut_ray.commands.models import promote_model
 
-    with _writing_to(models):
+    with writing_to(models):
         promote_model(models, model, name, console)
 
 
@@ -304,7 +304,7 @@ def evaluate_verb(
     """Rebuild held-out clips from their first frame, score them, and write a report."""
     from prioritycut_ray.commands.evaluate import evaluate_and_print
 
-    with _writing_to(out or run):
+    with writing_to(out or run):
         evaluate_and_print(
             run,
             data,
@@ -370,7 +370,7 @@ def animate_verb(
     from prioritycut_ray.commands.animate import animate
     from prioritycut_ray.inference.scene import Motion
 
-    with _writing_to(out):
+    with writing_to(out):
         animate(
             run,
             source,
@@ -399,7 +399,7 @@ def export_verb(
     """Write a model as the Hugging Face hub has them: safetensors, config.json, model card."""
     from prioritycut_ray.commands.export import export
 
-    with _writing_to(out):
+    with writing_to(out):
         export(run, out, graph=torch_export, console=console)
 
 
@@ -670,7 +670,7 @@ def k8s_render(
     if show_options:
         sys.stdout.write(k8s.describe(chosen))
         return
-    with _writing_to(out):
+    with writing_to(out):
         k8s.render_files(chosen, out, console)
 
 
@@ -726,7 +726,7 @@ def import_fomm(
     from prioritycut_ray.importers.first_order import import_checkpoint
     from prioritycut_ray.storage.reading import fetched
 
-    with _writing_to(out), fetched(file) as weights:
+    with writing_to(out), fetched(file) as weights:
         report = import_checkpoint(weights, out)
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
@@ -735,7 +735,7 @@ def import_fomm(
 
 
 @contextmanager
-def _writing_to(place: str | Path) -> Iterator[None]:
+def writing_to(place: str | Path) -> Iterator[None]:
     """Name the place where a full disk stopped the body: the system's error does not."""
     try:
         yield
@@ -749,6 +749,8 @@ def _writing_to(place: str | Path) -> Iterator[None]:
 
 def main() -> None:
     """Run the command line; errors become one line and an exit code (docs/failures.md)."""
+    global _debug
+    _debug = False
     try:
         app()
     except Exception as error:

@@ -1,10 +1,10 @@
-"""Fixtures: small synthetic data, a small configuration, and one local Ray for a whole session."""
+"""Shared fixtures: small synthetic data, a small configuration, and one local Ray."""
 
 import os
 
 from tests.places import TINY
 
-# Before torch is imported: on a busy machine its threads wait for each other more than they work.
+# Set before torch is imported: on a busy machine its threads mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import fsspec
 import pytest
-from rich.console import Console
 
 from prioritycut_ray import cli
 from prioritycut_ray.config import Config, load_config
@@ -26,7 +25,7 @@ from tests.s3_server import S3, s3_server
 
 @pytest.fixture
 def tiny() -> Config:
-    """Small networks at 32x32, for tests."""
+    """The configuration of small networks at 32x32."""
     return load_config(str(TINY))
 
 
@@ -45,18 +44,18 @@ def puppet_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray instance of this test session with two CPUs; ended with it."""
+    """One Ray instance with two CPUs for the whole test session."""
     import ray
 
-    assert "RAY_ADDRESS" not in os.environ, "tests start their own Ray"
+    assert "RAY_ADDRESS" not in os.environ, "unset RAY_ADDRESS: tests start their own Ray"
     _start_ray()
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def spent_ray(local_ray: None) -> Iterator[None]:
-    """That Ray, started again after the module: for tests that leave parts of its CPUs taken."""
+def restarted_ray(local_ray: None) -> Iterator[None]:
+    """The local Ray, restarted after the module: for tests that leave some of its CPUs occupied."""
     import ray
 
     yield
@@ -74,7 +73,7 @@ def _start_ray() -> None:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory, puppet_videos: Path, local_ray: None) -> Path:
-    """The puppet clips, packed: five to train, one to test."""
+    """The packed puppet clips: five for training, one for testing."""
     from prioritycut_ray.packing.pipeline import pack_videos
 
     out = tmp_path_factory.mktemp("packed") / "data"
@@ -84,7 +83,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, puppet_videos: Path, local_
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[S3]:
-    """A real S3 API on this machine, where s3:// leads to; one for all: clients are kept."""
+    """A real S3 API on this machine that s3:// leads to; one per session, as clients are cached."""
     with s3_server() as running, pytest.MonkeyPatch.context() as patch:
         for name, value in running.variables.items():
             patch.setenv(name, value)
@@ -93,7 +92,7 @@ def server() -> Iterator[S3]:
 
 @pytest.fixture
 def bucket(server: S3) -> str:
-    """URL of a new bucket."""
+    """The URL of a new bucket."""
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     fsspec.filesystem("s3").mkdir(name)
     return f"s3://{name}"
@@ -101,11 +100,13 @@ def bucket(server: S3) -> str:
 
 @pytest.fixture
 def shards_copy(shards: Path, tmp_path: Path) -> Path:
-    """A copy of the shards that a test may damage."""
+    """A copy of the shards that the test may damage."""
     return Path(shutil.copytree(shards, tmp_path / "data"))
 
 
 class Result(NamedTuple):
+    """The outcome of a command."""
+
     returncode: int
     stdout: str
     stderr: str
@@ -115,13 +116,11 @@ class Result(NamedTuple):
 def prioritycut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Result]:
-    """Runs the command line's own entry point, in this process: torch is slow to import."""
+    """Run the command line's entry point in this process, as torch is slow to import."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["prioritycut", *words])
-        monkeypatch.setattr(cli, "_debug", False)
-        monkeypatch.setattr(cli, "console", Console(highlight=False, soft_wrap=True))
         capsys.readouterr()
         try:
             cli.main()
@@ -137,6 +136,7 @@ Prioritycut = Callable[..., Result]
 
 
 def assert_one_line(result: Result, *fragments: str) -> None:
+    """The command failed with one error line that contains the fragments."""
     assert result.returncode == 1, result.stderr
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, result.stderr

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, and one that nothing happens to."""
+"""Trainings in their own processes, and one that is not disturbed."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ def start(shards: Path, tmp_path: Path) -> Start:
 
 
 @pytest.fixture(scope="session")
-def quiet(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to."""
-    start = Start(shards, tmp_path_factory.mktemp("quiet"))
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was not disturbed."""
+    start = Start(shards, tmp_path_factory.mktemp("undisturbed"))
     with start() as training:
         assert training.end() == 0, training.output()
     return start.run

@@ -31,7 +31,7 @@ def await_step(step: int, run: str, training: Training, *, begun: bool = False) 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_killed_while_saving_and_started_again(
-    place: str, shards: Path, quiet: Path, tmp_path: Path, request: pytest.FixtureRequest
+    place: str, shards: Path, undisturbed: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     storage, environ = str(tmp_path / "runs"), dict[str, str]()
     if place == "s3":
@@ -44,7 +44,7 @@ def test_killed_while_saving_and_started_again(
         assert training.end() == -signal.SIGKILL
     with Training(tmp_path / "again", words, ENVIRON | environ) as training:
         assert training.end() == 0, training.output()
-    assert_same_weights(quiet, run)
+    assert_same_weights(undisturbed, run)
     assert [name for name in Folder(run).names() if name.startswith(".step")] == []
 
 

@@ -23,17 +23,17 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_is_killed(start: Start, quiet: Path, rank: int) -> None:
+def test_a_rank_is_killed(start: Start, undisturbed: Path, rank: int) -> None:
     with start() as training:
         victim = training.at_step(7)[rank]
         os.kill(victim.pid, signal.SIGKILL)
         assert training.end() == 0, training.output()
         words = f"worker killed: process {victim.pid} got signal 9 (SIGKILL) (rank {rank}, node "
         assert words in training.output()
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
-def test_the_driver_is_killed_and_the_same_command_resumes(start: Start, quiet: Path) -> None:
+def test_the_driver_is_killed_and_the_same_command_resumes(start: Start, undisturbed: Path) -> None:
     with start() as training:
         training.at_step(12)
         training.process.kill()
@@ -43,10 +43,10 @@ def test_the_driver_is_killed_and_the_same_command_resumes(start: Start, quiet: 
     with start() as training:
         assert training.end() == 0, training.output()
         assert training.starts() == [saved]
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
-def test_a_truncated_checkpoint_is_passed_over(start: Start, quiet: Path) -> None:
+def test_a_truncated_checkpoint_is_passed_over(start: Start, undisturbed: Path) -> None:
     with start() as training:
         training.at_step(12)
         training.process.kill()
@@ -58,20 +58,20 @@ def test_a_truncated_checkpoint_is_passed_over(start: Start, quiet: Path) -> Non
         assert training.end() == 0, training.output()
         assert training.starts() == [saved]
         assert f"{newest}/optimizers.pt: is damaged" in training.output()
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
-def test_a_worker_is_told_to_go_and_no_step_is_lost(start: Start, quiet: Path) -> None:
+def test_a_worker_is_told_to_go_and_no_step_is_lost(start: Start, undisturbed: Path) -> None:
     with start() as training:
         os.kill(training.at_step(7)[1].pid, signal.SIGTERM)
         assert training.end() == 0, training.output()
         assert "preempted: asked to stop, and saved at step " in training.output()
         saved = training.output().partition("saved at step ")[2].split()[0]
         assert training.starts() == [0, int(saved)]
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
-def test_ctrl_c_reaches_all_processes_and_the_run_saves(start: Start, quiet: Path) -> None:
+def test_ctrl_c_reaches_all_processes_and_the_run_saves(start: Start, undisturbed: Path) -> None:
     with start() as training:
         training.at_step(7)
         os.killpg(training.process.pid, signal.SIGINT)
@@ -82,10 +82,10 @@ def test_ctrl_c_reaches_all_processes_and_the_run_saves(start: Start, quiet: Pat
     with start() as training:
         assert training.end() == 0, training.output()
         assert training.starts() == [int(saved)]
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
-def test_two_sigterms_save_as_one_does(start: Start, quiet: Path) -> None:
+def test_two_sigterms_save_as_one_does(start: Start, undisturbed: Path) -> None:
     """As `kubectl delete rayjob` sends them: the operator's stop, then the head's preStop hook."""
     with start() as training:
         victim = training.at_step(7)[1]
@@ -102,7 +102,7 @@ def test_two_sigterms_save_as_one_does(start: Start, quiet: Path) -> None:
     with start() as training:
         assert training.end() == 0, training.output()
         assert training.starts() == [int(saved)]
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
 @pytest.mark.parametrize("why", ["a second Ctrl-C", "the grace period is over"])
@@ -127,23 +127,23 @@ def test_a_frozen_rank_is_a_collective_time_out_with_its_name(start: Start) -> N
         assert "its process has been silent for" in training.output()
 
 
-def test_the_monitor_is_killed_and_nobody_minds(start: Start, quiet: Path) -> None:
+def test_the_monitor_is_killed_and_nobody_minds(start: Start, undisturbed: Path) -> None:
     with start() as training:
         training.at_step(7)
         os.kill(training.actor("monitor"), signal.SIGKILL)
         assert training.end() == 0, training.output()
         assert training.starts() == [0]
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
-def test_rays_controller_is_killed_and_the_run_goes_on(start: Start, quiet: Path) -> None:
+def test_rays_controller_is_killed_and_the_run_goes_on(start: Start, undisturbed: Path) -> None:
     with start() as training:
         training.at_step(7)
         os.kill(training.actor("controller"), signal.SIGKILL)
         assert training.end() == 0, training.output()
         assert "worker killed: the process of the run's controller is gone" in training.output()
         assert len(training.starts()) == 2
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
 def test_a_loss_that_is_not_finite(start: Start) -> None:
@@ -217,9 +217,9 @@ def expected_order(start: Start, steps: int) -> list[list[int]]:
 
 
 @pytest.fixture
-def small_disk(quiet: Path, tmp_path: Path) -> Iterator[Path]:
+def small_disk(undisturbed: Path, tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with room for two checkpoints and a half."""
-    size = sum(path.stat().st_size for path in find_checkpoint(quiet).iterdir())
+    size = sum(path.stat().st_size for path in find_checkpoint(undisturbed).iterdir())
     folder = tmp_path / "runs"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size * 5 // 2}", "none", str(folder)]
@@ -230,7 +230,7 @@ def small_disk(quiet: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(
-    start: Start, quiet: Path, small_disk: Path
+    start: Start, undisturbed: Path, small_disk: Path
 ) -> None:
     with start() as training:
         assert training.end() == 73, training.output()
@@ -242,4 +242,4 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     with start() as training:
         assert training.end() == 0, training.output()
         assert f"step_{training.starts()[0]:07d}" == last.name
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)

@@ -23,7 +23,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-def test_a_whole_node_is_killed(cluster: Cluster, start: Start, quiet: Path) -> None:
+def test_a_whole_node_is_killed(cluster: Cluster, start: Start, undisturbed: Path) -> None:
     cluster.add()
     cluster.add()
     with start(RAY_ADDRESS=cluster.address) as training:
@@ -33,10 +33,12 @@ def test_a_whole_node_is_killed(cluster: Cluster, start: Start, quiet: Path) -> 
         assert training.end(400) == 0, training.output()
         assert f"(rank {victim}, node {ranks[victim].address}, step " in training.output()
         assert "lost node: " in training.output()
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
-def test_a_node_is_drained_and_no_step_is_lost(cluster: Cluster, start: Start, quiet: Path) -> None:
+def test_a_node_is_drained_and_no_step_is_lost(
+    cluster: Cluster, start: Start, undisturbed: Path
+) -> None:
     cluster.add()
     cluster.add()
     with start(RAY_ADDRESS=cluster.address) as training:
@@ -51,7 +53,7 @@ def test_a_node_is_drained_and_no_step_is_lost(cluster: Cluster, start: Start, q
         assert "preempted: asked to stop, and saved at step " in training.output()
         saved = training.output().partition("saved at step ")[2].split()[0]
         assert training.starts() == [0, int(saved)]
-    assert_same_weights(quiet, start.run)
+    assert_same_weights(undisturbed, start.run)
 
 
 def test_a_run_grows_and_shrinks_with_the_cluster(cluster: Cluster, start: Start) -> None:

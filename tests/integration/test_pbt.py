@@ -64,7 +64,7 @@ def run(folder: Path, space: dict[str, Any], domains: dict[str, Domain]) -> list
 # that needs every CPU would wait forever.
 
 
-def test_equal_trials_all_make_their_last_report(spent_ray: None, tmp_path: Path) -> None:
+def test_equal_trials_all_make_their_last_report(restarted_ray: None, tmp_path: Path) -> None:
     space = {"objective": 1.0, "x": 1.0, "place": tune.grid_search([0, 1, 2, 3])}
     trials = run(tmp_path, space, {"x": Domain(uniform=(0.0, 2.0))})
     assert [trial.status for trial in trials] == ["finished"] * 4
@@ -76,7 +76,7 @@ def test_equal_trials_all_make_their_last_report(spent_ray: None, tmp_path: Path
     [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(ROUNDS, marks=pytest.mark.slow)],
 )
 def test_the_others_continue_without_a_failed_trial(
-    spent_ray: None, tmp_path: Path, dies_at: int
+    restarted_ray: None, tmp_path: Path, dies_at: int
 ) -> None:
     # The one in the middle is neither the best nor the worst.
     space = {"objective": 1.0, "x": 1.0, "dies_at": tune.grid_search([None, dies_at, None])}
@@ -84,7 +84,7 @@ def test_the_others_continue_without_a_failed_trial(
     assert sorted(trial.status for trial in trials) == ["failed", "finished", "finished"]
 
 
-def test_cloned_values_stay_in_their_lists(spent_ray: None, tmp_path: Path) -> None:
+def test_cloned_values_stay_in_their_lists(restarted_ray: None, tmp_path: Path) -> None:
     space = {
         "objective": tune.grid_search([1.0, 2.0, 3.0, 4.0]),
         **{str(number): tune.choice(list(values)) for number, values in enumerate(LISTS)},

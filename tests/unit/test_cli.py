@@ -151,5 +151,5 @@ def test_animate_writes_a_playable_mp4(
 def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path) -> None:
     out = tmp_path / "full.mp4"
     out.symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"full\.mp4: no space left"), cli._writing_to(out):
+    with pytest.raises(UserError, match=r"full\.mp4: no space left"), cli.writing_to(out):
         out.write_bytes(b"data")
