@@ -6,8 +6,8 @@ import os
 import platform
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from prioritycut_ray.errors import describe
 from prioritycut_ray.ray_cluster.compat import node_memory, session_folder
 from prioritycut_ray.ray_cluster.nodes import Node, on_every_node
 from prioritycut_ray.ray_cluster.session import start_ray
-from prioritycut_ray.storage.filesystem import filesystem
+from prioritycut_ray.storage.probe import NOT_SHARED, SHARE, check_writable, has_marker, marker
 from prioritycut_ray.video.decoding import read_frames
 from prioritycut_ray.video.encoding import write_video
 
@@ -94,8 +94,8 @@ def examine_cluster(address: str | None, storage: str | None, data: str | None) 
     here = inspect(storage, data)
     checks = [check._replace(place="driver") for check in here.checks]
     seen_by_driver = all(check.ok for check in here.checks if check.name == "storage")
-    with _Marker(storage if seen_by_driver else None) as marker:
-        answers = on_every_node(inspect, storage, data, marker, seconds=_ANSWER_SECONDS)
+    with marker(storage) if storage and seen_by_driver else nullcontext() as name:
+        answers = on_every_node(inspect, storage, data, name, seconds=_ANSWER_SECONDS)
     for node, answer in answers.items():
         checks += _of_node(f"node {node.address}", answer, here.versions)
     return checks + _clocks({node for node, answer in answers.items() if isinstance(answer, Seen)})
@@ -139,13 +139,13 @@ def skew(sent: float, there: float, received: float) -> float:
     return max(0.0, sent - there, there - received)
 
 
-def inspect(storage: str | None, data: str | None, marker: str | None = None) -> Seen:
+def inspect(storage: str | None, data: str | None, marker_name: str | None = None) -> Seen:
     """Look at the surroundings of this process; no check stops another one.
 
     Args:
         storage: see :func:`examine_cluster`.
         data: see :func:`examine_cluster`.
-        marker: a file in ``storage`` that the driver has written.
+        marker_name: name of a file in ``storage`` that the driver has written.
     """
     looks: dict[str, tuple[Callable[[], str], str]] = {
         "torch": (_torch, "install torch anew; for GPUs one built for the driver's CUDA"),
@@ -157,7 +157,7 @@ def inspect(storage: str | None, data: str | None, marker: str | None = None) ->
     }
     if storage is not None:
         fix = "check the place, its permissions and its credentials (the same on all nodes)"
-        looks["storage"] = (lambda: _storage(storage, marker), fix)
+        looks["storage"] = (lambda: _storage(storage, marker_name), fix)
     if data is not None:
         looks["data"] = (lambda: _data(data), "make it readable from here, or pack it anew")
     return Seen(_versions(), [_look(name, *look) for name, look in looks.items()])
@@ -265,21 +265,10 @@ def _cpus() -> str:
     return f"{counted:g} for Ray, {usable} usable"
 
 
-def _storage(storage: str, marker: str | None) -> str:
-    fs, root = filesystem(storage)
-    if marker is not None and not fs.exists(f"{root}/{marker}"):
-        raise _Wrong(
-            f"{storage}: what the driver writes there is not seen from here",
-            "give a path on a file system that all nodes share, or a URL such as s3://bucket/runs",
-        )
-    fs.makedirs(root, exist_ok=True)
-    path, content = f"{root}/.doctor-{uuid.uuid4().hex}", os.urandom(2**16)
-    fs.pipe_file(path, content)
-    if fs.cat_file(path) != content:
-        raise _Wrong(f"{storage}: reads back other bytes than were written", "replace that storage")
-    fs.rm_file(path)
-    if fs.exists(path):
-        raise _Wrong(f"{storage}: a deleted file is still there", "allow deletion there")
+def _storage(storage: str, marker_name: str | None) -> str:
+    if marker_name is not None and not has_marker(storage, marker_name):
+        raise _Wrong(f"{storage}: {NOT_SHARED}", SHARE)
+    check_writable(storage)
     return f"{storage}: written, read and deleted"
 
 
@@ -288,26 +277,6 @@ def _data(url: str) -> str:
     clip = index.clips[0]
     read_frames(read_clip(url, clip), [0], 64)
     return f"{url}: {len(index.clips)} clips, a frame of {clip.key} decoded"
-
-
-class _Marker:
-    """A file of the driver's in the storage while the body runs; gives its name, None if none."""
-
-    def __init__(self, storage: str | None) -> None:
-        self._storage = storage
-        self._name = f".doctor-{uuid.uuid4().hex}"
-
-    def __enter__(self) -> str | None:
-        if self._storage is None:
-            return None
-        fs, root = filesystem(self._storage)
-        fs.pipe_file(f"{root}/{self._name}", b"")
-        return self._name
-
-    def __exit__(self, *_: object) -> None:
-        if self._storage is not None:
-            fs, root = filesystem(self._storage)
-            fs.rm_file(f"{root}/{self._name}")
 
 
 def _clocks(nodes: set[Node]) -> list[Check]:

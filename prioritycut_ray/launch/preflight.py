@@ -1,6 +1,5 @@
 """What is looked at before workers start: data and storage, as every node sees them."""
 
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from prioritycut_ray.config import Config
 from prioritycut_ray.data.shards import clips_of, read_clip, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.ray_cluster.nodes import Node, alive_nodes, on_every_node
-from prioritycut_ray.storage.filesystem import filesystem
+from prioritycut_ray.storage.probe import NOT_SHARED, SHARE, has_marker, marker
 
 
 def check_nodes(config: Config, on_warning: Callable[[str], None]) -> None:
@@ -23,14 +22,8 @@ def check_nodes(config: Config, on_warning: Callable[[str], None]) -> None:
     """
     if len(alive_nodes()) == 1:
         return
-    marker = f".seen-by-all-{uuid.uuid4().hex}"
-    fs, root = filesystem(config.storage)
-    fs.makedirs(root, exist_ok=True)
-    fs.pipe_file(f"{root}/{marker}", b"")
-    try:
-        answers = on_every_node(_look, config.data.url, config.data.split, config.storage, marker)
-    finally:
-        fs.rm_file(f"{root}/{marker}")
+    with marker(config.storage) as name:
+        answers = on_every_node(_look, config.data.url, config.data.split, config.storage, name)
     for line in _unanswered(answers):
         on_warning(line)
     for node, answer in answers.items():
@@ -48,16 +41,12 @@ def _unanswered(answers: Mapping[Node, Any]) -> list[str]:
     ]
 
 
-def _look(data: str, split: str, storage: str, marker: str) -> None:
+def _look(data: str, split: str, storage: str, name: str) -> None:
     """Read one clip and find what the driver has written; runs on each node.
 
     Raises:
         UserError: something is not to be seen from here.
     """
-    fs, root = filesystem(storage)
-    if not fs.exists(f"{root}/{marker}"):
-        raise UserError(
-            f"storage={storage}: what the driver writes there is not seen from this node; give a "
-            "path on a file system that all nodes share, or a URL such as s3://bucket/runs"
-        )
+    if not has_marker(storage, name):
+        raise UserError(f"storage={storage}: {NOT_SHARED}; {SHARE}")
     read_clip(data, clips_of(read_index(data), split)[0])
