@@ -6,18 +6,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prioritycut_ray.inference.footage import survey
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.inference.footage import sound_of, survey
 from prioritycut_ray.inference.output import check_output, write_animation
 from prioritycut_ray.inference.pretrained import Animator
 from prioritycut_ray.inference.scene import (
     Motion,
     Scene,
-    check_motion,
     describe,
     panel_frames,
     render_scene,
     set_scene,
-    sound_of,
 )
 from prioritycut_ray.progress import ProgressBar
 from prioritycut_ray.storage.reading import fetched
@@ -37,21 +36,21 @@ def animate(
     panel: bool = False,
     console: Console,
 ) -> None:
-    """Animate a source image by a driving video and write it; see docs/animation.md.
+    """Animate a source image with a driving video and write the result; see docs/animation.md.
 
     Args:
-        run: what :meth:`prioritycut_ray.inference.pretrained.Animator.from_pretrained` takes.
-        source: an image, or a video for its first frame; a path or an fsspec URL.
+        run: a model, see :meth:`prioritycut_ray.Animator.from_pretrained`.
+        source: an image, or a video, of which the first frame is used; a path or an fsspec URL.
         driving: a video; a path or an fsspec URL.
-        out: .mp4, .gif, or a folder of PNG files.
-        motion: how the source is moved.
-        crop: of both, as :func:`prioritycut_ray.video.boxes.parse_crop` reads it.
-        source_crop: of the source, where it differs.
-        panel: source, driving crop and result side by side.
-        console: where crops and the result are told.
+        out: .mp4, .gif, or a folder for PNG files.
+        motion: how the source moves.
+        crop: of both, see :func:`prioritycut_ray.video.boxes.parse_crop`.
+        source_crop: of the source, if it differs.
+        panel: put source, driving crop and result side by side.
+        console: where to print the crops and the result.
 
     Raises:
-        UserError: something of it cannot be read, written or used together.
+        UserError: an input cannot be read, the output cannot be written, or options conflict.
     """
     check_motion(motion)
     crops = parse_crop(source_crop or crop), parse_crop(crop)
@@ -59,37 +58,46 @@ def animate(
         check_output(out, (picture, video))
         animator = Animator.from_pretrained(run)
         scene = set_scene(picture, video, crops, animator.size, survey(video))
-        _write(animator, scene, motion, picture, out, panel=panel, console=console)
+        for line in describe(picture, scene, animator.size):
+            console.print(line, markup=False)
+        _write(animator, scene, motion, out, panel=panel, console=console)
     console.print(f"Animation: {out}", markup=False)
+
+
+def check_motion(motion: Motion) -> None:
+    """Refuse options that have no effect on absolute motion.
+
+    Raises:
+        UserError: such an option is set; the message names it.
+    """
+    if motion.relative:
+        return
+    for name, is_set in (
+        ("--adapt-scale", motion.adapt_scale),
+        ("--best-frame", motion.best_frame),
+    ):
+        if is_set:
+            raise UserError(f"{name} requires relative motion: drop it, or drop --no-relative")
 
 
 def _write(
     animator: Animator,
     scene: Scene,
     motion: Motion,
-    source: Path,
     out: Path,
     *,
     panel: bool,
     console: Console,
 ) -> None:
-    for line in describe(source, scene, animator.size):
-        console.print(line, markup=False)
     sound, remark = sound_of(scene.driving)
     if sound is not None and out.suffix.lower() != ".mp4":
         remark = "left out: only .mp4 can hold it"
     if remark:
         console.print(f"Sound:   {remark}", markup=False)
-    count = len(scene.driving.timing.starts)
-    with ProgressBar("animating", count) as bar:
-        rendered = render_scene(animator, scene, motion)
-        write_animation(
-            out,
-            _counted(panel_frames(rendered, panel=panel), count, bar),
-            scene.driving.timing,
-            scene.driving.fps,
-            sound,
-        )
+    timing, fps = scene.driving.timing, scene.driving.fps
+    frames = panel_frames(render_scene(animator, scene, motion), panel=panel)
+    with ProgressBar("animating", len(timing.starts)) as bar:
+        write_animation(out, _counted(frames, len(timing.starts), bar), timing, fps, sound)
 
 
 def _counted(frames: Iterable[Frame], count: int, bar: ProgressBar) -> Iterator[Frame]:

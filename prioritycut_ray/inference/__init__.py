@@ -1,1 +1,1 @@
-"""A trained animator at work: people's pictures and videos in, animations out."""
+"""A trained animator at work: users' pictures and videos in, animations out."""

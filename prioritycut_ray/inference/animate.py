@@ -1,4 +1,4 @@
-"""A trained animator at work: rebuild a clip, animate another identity."""
+"""Apply a trained animator: rebuild a clip, animate another identity."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,15 +19,15 @@ from prioritycut_ray.precision import Precision, autocast, float32_products
 from prioritycut_ray.transfer import send
 
 BATCH = 16
-"""Frames that go through the network together."""
+"""Number of frames that go through the network together."""
 
 
 class Rendered(NamedTuple):
-    """Some driving frames, and what a source became under them.
+    """A batch of driving frames, and the source animated by them.
 
     Attributes:
-        pair: the source, once for each driving frame; and those.
-        animation: the source moved.
+        pair: the source, repeated for each driving frame; and the driving frames.
+        animation: the source with the motion of the driving frames.
     """
 
     pair: FramePair
@@ -35,12 +35,12 @@ class Rendered(NamedTuple):
 
 
 def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
+    """Return the first GPU, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def to_tensor(frames: NDArray[np.uint8], device: torch.device) -> Float[Tensor, "T 3 H W"]:
-    """uint8 frames `[T, H, W, 3]` as floats in [0, 1] on a device."""
+    """Convert uint8 frames `[T, H, W, 3]` to floats in [0, 1] on a device."""
     return send(torch.tensor(frames), device).permute(0, 3, 1, 2).float() / 255
 
 
@@ -72,25 +72,25 @@ def animate(
     initial: NDArray[np.uint8] | None = None,
     precision: Precision = "float32",
 ) -> Iterator[Rendered]:
-    """Move a source image like a driving video (method §6), batch by batch.
+    """Animate a source image with the motion of a driving video (method §6), in batches.
 
-    A rendered frame depends on the source, its own driving frame and the initial one, and on no
-    other: to start from the best frame and animate outward in both directions gives the same
-    frames as to take them in their order.
+    A rendered frame depends only on the source, its own driving frame and the initial frame.
+    Animating outward from the best frame in both directions therefore gives the same frames as
+    animating them in order.
 
     Args:
         animator: in evaluation mode.
         source: image in [0, 1].
         driving: square uint8 frames `[H, W, 3]` of the model's size.
-        relative: move by the driving keypoints' change since the initial driving frame, which
-            keeps the source's own shape; else take the driving keypoints as they are.
+        relative: apply the change of the driving keypoints since the initial frame, which
+            preserves the shape of the source; otherwise use the driving keypoints themselves.
         adapt_scale: scale that change by the ratio of the two keypoint hulls (relative only).
-        initial: the driving frame whose pose is that of the source, `[H, W, 3]`; the first one
-            unless given.
+        initial: the driving frame whose pose matches the source, `[H, W, 3]`; the first one by
+            default.
         precision: of the networks.
 
     Raises:
-        UserError: the network gives NaN or infinite values.
+        UserError: the network outputs NaN or infinite values.
     """
     driving = iter(driving)
     if initial is None:
@@ -116,21 +116,21 @@ def animate(
 
 @contextmanager
 def _number_formats(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Those of the training."""
+    """Compute in the number formats of training."""
     with float32_products(convolutions="tf32"), autocast(precision, device):
         yield
 
 
 def require_finite(pictures: Tensor) -> None:
-    """Refuse what would be shown as black.
+    """Reject NaN and infinite values, which would be shown as black.
 
     Raises:
-        UserError: there are NaN or infinite values among the pictures.
+        UserError: the pictures contain such values.
     """
     if not pictures.isfinite().all():
         raise UserError(
-            "the model gives pictures with NaN or infinite values: its training diverged; use an "
-            "earlier checkpoint (RUN/step_...), or train again with a lower optim.lr"
+            "the model outputs NaN or infinite values: its training diverged; use an earlier "
+            "checkpoint (RUN/step_...), or train again with a lower optim.lr"
         )
 
 
@@ -141,7 +141,7 @@ def find_best_frame(
     source: Float[Tensor, "1 3 H W"],
     driving: Iterable[NDArray[np.uint8]],
 ) -> int:
-    """The number of the driving frame whose pose is nearest to the source's (method §6).
+    """Return the index of the driving frame whose pose is nearest to the source's (method §6).
 
     Args:
         animator: in evaluation mode.
@@ -158,8 +158,8 @@ def find_best_frame(
     best = int(distances.argmin())
     if not torch.isfinite(distances[best]):
         raise UserError(
-            "no best frame: the keypoints of every driving frame lie on one line or in one place; "
-            "animate without --best-frame"
+            "cannot find a best frame: in every driving frame the keypoints lie on one line or at "
+            "one point; animate without --best-frame"
         )
     return best
 

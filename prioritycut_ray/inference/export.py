@@ -1,4 +1,4 @@
-"""The inference path as a graph that runs without this project (torch.export)."""
+"""Export the inference path with torch.export, as a graph that runs without this project."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -14,11 +14,11 @@ from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.models.keypoints import relative_keypoints
 
 TOLERANCE = 1e-4
-"""Largest difference between graph and model, of pixels in [0, 1]: below what 8 bits show."""
+"""Largest accepted difference between graph and model, of pixels in [0, 1]; 8 bits hide it."""
 
 
 class RelativeMotion(nn.Module):
-    """Source and driving frames to pictures, by relative motion (method §6)."""
+    """Animate a source with driving frames by relative motion (method §6)."""
 
     def __init__(self, animator: Animator) -> None:
         super().__init__()
@@ -30,32 +30,32 @@ class RelativeMotion(nn.Module):
         initial: Float[Tensor, "1 3 S S"],
         driving: Float[Tensor, "B 3 S S"],
     ) -> Float[Tensor, "B 3 S S"]:
-        """Move a source by the change from the initial driving frame; all in [0, 1]."""
+        """Animate a source by the motion since the initial driving frame; all values in [0, 1]."""
         detect, still = self.animator.detect, self.animator.encode(source)
         moved = relative_keypoints(still.keypoints, detect(driving), detect(initial))
         return self.animator.render(still, moved).prediction
 
 
 def export_graph(animator: Animator, size: int, path: Path) -> float:
-    """Write the inference path as a ``.pt2`` file, read it again, and compare it with the model.
+    """Export the inference path to a ``.pt2`` file, load it, and compare it with the model.
 
     The graph takes ``source [1, 3, S, S]``, ``initial [1, 3, S, S]`` and ``driving [B, 3, S, S]``,
-    float32 in [0, 1], for any B, and gives the animated frames ``[B, 3, S, S]``. It was traced on
+    float32 in [0, 1], for any B, and returns the animated frames ``[B, 3, S, S]``. It is traced on
     the CPU.
 
     Args:
         animator: in evaluation mode, on the CPU.
         size: S in pixels.
-        path: of the file.
+        path: the file to write.
 
     Returns:
-        The largest difference of any pixel between the file and the model, over random pictures
-        in batches of several sizes.
+        The largest difference of any pixel between graph and model, on random images in batches
+        of several sizes.
 
     Raises:
-        UserError: the two differ by more than :data:`TOLERANCE`.
+        UserError: they differ by more than :data:`TOLERANCE`.
     """
-    # Its writer warns of weights in any other layout.
+    # The writer warns of weights in any other memory format.
     planes = deepcopy(animator).to(memory_format=torch.contiguous_format)
     module = RelativeMotion(planes).eval()
     with torch.no_grad():
@@ -69,18 +69,18 @@ def export_graph(animator: Animator, size: int, path: Path) -> float:
     difference = largest_difference(torch.export.load(path), model, size)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{path}: the exported graph differs from the model by {difference:.2g} (at most "
-            f"{TOLERANCE:g}); export without --torch-export and report it"
+            f"{path}: the exported graph differs from the model by {difference:.2g} (limit "
+            f"{TOLERANCE:g}); export without --torch-export, and report this"
         )
     return difference
 
 
 @torch.no_grad()
 def largest_difference(program: ExportedProgram, module: nn.Module, size: int) -> float:
-    """Between the pictures of a graph and of a model; NaN if those of the graph are.
+    """Return the largest difference between a graph and a model; NaN if the graph outputs NaN.
 
     Raises:
-        UserError: those of the model are NaN or infinite.
+        UserError: the model outputs NaN or infinite values.
     """
     graph = program.module()
     differences = []

@@ -1,8 +1,9 @@
-"""People's pictures and videos on their way into a model: timing, and the square that is cut out.
+"""Users' pictures and videos as a model's input: timing, sound, and the square to cut out.
 
-A model sees squares. Which one is a :data:`Crop`: ``auto`` is the largest square that fits, slid
-along the longer side to where most of the motion is (for a still picture, to the centre); ``none``
-squeezes the whole picture into a square; a :class:`Box` gives its own largest centred square.
+A model sees squares. A :data:`Crop` chooses the square: ``auto`` is the largest one that fits,
+moved along the longer side to where most of the motion is (to the centre of a still picture);
+``none`` squeezes the whole picture into a square; a :class:`Box` is cut to its largest centred
+square.
 """
 
 from collections.abc import Iterator
@@ -18,28 +19,29 @@ from prioritycut_ray.video.boxes import Box
 from prioritycut_ray.video.decoding import frames_timed, frames_upright, probe
 from prioritycut_ray.video.encoding import Timing
 from prioritycut_ray.video.images import Picture, resize
+from prioritycut_ray.video.sound import Sound, survey_sound
 from prioritycut_ray.video.source import Frame, VideoError
 
 _MOTION_SIDE = 96
-"""Longer side, in pixels, of the pictures that motion is measured on."""
+"""Longer side in pixels of the frames that motion is measured on."""
 _NOISE = 4.0
-"""Differences of grey values (of 255) that are compression, not motion."""
+"""Smaller differences of grey values (of 255) are compression noise, not motion."""
 _SHORTEST = 0.001
-"""Seconds that a frame is shown at least."""
+"""Shortest time in seconds that a frame is shown."""
 
 
 class Footage(NamedTuple):
-    """What one look at a whole video found.
+    """Properties of a video, from one pass over all its frames.
 
     Attributes:
         path: of the file.
-        width: of its upright frames, in pixels.
-        height: of its upright frames, in pixels.
-        timing: of its frames.
-        fps: their mean rate.
-        variable_rate: whether they are unevenly spaced.
-        offset: seconds that its clock shows at the first frame; its sound follows the same clock.
-        motion: how much changes between frames at each place, on a coarse raster.
+        width: of the upright frames, in pixels.
+        height: of the upright frames, in pixels.
+        timing: of the frames.
+        fps: mean frame rate.
+        variable_rate: whether the frames are unevenly spaced.
+        offset: timestamp of the first frame in seconds; the sound uses the same clock.
+        motion: how much each place changes between frames, on a coarse grid.
     """
 
     path: Path
@@ -53,11 +55,11 @@ class Footage(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What is too much, for videos that strangers bring.
+    """Limits of a video.
 
     Attributes:
-        seconds: most duration.
-        pixels: most pixels a frame.
+        seconds: longest duration.
+        pixels: largest number of pixels in a frame.
     """
 
     seconds: float
@@ -68,11 +70,11 @@ NO_LIMITS = Limits(float("inf"), 2**62)
 
 
 def survey(path: Path, limits: Limits = NO_LIMITS) -> Footage:
-    """Decode a video once, for its timing and for where it moves.
+    """Decode a video once to find its timing and its motion.
 
     Raises:
-        VideoError: it cannot be read, is damaged, changes size, has one frame only, or is beyond
-            the limits.
+        VideoError: the video cannot be read, is damaged, changes its frame size, has only one
+            frame, or exceeds the limits.
     """
     info = probe(path)
     starts: list[float] = []
@@ -85,18 +87,18 @@ def survey(path: Path, limits: Limits = NO_LIMITS) -> Footage:
             shape, offset = frame.image.shape, frame.start or 0.0
             _check_pixels(path, shape, limits)
         elif frame.image.shape != shape:
-            raise VideoError(str(path), f"changes its size at frame {number}: cut it there")
+            raise VideoError(str(path), f"changes its frame size at frame {number}: cut it there")
         else:
             difference = np.abs(grey - before)
             motion = motion + np.where(difference > _NOISE, difference, 0.0)
         start = number / info.fps if frame.start is None else frame.start - offset
-        # A broken file may show two frames at once.
+        # In a broken file, two frames may have the same timestamp.
         starts.append(max(start, starts[-1] + _SHORTEST) if starts else 0.0)
         if starts[-1] > limits.seconds:
-            raise VideoError(str(path), f"is longer than {limits.seconds:g} s: cut it")
+            raise VideoError(str(path), f"is longer than {limits.seconds:g} s: cut it shorter")
         before, duration = grey, frame.duration
     if len(starts) < 2:
-        raise VideoError(str(path), "has one frame only: a driving video must move")
+        raise VideoError(str(path), "has only one frame: a driving video needs at least two")
     mean = starts[-1] / (len(starts) - 1)
     return Footage(
         path=path,
@@ -114,7 +116,8 @@ def _check_pixels(path: Path, shape: tuple[int, ...], limits: Limits) -> None:
     if shape[0] * shape[1] > limits.pixels:
         raise VideoError(
             str(path),
-            f"has frames of {shape[1]}x{shape[0]}, more than {limits.pixels / 1e6:g} megapixels",
+            f"has frames of {shape[1]}x{shape[0]}, more than {limits.pixels / 1e6:g} megapixels: "
+            "scale it down",
         )
 
 
@@ -124,25 +127,34 @@ def _coarse(image: Frame) -> NDArray[np.float64]:
 
 
 def squares(footage: Footage, box: Box, size: int) -> Iterator[Frame]:
-    """The frames of a video, each cut to a box and scaled to ``[size, size, 3]``."""
+    """Return the frames of a video, each cut to a box and scaled to ``[size, size, 3]``."""
     return (cut(frame, box, size) for frame in frames_upright(footage.path))
 
 
 def cut_picture(picture: Picture, box: Box, size: int) -> Frame:
-    """A part of a picture, in pixels of the whole one, scaled to ``[size, size, 3]``."""
+    """Cut a box out of a picture and scale it to ``[size, size, 3]``.
+
+    The box is in pixels of the full picture, which may have been read at a reduced size.
+    """
     scale = picture.image.shape[1] / picture.width, picture.image.shape[0] / picture.height
     left, right = (round(x * scale[0]) for x in (box.left, box.right))
     top, bottom = (round(y * scale[1]) for y in (box.top, box.bottom))
-    # A box of few pixels must not vanish in a reduced picture.
+    # A small box must not become empty in a reduced picture.
     small = Box(left, top, max(right, left + 1), max(bottom, top + 1))
     return cut(picture.image, small, size)
 
 
 def cut(frame: Frame, box: Box, size: int) -> Frame:
-    """A part of a frame, scaled to ``[size, size, 3]``."""
+    """Cut a box out of a frame and scale it to ``[size, size, 3]``."""
     return resize(np.ascontiguousarray(frame[box.top : box.bottom, box.left : box.right]), size)
 
 
-# ---------------------------------------------------------------------------------------------
-# Which part
-# ---------------------------------------------------------------------------------------------
+def sound_of(footage: Footage) -> tuple[Sound | None, str]:
+    """Return the sound of a video, and a remark if the sound is damaged or cannot be decoded."""
+    info = survey_sound(footage.path)
+    if info is None:
+        return None, ""
+    if not info.pieces:
+        return None, f"left out: it cannot be decoded ({info.codec or 'unknown codec'})"
+    remark = f"{info.lost} damaged pieces are silent" if info.lost else ""
+    return Sound(footage.path, footage.offset, footage.timing.end), remark

@@ -1,4 +1,4 @@
-"""An animation as a file or a folder, which appears under its name only when it is complete."""
+"""Write an animation as a file or a folder that appears under its name only when complete."""
 
 import csv
 import io
@@ -19,27 +19,27 @@ from prioritycut_ray.video.source import Frame
 TIMES_NAME = "times.csv"
 _GIF_UNIT = 0.01
 _GIF_SHORTEST = 2
-"""Units that a frame of a GIF lasts at least: browsers slow down what asks for less."""
+"""Shortest duration of a GIF frame in units: browsers slow shorter ones down."""
 
 
 def check_output(out: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an output before any work is done for it.
+    """Check that an output can be written, before any work is done for it.
 
     Args:
-        out: a name that ends in .mp4 or .gif, or that of a folder for PNG frames.
+        out: a name that ends in .mp4 or .gif, or a folder for PNG frames.
         inputs: files that must not be overwritten.
 
     Raises:
-        UserError: it is of no known kind, in use, or one of the inputs.
+        UserError: the format is unknown, or the output is in use or one of the inputs.
     """
     kind = out.suffix.lower()
     if kind not in (".mp4", ".gif", ""):
         raise UserError(
-            f"{out}: {kind} cannot be written; choose .mp4, .gif, or a folder for PNG frames (a "
-            "name without extension)"
+            f"{out}: cannot write {kind}; choose .mp4, .gif, or a folder for PNG frames (a name "
+            "without an extension)"
         )
     if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
-        raise UserError(f"{out}: is an input too; choose another --out")
+        raise UserError(f"{out}: is also an input; choose another --out")
     if kind and out.is_dir():
         raise UserError(f"{out}: is a folder; choose another --out")
     if not kind:
@@ -52,14 +52,14 @@ def check_output(out: Path, inputs: Iterable[Path]) -> None:
 def write_animation(
     out: Path, frames: Iterable[Frame], timing: Timing, fps: float, sound: Sound | None
 ) -> None:
-    """Write frames as mp4, GIF or a folder of PNG files, by the name of the output.
+    """Write frames as mp4, GIF or a folder of PNG files, depending on the name of the output.
 
     Args:
         out: see :func:`check_output`.
         frames: ``uint8 [H, W, 3]``, as many as the timing has.
         timing: of the frames.
-        fps: their mean rate.
-        sound: for mp4, which alone can hold it.
+        fps: mean frame rate.
+        sound: written to mp4 only.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     kind = out.suffix.lower()
@@ -91,10 +91,10 @@ def _write_gif(out: Path, frames: Iterable[Frame], timing: Timing) -> None:
 
 
 def gif_schedule(timing: Timing) -> dict[int, int]:
-    """Which frames a GIF shows, and for how many hundredths of a second.
+    """Return the frames that a GIF shows, each with its duration in hundredths of a second.
 
-    Times are rounded, not durations, so that nothing drifts; frames that come sooner than 0.02 s
-    after the one before are left out.
+    Start times are rounded, not durations, so that errors do not add up. Frames less than 0.02 s
+    after the previous one are left out.
     """
     shown: list[int] = []
     ticks = [round(start / _GIF_UNIT) for start in timing.starts]
@@ -109,7 +109,7 @@ def gif_schedule(timing: Timing) -> dict[int, int]:
 
 
 def _write_folder(out: Path, frames: Iterable[Frame], timing: Timing) -> None:
-    """Number the frames, and note in a table when each is shown."""
+    """Write numbered PNG files, and a table of the time at which each is shown."""
     with new_folder(out) as folder, (folder / TIMES_NAME).open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "seconds"])
@@ -120,21 +120,21 @@ def _write_folder(out: Path, frames: Iterable[Frame], timing: Timing) -> None:
 
 
 def check_new_folder(out: Path) -> None:
-    """Refuse a folder that holds something.
+    """Check that a folder does not exist or is empty.
 
     Raises:
-        UserError: it does, or it is a file.
+        UserError: it is not empty, or it is a file.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: is in use; choose another --out or remove it")
+        raise UserError(f"{out}: is in use; choose another --out, or remove it")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when the body has ended well."""
+    """Yield a temporary folder that is renamed to ``out`` if the body succeeds."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         folder = Path(temporary, out.name)
         folder.mkdir()
         yield folder
-        os.replace(folder, out)  # also in the place of an empty one
+        os.replace(folder, out)  # also replaces an empty folder

@@ -1,7 +1,7 @@
-"""A trained model for programs: from a run, an exported folder or the Hugging Face hub.
+"""A trained model for use in programs: from a run, an exported folder or the Hugging Face Hub.
 
-An exported folder holds ``model.safetensors`` (the averaged animator) and ``config.json`` (the
-training configuration, without the places of data and runs).
+An exported folder contains ``model.safetensors`` (the averaged animator) and ``config.json`` (the
+training configuration without the paths of data and runs).
 """
 
 import json
@@ -38,12 +38,12 @@ from prioritycut_ray.visualize import tiles
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_PLACES: Any = {"storage": True, "data": {"url"}}
-"""Of the configuration: they mean nothing elsewhere, and may tell what is nobody's business."""
+_PATHS: Any = {"storage": True, "data": {"url"}}
+"""Left out of an export: they mean nothing on other machines, and may be private."""
 
 
 class Animator:
-    """A trained model, ready to animate pictures.
+    """A trained model that animates pictures.
 
     ::
 
@@ -52,7 +52,8 @@ class Animator:
 
     Attributes:
         network: detector, dense motion and generator, in evaluation mode.
-        config: that it was trained with.
+        config: the configuration that it was trained with.
+        device: where it computes.
     """
 
     def __init__(self, network: Network, config: Config, device: torch.device) -> None:
@@ -71,13 +72,14 @@ class Animator:
         """Load a model.
 
         Args:
-            model: a run or one of its checkpoints, a folder of ``prioritycut export``, or the id
-                ``owner/name`` of a model on the Hugging Face hub; what exists here comes first.
-            revision: branch, tag or commit on the hub.
-            device: where it computes; the first GPU or the CPU unless given.
+            model: a run or one of its checkpoints, a folder written by ``prioritycut export``, or
+                the id ``owner/name`` of a model on the Hugging Face Hub. A local folder of that
+                name takes precedence.
+            revision: branch, tag or commit on the Hub.
+            device: where to compute; the first GPU by default, or the CPU if there is none.
 
         Raises:
-            UserError: there is no such model, it cannot be fetched, or it is damaged.
+            UserError: the model does not exist, cannot be downloaded, or is damaged.
         """
         place = torch.device(device) if device else default_device()
         folder = Path(model)
@@ -101,24 +103,26 @@ class Animator:
         adapt_scale: bool = False,
         initial: Frame | None = None,
     ) -> Iterator[Frame]:
-        """Move a source picture like a driving video.
+        """Animate a source picture with the motion of a driving video.
 
-        Pictures are RGB ``uint8 [H, W, 3]`` of any size; their centred square is taken. The
+        Pictures are RGB ``uint8 [H, W, 3]`` of any size; they are cut to their centred square. The
         networks compute in the precision of their training, ``train.precision``.
 
         Args:
             source: the picture.
-            driving: frames that give the motion, in their order.
-            relative: move by the change since the initial driving frame; or take the pose itself.
-            adapt_scale: scale relative motion to the source's size.
-            initial: the driving frame whose pose is that of the source (:meth:`best_frame` finds
-                one); the first unless given.
+            driving: the frames of the driving video, in order.
+            relative: apply the motion since the initial driving frame; otherwise take over the
+                driving pose itself.
+            adapt_scale: scale relative motion to the size of the source.
+            initial: the driving frame whose pose matches the source, such as the one that
+                :meth:`best_frame` finds; the first one by default.
 
         Yields:
-            As many frames ``uint8 [size, size, 3]`` as there are driving frames.
+            One frame ``uint8 [size, size, 3]`` for each driving frame.
 
         Raises:
-            UserError: ``adapt_scale``, and keypoints span no area.
+            UserError: ``adapt_scale`` is set and the keypoints span no area, or the network
+                outputs NaN or infinite values.
         """
         for rendered in self.render(
             self._square(source),
@@ -130,10 +134,10 @@ class Animator:
             yield from tiles([rendered.animation.prediction]).numpy()
 
     def best_frame(self, source: Frame, driving: Iterable[Frame]) -> int:
-        """The number of the driving frame whose pose is nearest to that of the source.
+        """Return the index of the driving frame whose pose is nearest to that of the source.
 
         Raises:
-            UserError: there is none, as keypoints span no area.
+            UserError: the keypoints of the source, or of every driving frame, span no area.
         """
         return find_best_frame(
             self.network, self._still(self._square(source)), map(self._square, driving)
@@ -148,7 +152,7 @@ class Animator:
         adapt_scale: bool,
         initial: Frame | None = None,
     ) -> Iterator[Rendered]:
-        """As :meth:`animate`, with everything behind the pictures, for squares of the own size."""
+        """Like :meth:`animate`, for squares of the model's size; yield all intermediate results."""
         return animate(
             self.network,
             self._still(source),
@@ -164,7 +168,7 @@ class Animator:
         weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
         save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
         tree: dict[str, Any] = {"model_type": "prioritycut"}
-        tree |= self.config.model_dump(mode="json", exclude=_PLACES)
+        tree |= self.config.model_dump(mode="json", exclude=_PATHS)
         (folder / CONFIG_NAME).write_text(json.dumps(tree, indent=1) + "\n")
 
     def _still(self, square: Frame) -> Float[Tensor, "1 3 S S"]:
@@ -179,9 +183,12 @@ def _read_export(folder: Path) -> tuple[Network, Config]:
     try:
         tree = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path}: no valid JSON ({error})") from error
+        raise UserError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(tree, dict) or tree.pop("model_type", None) != "prioritycut":
-        raise UserError(f"{path}: no model of `prioritycut export` (model_type is not prioritycut)")
+        raise UserError(
+            f"{path}: is not a model of this project (model_type is not prioritycut); give a "
+            "folder written by `prioritycut export`"
+        )
     config = parse_config(tree, str(path))
     network = build_animator(config.model)
     load_module(network, folder / WEIGHTS_NAME)
@@ -189,14 +196,14 @@ def _read_export(folder: Path) -> tuple[Network, Config]:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    """Fetch a model from the hub, or take its copy in the hub's cache."""
+    """Download a model from the Hub, or use its copy in the Hub's cache."""
     try:
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS_NAME, CONFIG_NAME])
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{name}: no such folder, and it cannot be had from the Hugging Face hub "
-            f"({describe(error)}); give the folder of a run or of an export, or check the "
-            "name and the network"
+            f"{name}: is not a folder, and the Hugging Face Hub does not provide it "
+            f"({describe(error)}); give the folder of a run or of an export, or check the name "
+            "and the network"
         ) from error

@@ -1,29 +1,28 @@
-"""A source and a driving video, prepared for a model, and the frames that come of them."""
+"""A source and a driving video, prepared for a model, and the animation of the one by the other."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference.animate import BATCH, Rendered, find_best_frame, to_tensor
 from prioritycut_ray.inference.footage import Footage, cut_picture, squares
 from prioritycut_ray.inference.pretrained import Animator
 from prioritycut_ray.prefetch import prefetch
 from prioritycut_ray.video.boxes import Box, Crop, box_of
 from prioritycut_ray.video.decoding import read_picture
-from prioritycut_ray.video.sound import Sound, survey_sound
 from prioritycut_ray.video.source import Frame
 from prioritycut_ray.visualize import tiles
 
 
 class Motion(NamedTuple):
-    """How the source is moved (method §6).
+    """How the source moves (method §6).
 
     Attributes:
-        relative: by the change since the initial driving frame; or to the driving pose itself.
-        adapt_scale: scale relative motion to the source's size.
-        best_frame: take as initial the driving frame whose pose is nearest to the source's.
+        relative: apply the motion since the initial driving frame; otherwise take over the
+            driving pose itself.
+        adapt_scale: scale relative motion to the size of the source.
+        best_frame: start from the driving frame whose pose is nearest to the source's.
     """
 
     relative: bool = True
@@ -32,13 +31,13 @@ class Motion(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Source and driving video, cut and ready.
+    """A source and a driving video, cropped.
 
     Attributes:
         source: ``uint8 [S, S, 3]``.
-        source_box: what was cut out of it, in its pixels.
-        driving: the video.
-        driving_box: what is cut out of each frame, in pixels.
+        source_box: the part that was cut out of the source, in its pixels.
+        driving: the driving video.
+        driving_box: the part to cut out of each driving frame, in pixels.
     """
 
     source: Frame
@@ -50,14 +49,17 @@ class Scene(NamedTuple):
 def set_scene(
     source: Path, driving: Path, crops: tuple[Crop, Crop], size: int, footage: Footage
 ) -> Scene:
-    """Cut source and driving video.
+    """Crop a source and a driving video.
 
     Args:
-        source: an image, or a video for its first frame.
+        source: an image, or a video, of which the first frame is used.
         driving: a video.
         crops: of the source and of the driving video.
         size: of the model's frames in pixels.
         footage: of the driving video.
+
+    Raises:
+        UserError: the source cannot be read, or a crop is not inside its picture.
     """
     picture = read_picture(source)
     source_box = box_of(crops[0], picture.width, picture.height, name=str(source))
@@ -66,30 +68,19 @@ def set_scene(
 
 
 def describe(source: Path, scene: Scene, size: int) -> list[str]:
-    """Crops and timing in words."""
+    """Describe crops and timing, one line for the source and one for the driving video."""
     footage = scene.driving
     rate = f"{footage.fps:.2f} fps" + " (variable)" * footage.variable_rate
     return [
-        f"Source:  {source.name}, crop {_words(scene.source_box)} -> {size}x{size}",
+        f"Source:  {source.name}, crop {_box_text(scene.source_box)} -> {size}x{size}",
         f"Driving: {footage.path.name}, {footage.width}x{footage.height}, crop "
-        f"{_words(scene.driving_box)} -> {size}x{size}, {len(footage.timing.starts)} frames, "
+        f"{_box_text(scene.driving_box)} -> {size}x{size}, {len(footage.timing.starts)} frames, "
         f"{footage.timing.end:.2f} s, {rate}",
     ]
 
 
-def sound_of(footage: Footage) -> tuple[Sound | None, str]:
-    """The sound of a driving video, and what is wrong with it, if anything."""
-    info = survey_sound(footage.path)
-    if info is None:
-        return None, ""
-    if not info.pieces:
-        return None, f"left out: it cannot be decoded ({info.codec or 'unknown codec'})"
-    remark = f"{info.lost} damaged pieces are silent" if info.lost else ""
-    return Sound(footage.path, footage.offset, footage.timing.end), remark
-
-
 def render_scene(animator: Animator, scene: Scene, motion: Motion) -> Iterator[Rendered]:
-    """Animate a scene, batch by batch; decoded and computed in prefetch threads."""
+    """Animate a scene batch by batch; threads decode and compute ahead of the caller."""
 
     def driving() -> Iterator[Frame]:
         return prefetch(squares(scene.driving, scene.driving_box, animator.size), BATCH)
@@ -109,29 +100,13 @@ def render_scene(animator: Animator, scene: Scene, motion: Motion) -> Iterator[R
     return prefetch(rendered)
 
 
-def check_motion(motion: Motion) -> None:
-    """Refuse options that absolute motion does not have.
-
-    Raises:
-        UserError: naming the option.
-    """
-    if motion.relative:
-        return
-    for name, wanted in (
-        ("--adapt-scale", motion.adapt_scale),
-        ("--best-frame", motion.best_frame),
-    ):
-        if wanted:
-            raise UserError(f"{name} is of relative motion: drop it, or drop --no-relative")
-
-
 def panel_frames(batches: Iterable[Rendered], *, panel: bool) -> Iterator[Frame]:
-    """Results frame by frame; in a panel beside source and driving crop."""
+    """Yield the results frame by frame; as a panel, with source and driving crop beside each."""
     for pair, animation in batches:
         beside = [*pair] if panel else []
         yield from tiles([*beside, animation.prediction]).numpy()
 
 
-def _words(box: Box) -> str:
+def _box_text(box: Box) -> str:
     shape = f"{box.right - box.left}x{box.bottom - box.top}"
     return f"{','.join(map(str, box))} ({shape})"

@@ -19,13 +19,13 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from prioritycut_ray.commands.app import animate_upload, driving_with_box, source_with_box
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference.footage import Limits
 from prioritycut_ray.inference.pretrained import Animator
 from prioritycut_ray.inference.scene import Motion
+from prioritycut_ray.inference.uploads import animate_upload, driving_with_box, source_with_box
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
 from prioritycut_ray.video.decoding import frames_upright

@@ -157,9 +157,9 @@ def test_finite_weights_that_give_no_picture_do_not_animate(run: Path, tmp_path:
     for parameter in animator.network.parameters():
         parameter.data.mul_(1e30)
     frames = [np.full((32, 32, 3), value, np.uint8) for value in (0, 255)]
-    with pytest.raises(UserError, match="pictures with NaN or infinite values"):
+    with pytest.raises(UserError, match="outputs NaN or infinite values"):
         list(animator.animate(frames[0], frames))
-    with pytest.raises(UserError, match="pictures with NaN or infinite values"):
+    with pytest.raises(UserError, match="outputs NaN or infinite values"):
         export_graph(animator.network, 32, tmp_path / "graph.pt2")
 
 

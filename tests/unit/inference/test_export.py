@@ -103,7 +103,7 @@ def test_the_card_takes_numbers_and_protocol_from_the_evaluation(
 def test_the_graph_equals_the_model(run: Path, prioritycut: Prioritycut, tmp_path: Path) -> None:
     result = prioritycut("export", str(run), "--out", "model", "--torch-export")
     assert result.returncode == 0, result.stderr
-    assert "animator.pt2 equals the model to" in result.stdout
+    assert "animator.pt2 matches the model to within" in result.stdout
     program = torch.export.load(tmp_path / "model" / "animator.pt2")
     network = Animator.from_pretrained(run).network
     module = RelativeMotion(network).eval()
@@ -137,7 +137,7 @@ def test_a_folder_in_use_is_refused(run: Path, prioritycut: Prioritycut, tmp_pat
 def test_a_damaged_export_is_named(exported: Path, tmp_path: Path) -> None:
     for name, damage, reason in (
         ("model.safetensors", b"damaged", "model.safetensors"),
-        ("config.json", b"{", "no valid JSON"),
+        ("config.json", b"{", "not valid JSON"),
         ("config.json", b'{"model_type": "bert"}', "model_type"),
         ("config.json", b'{"model_type": "prioritycut", "sise": 1}', "sise"),
         ("config.json", b'{"model_type": "prioritycut"}', "another model"),
@@ -165,7 +165,7 @@ def test_a_model_of_the_hub_comes_from_its_cache_without_a_network(
     for file in exported.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     assert (animated("someone/puppets") == animated(exported)).all()
-    with pytest.raises(UserError, match=r"someone/else: .*Hugging Face hub.*folder of a run"):
+    with pytest.raises(UserError, match=r"someone/else: .*Hugging Face Hub.*folder of a run"):
         Animator.from_pretrained("someone/else")
 
 
