@@ -567,7 +567,7 @@ def submit_verb(
 
 def _refuse_address(address: str | None) -> None:
     if address is not None:
-        raise UserError("--address and --kubernetes exclude each other: drop one of them")
+        raise UserError("--address and --kubernetes are mutually exclusive: drop one of them")
 
 
 def _refuse_without_kubernetes(**flags: object) -> None:

@@ -1,1 +1,1 @@
-"""Manifests for Kubernetes (KubeRay): rendered from one template, checked without a cluster."""
+"""Manifests for KubeRay: rendered from options, checked without a cluster, created by kubectl."""

@@ -1,4 +1,4 @@
-"""The user's own kubectl: it knows the cluster, the context, and who the user is."""
+"""The user's own kubectl, which knows the cluster, the context and the credentials."""
 
 import base64
 import json
@@ -22,25 +22,25 @@ _FORWARDED = re.compile(r"Forwarding from (127\.0\.0\.1:\d+) ")
 
 
 class KubectlError(UserError):
-    """kubectl failed: nobody answered, or the API server refused."""
+    """kubectl failed: the API server did not respond, or rejected the request."""
 
 
 class Kubectl:
     """kubectl in one namespace.
 
     Args:
-        namespace: of all objects.
-        context: of the kubeconfig file; None for the current one.
+        namespace: namespace of all objects.
+        context: context in the kubeconfig file; None for the current one.
 
     Raises:
-        UserError: there is no kubectl.
+        UserError: kubectl is not installed.
     """
 
     def __init__(self, namespace: str, context: str | None = None) -> None:
         program = shutil.which("kubectl")
         if program is None:
             raise UserError(
-                "kubectl is not on the PATH: install it, or print the manifest with --dry-run and "
+                "kubectl is not on the PATH; install it, or print the manifest with --dry-run and "
                 "create it elsewhere"
             )
         self.namespace, self.context = namespace, context
@@ -48,51 +48,51 @@ class Kubectl:
 
     @property
     def flags(self) -> list[str]:
-        """Where to look, as kubectl and this command line write it."""
+        """The flags for namespace and context, the same for kubectl and ``prioritycut``."""
         context = ["--context", self.context] if self.context else []
         return ["--namespace", self.namespace, *context]
 
     def shown(self, *words: str) -> str:
-        """A command for the user to copy."""
+        """Return a kubectl command for the user to copy."""
         return shlex.join(["kubectl", *self.flags, *words])
 
     def create(self, manifests: str) -> None:
-        """Create the objects of a YAML text."""
+        """Create the objects of YAML documents."""
         self._run("create", "--filename=-", text=manifests)
 
     def get(self, kind: str, name: str) -> Object | None:
-        """An object, or None if there is none of this name."""
+        """Return an object, or None if it does not exist."""
         text = self._run("get", kind, name, "--ignore-not-found", "--output=json")
         return json.loads(text) if text.strip() else None
 
     def find(self, kind: str, labels: str) -> list[Object]:
-        """The objects with certain labels, ``key=value``."""
+        """Return the objects that match a label selector, ``key=value``."""
         found = json.loads(self._run("get", kind, f"--selector={labels}", "--output=json"))
         return list(found["items"])
 
     def secret(self, name: str, key: str) -> str | None:
-        """A value of a secret, or None if there is none."""
+        """Return a value of a secret, or None if it does not exist."""
         data = (self.get("secret", name) or {}).get("data") or {}
         return base64.b64decode(data[key]).decode() if key in data else None
 
     def patch(self, kind: str, name: str, change: Object) -> None:
-        """Merge a change into an object."""
+        """Apply a merge patch to an object."""
         self._run("patch", kind, name, "--type=merge", f"--patch={json.dumps(change)}")
 
     def delete(self, kind: str, name: str) -> None:
-        """Delete an object, if it exists."""
+        """Delete an object if it exists."""
         self._run("delete", kind, name, "--ignore-not-found", "--wait=false")
 
     @contextmanager
     def port_forward(self, service: str, port: int) -> Iterator[str]:
-        """A port of a service on this machine while the body runs; gives HOST:PORT.
+        """Forward a service's port to this machine while the body runs; yield HOST:PORT.
 
         Raises:
-            KubectlError: the service has no pod that runs, or forwarding is not allowed.
+            KubectlError: the service has no running pod, or forwarding is not allowed.
         """
         words = ["port-forward", f"service/{service}", f":{port}", "--address=127.0.0.1"]
         with tempfile.TemporaryDirectory() as folder:
-            # A file, not a pipe: kubectl reports every connection, and would wait on a full pipe.
+            # A file, because kubectl logs every connection and would block on a full pipe.
             output = Path(folder) / "output.txt"
             with output.open("wb") as stream:
                 process = subprocess.Popen(
@@ -116,7 +116,9 @@ class Kubectl:
                 timeout=_ANSWER_S,
             )
         except subprocess.TimeoutExpired as error:
-            raise KubectlError(f"kubectl {words[0]}: no answer within {_ANSWER_S} s") from error
+            raise KubectlError(
+                f"kubectl {words[0]}: no response within {_ANSWER_S} s; see `kubectl cluster-info`"
+            ) from error
         if result.returncode != 0:
             raise _failure(words[0], result.returncode, result.stderr)
         return result.stdout
@@ -126,7 +128,7 @@ def _failure(verb: str, code: int, output: str) -> KubectlError:
     lines = output.strip().splitlines() or [f"exit code {code}"]
     way_out = "see `kubectl cluster-info`"
     if "doesn't have a resource type" in output or "no matches for kind" in output:
-        way_out = "install KubeRay's operator, which brings it"
+        way_out = "install KubeRay's operator, which defines it"
     return KubectlError(f"kubectl {verb}: {lines[-1]}; {way_out}")
 
 
@@ -141,7 +143,9 @@ def _forwarded_port(process: "subprocess.Popen[bytes]", output: Path) -> str:
         if code is not None:
             raise _failure("port-forward", code, text)
         time.sleep(0.1)
-    raise KubectlError(f"kubectl port-forward: no port was forwarded within {_ANSWER_S} s")
+    raise KubectlError(
+        f"kubectl port-forward: no port was forwarded within {_ANSWER_S} s; see `kubectl get pods`"
+    )
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

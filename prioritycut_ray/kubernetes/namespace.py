@@ -1,4 +1,4 @@
-"""What a namespace needs once: accounts and rights, network policy, TensorBoard, a secret."""
+"""Objects that a namespace needs once: accounts, roles, network policy, TensorBoard, a secret."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ from prioritycut_ray.kubernetes.pods import (
 
 
 def namespace_objects(options: ManifestOptions) -> list[Object]:
-    """All of it but the secret."""
+    """Return all of these objects except the secret."""
     group, resources = ["ray.io"], ["rayjobs"]
     one_job = [
         {"apiGroups": group, "resources": resources, "verbs": ["create"]},
@@ -76,8 +76,8 @@ def _disruption_budget(options: ManifestOptions) -> Object:
         "kind": "PodDisruptionBudget",
         "metadata": metadata_of(options, "-head"),
         "spec": {
-            # Of pods of a custom resource Kubernetes counts no shares, and a budget counts the
-            # heads of all clusters: a number that they never reach protects each of them.
+            # Kubernetes cannot count percentages of a custom resource's pods, and the budget counts
+            # the heads of all clusters: a number that they never reach protects each of them.
             "minAvailable": 1000,
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": labels_of(options, "head")},
@@ -101,7 +101,7 @@ _IDENTITY_AGENTS = {
         _destination(["169.254.169.252/32"], [988]),
     ],
 }
-"""Where a cloud's agent on the node hands out the credentials of a pod."""
+"""Where the cloud's agent on the node serves the credentials of a pod."""
 
 
 def _network_policy(options: ManifestOptions) -> Object:
@@ -145,7 +145,7 @@ def _tensorboard(options: ManifestOptions) -> list[Object]:
             f"--logdir={options.storage}/runs",
             "--bind_all",
             f"--port={port}",
-            "--load_fast=false",  # the fast reader knows no bucket
+            "--load_fast=false",  # the fast loader does not read buckets
         ],
         "ports": [{"name": "http", "containerPort": port}],
         "resources": same({"cpu": "1", "memory": "2Gi"}),
@@ -181,7 +181,7 @@ def _tensorboard(options: ManifestOptions) -> list[Object]:
 
 
 def storage_secret(options: ManifestOptions) -> Object:
-    """The keys that the storage's secret has; the values are the user's."""
+    """Return the storage secret with placeholders for its values."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -1,6 +1,6 @@
-"""What a user may choose about the manifests; everything else is decided by ``render``.
+"""The options of the manifests.
 
-The docstrings of the fields are the comments of ``prioritycut k8s render --show-options``.
+``prioritycut k8s render --show-options`` shows the docstrings of the fields to users.
 """
 
 import re
@@ -25,13 +25,13 @@ from prioritycut_ray.kubernetes.cron import schedule_problem, time_zone_problem
 from prioritycut_ray.kubernetes.syntax import FORMATS
 
 RAY_VERSION = "2.60.0"
-"""Of the image and of the manifests; the Dockerfile's ARG is the same, and a test keeps it so."""
+"""The Ray version of the image and the manifests. A test compares it with the Dockerfile."""
 PLACEHOLDER = "registry.example.com/"
-"""Start of the image in cluster/, which nobody can pull."""
+"""Prefix of the placeholder image in cluster/, which cannot be pulled."""
 
 
 def image_ray_version(image: str) -> str | None:
-    """The Ray version that an image's tag names: ``…-ray2.60.0-cpu``, ``rayproject/ray:2.60.0``."""
+    """Return the Ray version in an image's tag: ``…-ray2.60.0-cpu``, ``rayproject/ray:2.60.0``."""
     name, _, tag = image.rsplit("/", 1)[-1].partition(":")
     match = re.search(r"ray[-_]?(\d+\.\d+\.\d+)", tag)
     if match is None and name in ("ray", "ray-ml"):
@@ -39,7 +39,7 @@ def image_ray_version(image: str) -> str | None:
     return match[1] if match else None
 
 
-# Syntaxes.
+# Types.
 
 
 def _no_problem(problem_of: Callable[[str], str | None]) -> AfterValidator:
@@ -53,13 +53,13 @@ def _no_problem(problem_of: Callable[[str], str | None]) -> AfterValidator:
 
 
 def _format(name: str) -> AfterValidator:
-    """A syntax of Kubernetes."""
+    """A string in one of Kubernetes' formats."""
     syntax = FORMATS[name]
     return _no_problem(lambda text: None if syntax.matches(text) else f"is not {syntax.expected}")
 
 
 def _written(pattern: str, expected: str) -> AfterValidator:
-    """A syntax of our own."""
+    """A string that matches a pattern."""
     return _no_problem(lambda text: None if re.fullmatch(pattern, text) else f"is not {expected}")
 
 
@@ -70,7 +70,7 @@ def _image_problem(image: str) -> str | None:
         return f"is not {FORMATS['image'].expected}"
     if image_ray_version(image) is None:
         return (
-            "has a tag that names no Ray version; write it as in "
+            "has no Ray version in its tag; name it as in "
             f"prioritycut-ray:0.1.0-ray{RAY_VERSION}-cpu"
         )
     return None
@@ -93,7 +93,7 @@ def _address_problem(address: str) -> str | None:
 
 
 def _as_text(value: Any) -> Any:
-    """YAML reads some strings as numbers."""
+    """Convert numbers to strings: YAML parses some strings as numbers."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if is_number else value
 
@@ -109,10 +109,10 @@ Name = Annotated[
     str,
     _written(
         "[a-z]([-a-z0-9]{0,26}[a-z0-9])?",
-        "a name of at most 28 characters: a-z, 0-9 and -, a letter first",
+        "a name of at most 28 characters: a-z, 0-9 and -, starting with a letter",
     ),
 ]
-"""Short enough for what KubeRay appends to it."""
+"""Short enough for the suffixes that KubeRay appends."""
 Label = Annotated[str, _format("dns-label")]
 ObjectName = Annotated[str, _format("dns-subdomain")]
 LabelKey = Annotated[str, _format("qualified-name")]
@@ -121,7 +121,7 @@ Text = Annotated[str, _NUMBER_AS_TEXT]
 LabelValue = Annotated[str, _NUMBER_AS_TEXT, _format("label-value")]
 LabelValues = Annotated[tuple[LabelValue, ...], BeforeValidator(_as_words), Field(min_length=1)]
 VariableName = Annotated[
-    str, _written("[A-Za-z_][A-Za-z0-9_]*", "the name of a variable: letters, digits and _")
+    str, _written("[A-Za-z_][A-Za-z0-9_]*", "a variable name: letters, digits and _")
 ]
 MountPath = Annotated[str, _written(_FOLDER, "an absolute path")]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -131,7 +131,7 @@ Storage = Annotated[
     _written(
         f"{_BUCKET}|{_FOLDER}",
         "s3://BUCKET or s3://BUCKET/FOLDER (bucket names are lower case), nor an absolute path in "
-        "one of `volumes`; the image contains the S3 driver (s3fs) only",
+        "one of `volumes`; the image contains only the S3 driver (s3fs)",
     ),
 ]
 
@@ -162,7 +162,7 @@ Variables = dict[
 
 
 class VolumeOptions(OptionsSection):
-    """A volume and where it is mounted; exactly one source is given."""
+    """A volume and its mount path. Exactly one source must be set."""
 
     path: MountPath
     claim: ObjectName | None = None
@@ -176,36 +176,37 @@ class VolumeOptions(OptionsSection):
     @model_validator(mode="after")
     def _check(self) -> "VolumeOptions":
         if sum(map(bool, (self.claim, self.config_map, self.secret, self.size_gib))) != 1:
-            raise ValueError("give one of claim, config_map, secret and size_gib")
+            raise ValueError("needs exactly one of claim, config_map, secret and size_gib")
         if self.path in ("/dev/shm", "/tmp", "/home/ray", "/opt/venv"):
-            raise ValueError(f"path={self.path} would hide files of the image: use another path")
+            raise ValueError(f"path={self.path} would hide files of the image; use another path")
         return self
 
 
 class PodOptions(OptionsSection):
-    """Size of a Ray pod, and where it may run."""
+    """Resources and placement of a Ray pod."""
 
     cpus: Count
-    """Requests and limits are equal."""
+    """CPUs: requests and limits are equal."""
     memory_gib: Count
-    """Requests and limits are equal."""
+    """Memory in GiB: requests and limits are equal."""
     shm_gib: Count
-    """Size of /dev/shm, for Ray's object store and the data loader's frames; counts as memory."""
+    """Size of /dev/shm, for Ray's object store and the loader's frames; part of memory_gib."""
     object_store_gib: Annotated[float, Field(ge=0.1)] = 0.5
-    """Share of /dev/shm for Ray's object store; by default Ray would take nearly all of it."""
+    """Part of /dev/shm for Ray's object store; by default Ray would use nearly all of it."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs of each pod."""
     env: Variables = Field(default_factory=dict)
-    """Environment, such as NCCL_SOCKET_IFNAME: eth0, or from a secret: {secret: NAME, key: KEY}."""
+    """Environment variables, such as NCCL_SOCKET_IFNAME: eth0, or from a secret:
+    {secret: NAME, key: KEY}."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
-    """Labels of these pods only."""
+    """Additional labels of these pods."""
     annotations: dict[AnnotationKey, Text] = Field(default_factory=dict)
-    """Annotations of these pods only."""
+    """Additional annotations of these pods."""
     node_selector: dict[LabelKey, LabelValues] = Field(default_factory=dict)
-    """Labels that nodes must have, with one or several allowed values, as in
+    """Labels that nodes must have, with one or more allowed values, as in
     topology.kubernetes.io/zone: [europe-west4-a, europe-west4-b]."""
     tolerations: dict[LabelKey, LabelValue] = Field(default_factory=dict)
-    """Taints to tolerate: key and value; an empty value tolerates every value."""
+    """Taints to tolerate: key and value. An empty value tolerates any value."""
     priority_class: ObjectName | None = None
     """Name of a PriorityClass."""
     runtime_class: ObjectName | None = None
@@ -215,12 +216,12 @@ class PodOptions(OptionsSection):
     def _check(self) -> "PodOptions":
         if self.shm_gib >= self.memory_gib:
             raise ValueError(
-                f"shm_gib={self.shm_gib} is part of memory_gib={self.memory_gib}: make it smaller"
+                f"shm_gib={self.shm_gib} is part of memory_gib={self.memory_gib}; decrease it"
             )
         if self.object_store_gib >= self.shm_gib:
             raise ValueError(
                 f"object_store_gib={self.object_store_gib:g} is part of shm_gib={self.shm_gib}, "
-                "which the data loader needs too: make it smaller"
+                "which the data loader needs too; decrease it"
             )
         return self
 
@@ -241,11 +242,11 @@ class WorkerOptions(PodOptions):
     shm_gib: Count = 12
     gpus: Annotated[int, Field(ge=0)] = 1
     same_zone: Literal["no", "preferred", "required"] = "preferred"
-    """Whether to run all workers of a cluster in one zone; clouds bill traffic between zones."""
+    """Whether all workers of a cluster run in one zone; clouds charge for traffic between zones."""
 
 
 class JobOptions(OptionsSection):
-    """What a training job runs."""
+    """The training of a training job."""
 
     config: str = "vox256"
     """A shipped configuration, or a configuration file in the image."""
@@ -262,11 +263,11 @@ class JobOptions(OptionsSection):
 
 
 class EgressOptions(OptionsSection):
-    """Another destination of pods."""
+    """An additional destination that pods may reach."""
 
     cidr: Annotated[str, _format("cidr")]
     ports: tuple[Port, ...] = ()
-    """TCP ports; empty allows all."""
+    """TCP ports; an empty list allows all."""
 
 
 class NetworkOptions(OptionsSection):
@@ -275,7 +276,7 @@ class NetworkOptions(OptionsSection):
     api_server_ports: tuple[Port, ...] = (443, 6443)
     """Ports of the API server, for autoscaling and the nightly job."""
     pod_identity: Literal["eks", "gke"] | None = None
-    """Cloud whose agent on the node gives pods credentials; IRSA on EKS needs none."""
+    """Cloud whose agent on the node serves credentials to pods. Not needed for IRSA on EKS."""
     egress: tuple[EgressOptions, ...] = ()
     """Other destinations, as in [{cidr: 10.0.0.0/8, ports: [3128]}]."""
 
@@ -286,11 +287,11 @@ class HistoryOptions(OptionsSection):
     collector: str
     """Image of the collector container."""
     env: dict[VariableName, Text] = Field(default_factory=dict)
-    """Environment of the collector: where it writes to."""
+    """Environment variables of the collector, which say where it writes."""
 
 
 class ManifestOptions(OptionsSection):
-    """Everything that determines the manifests."""
+    """All options of the manifests."""
 
     name: Name = "prioritycut"
     """Prefix of the names of all objects."""
@@ -301,7 +302,7 @@ class ManifestOptions(OptionsSection):
     image_pull_secrets: tuple[ObjectName, ...] = ()
     """Names of secrets with the registry's credentials."""
     storage: Storage = "s3://prioritycut"
-    """Bucket, or a folder in it; holds data/, runs/ and models/."""
+    """Bucket or a folder in it, for data/, runs/ and models/; or a folder in one of `volumes`."""
     storage_endpoint: Annotated[str, _no_problem(_endpoint_problem)] | None = None
     """Endpoint of an S3 service other than AWS, such as http://minio:9000."""
     volumes: dict[Label, VolumeOptions] = Field(default_factory=dict)
@@ -309,85 +310,88 @@ class ManifestOptions(OptionsSection):
     cache: {path: /cache, size_gib: 100} or sets: {path: /sets, claim: datasets}."""
 
     train: JobOptions = JobOptions()
-    """What a training job runs."""
+    """The training of a training job."""
     tune: str = "tune_configs/ablation.yaml"
-    """Search file of a search job, a file in the image."""
+    """Search file of a search job; a file in the image."""
     retrain: str = "retrain.yaml"
-    """Settings of the nightly retraining, a file in the image."""
+    """Settings of the nightly retraining; a file in the image."""
     schedule: Annotated[str, _no_problem(schedule_problem)] = "17 2 * * *"
-    """Schedule of the retraining, in the five fields of cron."""
+    """Schedule of the retraining: a five-field cron expression."""
     time_zone: Annotated[str, _no_problem(time_zone_problem)] = "Etc/UTC"
     """Time zone of the schedule, such as Europe/Berlin."""
     ray_cron_job: bool = False
-    """Also render a RayCronJob: alpha, behind a feature gate, and its nights may overlap."""
+    """Also render a RayCronJob, which is alpha, needs a feature gate, and may run two nights at
+    once."""
     max_hours: Count = 72
     """Time limit of each attempt; a job that exceeds it fails and is not retried."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a failed job is retried; each attempt gets a new cluster and resumes the run."""
+    """How often a failed job is retried. Each attempt gets a new cluster and resumes the run."""
     submission: Literal["K8sJobMode", "SidecarMode"] = "K8sJobMode"
-    """With SidecarMode the submitter runs in the head's pod, and a job whose head is lost is
+    """With SidecarMode the submitter runs in the head's pod, and a job that loses its head is
     retried."""
 
     head: HeadOptions = HeadOptions()
-    """Pod of Ray's control plane and the drivers; nothing is trained there."""
+    """Pod of Ray's control plane and the drivers. Nothing is trained there."""
     worker: WorkerOptions = WorkerOptions()
-    """Pods that train."""
+    """Pods of the workers."""
     min_workers: Annotated[int, Field(ge=0)] = 0
-    """Smallest number of workers of autoscaling clusters."""
+    """Minimum number of worker pods of autoscaling clusters."""
     max_workers: Count = 4
-    """Largest number of workers; training and search use all of them."""
+    """Maximum number of worker pods. Training and search use all of them."""
     grace_seconds: Annotated[int, Field(ge=45)] = 120
-    """Termination grace period of pods, in which a checkpoint is written."""
+    """Termination grace period of pods, in which a checkpoint is saved."""
     spot: bool = True
-    """Whether workers may run on spot machines."""
+    """Whether workers may run on spot instances."""
 
     env: Variables = Field(default_factory=dict)
-    """Environment of all containers with the image, such as HTTPS_PROXY."""
+    """Environment variables of all containers that run the image, such as HTTPS_PROXY."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     """Labels of all pods."""
     annotations: dict[AnnotationKey, Text] = Field(default_factory=dict)
     """Annotations of all pods, such as sidecar.istio.io/inject: "false"."""
     service_account_annotations: dict[AnnotationKey, Text] = Field(default_factory=dict)
-    """Annotations of the accounts of pods, such as eks.amazonaws.com/role-arn."""
+    """Annotations of the pods' service accounts, such as eks.amazonaws.com/role-arn."""
     network: NetworkOptions = NetworkOptions()
     """Egress that the network policy allows besides DNS, HTTPS, the storage and Redis."""
 
     queue: Label | None = None
-    """A Kueue LocalQueue; clusters then have a fixed size."""
+    """Name of a Kueue LocalQueue. Clusters then have a fixed size."""
     scheduler: Literal["default", "volcano"] = "default"
     """Volcano must be enabled in the operator (helm: batchScheduler.name=volcano)."""
     redis: Annotated[str, _no_problem(_address_problem)] | None = None
-    """HOST:PORT of a Redis, with which a cluster survives the loss of its head; the password is in
-    the secret NAME-redis under the key password."""
+    """HOST:PORT of a Redis, with which a cluster survives the loss of its head. The password is in
+    the secret NAME-redis, key password."""
     history: HistoryOptions | None = None
     """Collector of KubeRay's history server, as in {collector: IMAGE, env: {...}}."""
     operator_namespace: Label = "kuberay-operator"
-    """Namespace of KubeRay's operator, which the network policy admits."""
+    """Namespace of KubeRay's operator, which the network policy allows to connect."""
 
     @model_validator(mode="after")
     def _check(self) -> "ManifestOptions":
         if self.min_workers > self.max_workers:
             raise ValueError(
-                f"min_workers={self.min_workers} is more than max_workers={self.max_workers}"
+                f"min_workers={self.min_workers} is greater than max_workers={self.max_workers}"
             )
         if self.queue and self.scheduler == "volcano":
-            raise ValueError("queue (Kueue) and scheduler=volcano exclude each other: drop one")
+            raise ValueError("queue (Kueue) and scheduler=volcano are mutually exclusive: drop one")
         if self.queue and self.ray_cron_job:
-            raise ValueError("ray_cron_job and queue exclude each other, as its jobs get no labels")
+            raise ValueError(
+                "ray_cron_job and queue are mutually exclusive: jobs of a RayCronJob have no labels"
+            )
         paths = [volume.path for volume in self.volumes.values()]
         if "shm" in self.volumes or len(set(paths)) != len(paths):
-            raise ValueError("volumes: paths must differ, and the name shm is taken")
+            raise ValueError("volumes: paths must be unique, and the name shm is reserved")
         if self.storage.startswith("/") and not self.has_mounted(self.storage):
             raise ValueError(f"storage={self.storage} is not a folder in one of `volumes`")
         return self
 
     def has_mounted(self, path: str) -> bool:
-        """Whether a path is in one of the volumes."""
+        """Return whether a path is in one of the volumes."""
         return any(PurePath(path).is_relative_to(volume.path) for volume in self.volumes.values())
 
     @property
     def ports_of_services(self) -> list[int]:
-        """Of the storage and of Redis, where they are not 443."""
+        """The ports of the storage endpoint and of Redis."""
         ports = []
         if self.storage_endpoint:
             parts = urlsplit(self.storage_endpoint)

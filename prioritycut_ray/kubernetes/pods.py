@@ -1,4 +1,4 @@
-"""The pods of the manifests: containers, their environment and hooks, and where they may run."""
+"""The pods of the manifests: containers, environment, hooks and placement."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,39 +14,39 @@ Object = dict[str, Any]
 
 PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001}
 _RESERVE_S = 15
-"""Of a pod's grace: what is left for Ray to end after the checkpoint."""
+"""Part of the grace period in which Ray ends after the checkpoint is saved."""
 _LOST_NODE_S = 60
-"""After which the pods of a node that does not answer are replaced."""
+"""Seconds after which the pods of an unreachable node are replaced."""
 
 
-# Ray's own.
+# Ray pods.
 
 
 def save_seconds(options: ManifestOptions) -> int:
-    """Of a pod's grace: what a hook may take, and what Ray lets a job that it stops."""
+    """Return the part of the grace period in which a checkpoint is saved."""
     return options.grace_seconds - _RESERVE_S
 
 
-def head_pod(options: ManifestOptions, *, grows: bool) -> Object:
-    """The head of a cluster."""
+def head_pod(options: ManifestOptions, *, autoscales: bool) -> Object:
+    """Return the head of a cluster."""
     save_s = save_seconds(options)
     container = _ray_container(
         options,
         "ray-head",
         options.head,
-        # How long a stopped job may save before it is killed; Ray's own value is 3 seconds.
+        # How long Ray waits for a stopped job to save before it is killed; the default is 3 s.
         variables={"RAY_JOB_STOP_WAIT_TIME_S": str(save_s)},
         pre_stop=["interrupt", "--address", "http://127.0.0.1:8265", "--seconds", str(save_s)],
     )
     container["ports"] = [{"name": name, "containerPort": port} for name, port in PORTS.items()]
     pod = _ray_pod(options, "head", options.head, container, tolerations=[])
-    # For its autoscaler, whose rights the operator gives it.
-    pod["spec"]["automountServiceAccountToken"] = grows
+    # For the autoscaler, to which the operator binds a role.
+    pod["spec"]["automountServiceAccountToken"] = autoscales
     return pod
 
 
 def worker_pod(options: ManifestOptions) -> Object:
-    """A worker of a cluster."""
+    """Return a worker of a cluster."""
     container = _ray_container(
         options,
         "ray-worker",
@@ -74,7 +74,7 @@ def worker_pod(options: ManifestOptions) -> Object:
 
 
 def _zone_affinity(options: ManifestOptions) -> Object:
-    """Workers of one cluster go where the first of them is."""
+    """Place the workers of a cluster in the same zone."""
     term = {
         "labelSelector": {"matchLabels": labels_of(options, "worker")},
         "matchLabelKeys": ["ray.io/cluster"],
@@ -90,7 +90,7 @@ def _zone_affinity(options: ManifestOptions) -> Object:
 
 
 def _machine_tolerations(options: ManifestOptions) -> list[Object]:
-    """Of machines with GPUs, and of those that the cloud can take back."""
+    """Tolerate the taints of GPU nodes and spot instances."""
     tolerations = []
     if options.worker.gpus:
         tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
@@ -115,7 +115,7 @@ def _ray_pod(
     *,
     tolerations: list[Object],
 ) -> Object:
-    """A pod of a cluster: one that a node's loss or an eviction costs something."""
+    """Return a pod of a cluster, which must not be evicted."""
     shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size.shm_gib}Gi"}}
     pod = plain_pod(
         options,
@@ -134,8 +134,8 @@ def _ray_pod(
 
 
 def _placement(size: PodOptions, tolerations: list[Object]) -> Object:
-    """On which nodes a pod may run, and how long after they are lost."""
-    # Kubernetes' own value is 300 seconds.
+    """Return where a pod may run, and how long it stays on an unreachable node."""
+    # The default of Kubernetes is 300 seconds.
     lost = [
         {
             "key": f"node.kubernetes.io/{state}",
@@ -175,7 +175,7 @@ STAYS = {
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     "karpenter.sh/do-not-disrupt": "true",
 }
-"""Annotations of pods that autoscalers of nodes must not move."""
+"""Annotations that keep node autoscalers from evicting a pod."""
 
 
 def _ray_container(
@@ -197,7 +197,7 @@ def _ray_container(
         "envFrom": [storage_credentials(options)],
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, *mounts_of(options)],
         "securityContext": CONTAINER_SECURITY,
-        # The run hears that it ends, and saves while this hook holds the pod.
+        # The hook asks the run to save, and delays the end of the pod until it has.
         "lifecycle": {"preStop": {"exec": {"command": ["prioritycut", "jobs", *pre_stop]}}},
     }
 
@@ -205,15 +205,15 @@ def _ray_container(
 def environment(
     options: ManifestOptions, more: Mapping[str, str | SecretKey], *, gpus: int = 0
 ) -> list[Object]:
-    """The variables of a container of the image: those of all, and more."""
-    own = {} if gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}  # the image's is "all"
+    """Return the environment of a container that runs the image."""
+    own = {} if gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}  # the image sets "all"
     if options.storage_endpoint:
         own["AWS_ENDPOINT_URL"] = options.storage_endpoint
     return variables_of({**own, **options.env, **more})
 
 
 def variables_of(values: Mapping[str, str | SecretKey]) -> list[Object]:
-    """Variables as Kubernetes writes them."""
+    """Return environment variables in Kubernetes' format."""
     return [
         {"name": name, "value": value}
         if isinstance(value, str)
@@ -226,13 +226,13 @@ def variables_of(values: Mapping[str, str | SecretKey]) -> list[Object]:
 
 
 def storage_credentials(options: ManifestOptions) -> Object:
-    """The storage's keys as variables."""
-    # Optional: where the cloud gives pods an identity of their own, no key is needed.
+    """Return the storage credentials as an environment source."""
+    # Optional: pods with a cloud identity need no keys.
     return {"secretRef": {"name": f"{options.name}-storage", "optional": True}}
 
 
 def volumes_of(options: ManifestOptions) -> list[Object]:
-    """The volumes that are chosen, for a pod."""
+    """Return the configured volumes of a pod."""
     return [{"name": name, **_source(volume)} for name, volume in options.volumes.items()]
 
 
@@ -247,7 +247,7 @@ def _source(volume: VolumeOptions) -> Object:
 
 
 def mounts_of(options: ManifestOptions) -> list[Object]:
-    """Where a container finds them."""
+    """Return the configured volume mounts of a container."""
     return [
         {"name": name, "mountPath": volume.path} | ({"readOnly": True} if volume.read_only else {})
         for name, volume in options.volumes.items()
@@ -255,7 +255,7 @@ def mounts_of(options: ManifestOptions) -> list[Object]:
 
 
 def submitter_pod(options: ManifestOptions) -> Object:
-    """The pod that submits a job and follows its log."""
+    """Return the pod that submits a job and follows its log."""
     container = {
         "name": "ray-job-submitter",
         "image": options.image,
@@ -271,7 +271,7 @@ def submitter_pod(options: ManifestOptions) -> Object:
     return pod
 
 
-# What all pods have.
+# All pods.
 
 CONTAINER_SECURITY: Object = {
     "allowPrivilegeEscalation": False,
@@ -288,7 +288,7 @@ def plain_pod(
     grace_s: int,
     service_account: str,
 ) -> Object:
-    """A pod of any role."""
+    """Return a pod of any role."""
     metadata: Object = {"labels": {**options.labels, **labels_of(options, role)}}
     if options.annotations:
         metadata["annotations"] = dict(options.annotations)
@@ -313,14 +313,14 @@ def plain_pod(
 
 
 def same(amounts: Mapping[str, str]) -> Object:
-    """Requests that equal limits: the class of pods that is evicted last."""
+    """Return requests equal to limits, for the QoS class Guaranteed."""
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
 def metadata_of(
     options: ManifestOptions, suffix: str, labels: Mapping[str, str] | None = None
 ) -> Object:
-    """Of an object; its name ends in the suffix."""
+    """Return the metadata of an object; the suffix is appended to its name."""
     return {
         "name": f"{options.name}{suffix}",
         "namespace": options.namespace,
@@ -329,5 +329,5 @@ def metadata_of(
 
 
 def labels_of(options: ManifestOptions, role: str) -> dict[str, str]:
-    """By which the pods of a role are found."""
+    """Return the labels that select the pods of a role."""
     return {"app.kubernetes.io/part-of": options.name, "app.kubernetes.io/component": role}

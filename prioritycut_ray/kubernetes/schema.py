@@ -1,9 +1,9 @@
 """The closed JSON Schema of Kubernetes' and KubeRay's objects.
 
-"Closed": a field that the schema does not name is an error, as a misspelt field is dropped by an
-API server without a word. Core objects are Kubernetes' own definitions, which come with the
-package ``kubernetes-validate``; ``core.yaml`` adds what kube-apiserver checks beyond them.
-KubeRay's objects are built from the facts in ``kuberay.yaml``.
+"Closed" means that a field which the schema does not name is an error; an API server silently drops
+misspelt fields. The definitions of core objects are Kubernetes' own, from the package
+``kubernetes-validate``; ``core.yaml`` adds what kube-apiserver checks beyond them. The definitions
+of KubeRay's objects are built from ``kuberay.yaml``.
 """
 
 import re
@@ -21,8 +21,8 @@ from referencing import Registry, Resource
 
 from prioritycut_ray.kubernetes.syntax import FORMATS, did_you_mean
 
-Finding = tuple[str, str]
-"""Path of a field and what is wrong with it."""
+Violation = tuple[str, str]
+"""The path of a field, and what is wrong with it."""
 
 _INT32 = {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}
 _CORE = "https://kubernetes.io/api/_definitions.json#/$defs/"
@@ -44,15 +44,15 @@ VERSIONS = ("ray.io/v1", "ray.io/v1alpha1")
 
 
 class Rule(NamedTuple):
-    """A CEL rule on every value of a type, or of one of its fields."""
+    """A CEL rule for the values of a type or of one of its fields."""
 
     expression: Any
     """The compiled program."""
     message: str
 
 
-class Facts(NamedTuple):
-    """What ``kuberay.yaml`` says."""
+class KubeRayRelease(NamedTuple):
+    """The content of ``kuberay.yaml``: the API of one release of KubeRay."""
 
     version: str
     kubernetes: str
@@ -61,19 +61,19 @@ class Facts(NamedTuple):
     rules: dict[str, list[Rule]]
     """By type (``DeletionStrategy``) or field (``RayJobSpec.managedBy``)."""
     tables: dict[str, Any]
-    """Everything else, by its key in the file."""
+    """All other tables, by their key in the file."""
 
 
 @cache
-def facts() -> Facts:
-    """The facts, with the schema and the rules built from them."""
+def kuberay() -> KubeRayRelease:
+    """Return the supported release, with its schema and its compiled rules."""
     tables = _tables("kuberay.yaml")
     environment = celpy.Environment()
 
     def compiled(rule: dict[str, str]) -> Rule:
         return Rule(environment.program(environment.compile(rule["rule"])), rule["message"])
 
-    return Facts(
+    return KubeRayRelease(
         version=tables["version"],
         kubernetes=tables["kubernetes"],
         types=tables["types"],
@@ -124,7 +124,7 @@ def _field_schema(kind: str) -> dict[str, Any]:
 
 @cache
 def _core_schema() -> dict[str, Any]:
-    version = facts().kubernetes
+    version = kuberay().kubernetes
     name = f"kubernetes-json-schema/v{version}.0-local-strict/_definitions.json"
     schema: dict[str, Any] = schema_contents(name, version)
     definitions = schema["$defs"]
@@ -148,7 +148,7 @@ def _add_checks(definition: dict[str, Any], checks: Mapping[str, Any]) -> None:
 
 
 def _not_set(keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords, with what stands for "not set" in their enum."""
+    """Add the values that mean "not set" to an enum."""
     if "enum" not in keywords:
         return keywords
     return {**keywords, "enum": [*keywords["enum"], "", None]}
@@ -156,16 +156,16 @@ def _not_set(keywords: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _registry() -> Registry[Any]:
-    kuberay = {"$schema": "https://json-schema.org/draft/2020-12/schema", **facts().schema}
-    return [Resource.from_contents(_core_schema()), Resource.from_contents(kuberay)] @ Registry()
+    own = {"$schema": "https://json-schema.org/draft/2020-12/schema", **kuberay().schema}
+    return [Resource.from_contents(_core_schema()), Resource.from_contents(own)] @ Registry()
 
 
-# Which kinds there are.
+# The kinds.
 
 
 @cache
 def core_kinds() -> dict[tuple[str, str], str]:
-    """The kinds that Kubernetes serves: (apiVersion, kind) → name of its definition."""
+    """Return the kinds of Kubernetes: (apiVersion, kind) → name of the definition."""
     kinds = {}
     for name, definition in _core_schema()["$defs"].items():
         properties = definition.get("properties", {})
@@ -176,7 +176,7 @@ def core_kinds() -> dict[tuple[str, str], str]:
     return kinds
 
 
-# What a schema finds wrong.
+# Violations of a schema.
 
 
 def _one_field(
@@ -187,7 +187,7 @@ def _one_field(
     fields = value.get("fields") or schema["properties"].keys() - set(value.get("beside", ()))
     given = [name for name in instance if name in fields and instance[name] not in (None, "")]
     if len(given) > 1:
-        yield ValidationError(f"has {' and '.join(given)}, which exclude each other: keep one")
+        yield ValidationError(f"has {' and '.join(given)}, which are mutually exclusive: keep one")
     if len(given) < value.get("least", 0):
         yield ValidationError(f"needs one of {', '.join(sorted(fields))}")
 
@@ -216,8 +216,8 @@ for _name, _format in FORMATS.items():
     _formats.checks(_name)(_format.allows)
 
 
-def errors(name: str, document: dict[str, Any]) -> Iterator[Finding]:
-    """What the schema of a definition finds wrong in a document."""
+def errors(name: str, document: dict[str, Any]) -> Iterator[Violation]:
+    """Yield the violations of a definition's schema in a document."""
     reference = f"{_CORE if name.startswith('io.k8s.') else _KUBERAY}{name}"
     validator = _Validator({"$ref": reference}, registry=_registry(), format_checker=_formats)
     for error in validator.iter_errors(document):
@@ -225,8 +225,8 @@ def errors(name: str, document: dict[str, Any]) -> Iterator[Finding]:
     yield from _empty_items(document, "")
 
 
-def _empty_items(tree: Any, path: str) -> Iterator[Finding]:
-    """Items of lists that are null: Kubernetes' schema takes them, its API server does not."""
+def _empty_items(tree: Any, path: str) -> Iterator[Violation]:
+    """Yield list items that are null: the schema accepts them, the API server does not."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         if value is None:
@@ -236,7 +236,7 @@ def _empty_items(tree: Any, path: str) -> Iterator[Finding]:
 
 
 def dotted(path: Iterable[Any]) -> str:
-    """A path as people write it: ``spec.containers[0].name``, ``limits[nvidia.com/gpu]``."""
+    """Format a path: ``spec.containers[0].name``, ``limits[nvidia.com/gpu]``."""
     words = (
         f"[{part}]" if isinstance(part, int) or re.search("[./]", str(part)) else f".{part}"
         for part in path
@@ -245,15 +245,15 @@ def dotted(path: Iterable[Any]) -> str:
 
 
 def within(path: str, key: Any) -> str:
-    """The path of a key within a path."""
+    """Return the path of a key below a path."""
     return f"{path}{dotted([key]) if dotted([key]).startswith('[') else f'.{key}'}".lstrip(".")
 
 
 UNKNOWN_FIELD = "is not a field of this object"
 
 
-def _described(error: ValidationError) -> Iterator[Finding]:
-    """An error of jsonschema: the field and what is wrong, in our words where they are better."""
+def _described(error: ValidationError) -> Iterator[Violation]:
+    """Translate an error of jsonschema, with a clearer message where there is one."""
     path: list[Any] = list(error.absolute_path)
     value: Any = error.instance
     wanted: Any = error.validator_value
@@ -289,11 +289,11 @@ def _described(error: ValidationError) -> Iterator[Finding]:
 
 
 def _unknown_field(name: Any, known: Iterable[str]) -> str:
-    instead = facts().tables["unreleased"].get(name)
+    instead = kuberay().tables["unreleased"].get(name)
     if instead:
-        return f"exists in no release of KubeRay; use {instead}"
+        return f"is not in any release of KubeRay; use {instead}"
     if name == "spec" and "entrypoint" in known:
-        return f"{UNKNOWN_FIELD}: write what is in it here, without spec"
+        return f"{UNKNOWN_FIELD}: move its content here, without spec"
     return f"{UNKNOWN_FIELD}{did_you_mean(name, known) or ': remove it'}"
 
 
@@ -321,13 +321,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 70 else f"{text[:60]}… ({len(str(value))} characters)"
 
 
-def broken_rules(kind: str, value: Any, path: str = "") -> Iterator[Finding]:
-    """Where the CEL rules do not hold: (path, message); the value fits the schema of its kind."""
-    for rule in facts().rules.get(kind, ()):
+def broken_rules(kind: str, value: Any, path: str = "") -> Iterator[Violation]:
+    """Yield violations of the CEL rules; the value must match the schema of its kind."""
+    for rule in kuberay().rules.get(kind, ()):
         if not rule.expression.evaluate({"self": json_to_cel(value)}):
             yield path, rule.message
     for place, field_kind, child in _children(kind, value, path):
-        for rule in facts().rules.get(f"{kind}.{place.rpartition('.')[2]}", ()):
+        for rule in kuberay().rules.get(f"{kind}.{place.rpartition('.')[2]}", ()):
             if not rule.expression.evaluate({"self": json_to_cel(child)}):
                 yield place, rule.message
         for spot, item in _items(field_kind, child, place):
@@ -335,8 +335,8 @@ def broken_rules(kind: str, value: Any, path: str = "") -> Iterator[Finding]:
 
 
 def gated(kind: str, value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """What is behind a feature gate that is off by default: (path, name of the gate)."""
-    gates = facts().tables["gates"]
+    """Yield the fields behind a feature gate that is off by default: (path, gate)."""
+    gates = kuberay().tables["gates"]
     if kind in gates:
         yield path or "kind", gates[kind]
     for place, field_kind, child in _children(kind, value, path):
@@ -348,22 +348,22 @@ def gated(kind: str, value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def needs_gate(gate: str) -> str:
-    """What is to be said of something behind a feature gate."""
+    """Return the message for something behind a feature gate."""
     return (
-        f"needs the feature gate {gate}, which is off by default in KubeRay {facts().version}: "
-        "turn it on in the operator"
+        f"needs the feature gate {gate}, which is off by default in KubeRay {kuberay().version}: "
+        "enable it in the operator"
     )
 
 
 def _children(kind: str, value: Any, path: str) -> Iterator[tuple[str, str, Any]]:
-    """The fields of a value of one of KubeRay's types: (path, type, value)."""
-    for field, field_kind in facts().types.get(kind, {}).items():
+    """Yield the fields of a value of a KubeRay type: (path, type, value)."""
+    for field, field_kind in kuberay().types.get(kind, {}).items():
         if field in value:
             yield f"{path}.{field}".lstrip("."), field_kind, value[field]
 
 
 def _items(kind: str, value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The mappings in a field: itself, or its items."""
+    """Yield the mappings in a field: its value, or the items of its list."""
     if kind.endswith("*") and isinstance(value, list):
         yield from ((f"{path}[{index}]", item) for index, item in enumerate(value))
     elif isinstance(value, dict):

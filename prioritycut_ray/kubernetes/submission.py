@@ -1,8 +1,8 @@
-"""What `kubectl create` gets for one training: its working directory, and the RayJob that runs it.
+"""The objects of one submitted training: its working directory, and the RayJob that runs it.
 
-The working directory is a ConfigMap that the head and the workers mount, and Ray unpacks it from
-there as any package at a URL. So the operator alone can start every attempt, on a new cluster and
-with the same code, and a printed manifest is complete.
+The working directory is a ConfigMap that the head and the workers mount; Ray unpacks it from there
+like a package at any other URL. The operator can therefore start every attempt by itself, on a new
+cluster with the same code, and a printed manifest is complete.
 """
 
 import base64
@@ -16,14 +16,14 @@ from prioritycut_ray.kubernetes.pods import Object, metadata_of
 from prioritycut_ray.kubernetes.render import ray_job
 
 RUN_ANNOTATION = "prioritycut/run"
-"""The run that a RayJob trains."""
+"""The annotation of a RayJob that names the run it trains."""
 CONFIG_MAP_LIMIT = 2**20
-"""Bytes that the API server accepts in a ConfigMap."""
+"""Maximum size of a ConfigMap in bytes."""
 _VOLUME, _PATH, _FILE = "working-dir", "/submitted", "working_dir.zip"
 
 
 def volume_words(name: str) -> list[str]:
-    """The options that mount a working directory, the ConfigMap ``name``."""
+    """Return the options that mount the ConfigMap ``name`` as the working directory."""
     volume = {"path": _PATH, "config_map": name, "read_only": "true"}
     return [f"volumes.{_VOLUME}.{key}={value}" for key, value in volume.items()]
 
@@ -36,14 +36,14 @@ def training(
     variables: Mapping[str, str],
     package: bytes | None,
 ) -> list[Object]:
-    """The objects of one training.
+    """Return the objects of one training.
 
     Args:
-        options: with the volume of the working directory, if there is one.
-        suffix: of the objects' names.
+        options: options of the manifests, with the volume of the working directory if there is one.
+        suffix: suffix of the objects' names.
         run: name of the run.
-        variables: environment of the job.
-        package: the working directory as a zip file; None for none.
+        variables: environment variables of the job.
+        package: the working directory as a zip file, or None.
     """
     job = ray_job(options, "train")
     metadata = metadata_of(options, suffix, job["metadata"]["labels"])

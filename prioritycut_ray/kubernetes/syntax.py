@@ -1,4 +1,4 @@
-"""How Kubernetes writes names, quantities and the like; each with the words for a message.
+"""The syntax of Kubernetes' names, quantities and other strings, with the words for messages.
 
 Source: apimachinery's ``util/validation`` and ``api/resource`` of Kubernetes 1.36.
 """
@@ -17,16 +17,16 @@ _NAME_PART = "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 
 
 class Format(NamedTuple):
-    """A syntax of texts."""
+    """The syntax of a string."""
 
     matches: Callable[[Any], object]
     expected: str
-    """What is expected, to follow "is not"."""
+    """What is expected; follows "is not" in a message."""
     of_numbers: bool = False
-    """Whether a number may stand for the text."""
+    """Whether a number is accepted in place of the string."""
 
     def allows(self, value: Any) -> bool:
-        """Whether a value has the syntax; what is not set or of another type has."""
+        """Return whether a value has this syntax. Unset values and other types are accepted."""
         if isinstance(value, str):
             return value == "" or bool(self.matches(value))
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -46,13 +46,13 @@ _is_port_name = _text("(?!-)(?!.*--)(?=.*[a-z])[a-z0-9-]+(?<!-)", 15)
 
 
 def is_qualified_name(text: str) -> bool:
-    """A key of labels: a name, or a DNS subdomain, a slash and a name."""
+    """Return whether a string is a label key: a name, or a DNS subdomain, a slash and a name."""
     prefix, slash, name = text.rpartition("/")
     return _is_name_part(name) and (not slash or is_dns_subdomain(prefix))
 
 
 def is_label_value(text: str) -> bool:
-    """A value of labels; it may be empty."""
+    """Return whether a string is a label value, which may be empty."""
     return text == "" or _is_name_part(text)
 
 
@@ -68,7 +68,7 @@ _LARGEST_EXPONENT = 30
 
 
 def parse_quantity(text: Any) -> Decimal | None:
-    """An amount in Kubernetes' notation (``500m``, ``16Gi``), or None if it is none."""
+    """Parse a quantity (``500m``, ``16Gi``); return None if it is not one."""
     match = None if isinstance(text, bool) else _QUANTITY.fullmatch(str(text))
     if match is None:
         return None
@@ -128,33 +128,33 @@ def _is_inside(text: str) -> bool:
     return not text.startswith("/") and ".." not in text.split("/")
 
 
-_DNS = "a-z, 0-9 and -, a letter or digit first and last"
+_DNS = "a-z, 0-9 and -, starting and ending with a letter or digit"
 FORMATS = {
     "dns-label": Format(is_dns_label, f"a DNS label ({_DNS}, at most 63 characters)"),
-    "dns-subdomain": Format(is_dns_subdomain, f"a DNS name ({_DNS}, and dots in between)"),
+    "dns-subdomain": Format(is_dns_subdomain, f"a DNS name ({_DNS}, with dots between labels)"),
     "qualified-name": Format(
         is_qualified_name,
-        "a label key (letters, digits, - _ ., at most 63 characters; before it at most a DNS name "
-        "and a slash)",
+        "a label key (letters, digits, - _ ., at most 63 characters; optionally prefixed by a DNS "
+        "name and a slash)",
     ),
     "annotation-key": Format(
         lambda text: is_qualified_name(text.lower()),
-        "an annotation key (letters, digits, - _ ., at most 63 characters; before it at most a DNS "
-        "name and a slash)",
+        "an annotation key (letters, digits, - _ ., at most 63 characters; optionally prefixed by "
+        "a DNS name and a slash)",
     ),
     "label-value": Format(
-        is_label_value, "a label value (letters, digits, - _ ., at most 63 characters, no blanks)"
+        is_label_value, "a label value (letters, digits, - _ ., at most 63 characters, no spaces)"
     ),
     "port-name": Format(
         _is_port_name, "a port name (at most 15 characters: a-z, 0-9 and -, at least one letter)"
     ),
-    "port": Format(_is_port, "a port: 1 to 65535, or the name of one", of_numbers=True),
+    "port": Format(_is_port, "a port: 1 to 65535, or a port name", of_numbers=True),
     "quantity": Format(_is_amount, "a quantity, such as 500m or 16Gi", of_numbers=True),
-    "image": Format(_is_image, "an image reference: REGISTRY/NAME:TAG, lower case, without blanks"),
+    "image": Format(_is_image, "an image reference: REGISTRY/NAME:TAG, lower case, without spaces"),
     "config-key": Format(_text("[-._a-zA-Z0-9]+", 253), "a key (letters, digits, - _ .)"),
-    "base64": Format(_is_base64, "base64; put plain text under stringData"),
+    "base64": Format(_is_base64, "base64; use stringData for plain text"),
     "cidr": Format(_is_network, "a network in CIDR notation, such as 10.0.0.0/8"),
-    "word": Format(_text(r"\S+", 253), "a word without blanks"),
+    "word": Format(_text(r"\S+", 253), "a word without spaces"),
     "path-inside": Format(_is_inside, "a relative path without .."),
     "field-path": Format(
         re.compile(
@@ -179,12 +179,12 @@ _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|ms|s|m|h)"
 
 
 def is_duration(text: str) -> bool:
-    """A positive duration as Go writes it, such as ``1h30m``."""
+    """Return whether a string is a positive Go duration, such as ``1h30m``."""
     return bool(re.fullmatch(f"(?:{_DURATION.pattern})+", text)) and bool(re.search("[1-9]", text))
 
 
 def did_you_mean(word: Any, known: Iterable[str], alike: float = 0.65) -> str:
-    """The way out of a misspelt word: ``; did you mean 'x'?``, or nothing."""
+    """Return ``; did you mean 'x'?`` for a misspelt word, or an empty string."""
     words = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(word).lower(), list(words), n=1, cutoff=alike)
     return f"; did you mean {words[close[0]]!r}?" if close else ""

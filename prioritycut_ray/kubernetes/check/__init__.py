@@ -1,8 +1,8 @@
-"""What is wrong with a manifest, found without a cluster.
+"""Check manifests without a cluster.
 
-Three layers: the closed schemas, the CEL rules of KubeRay, and what only the operator, the API
-server or a failing job would say otherwise. Errors are what one of them refuses or what cannot run;
-warnings are what may be meant, or is only right on some clusters.
+There are three layers: closed schemas, KubeRay's CEL rules, and everything else that the operator,
+the API server or a failing job would report. Errors are what one of them rejects or what cannot
+run. Warnings may be intended, or are correct on some clusters only.
 """
 
 from prioritycut_ray.kubernetes.check.documents import check_file, check_text

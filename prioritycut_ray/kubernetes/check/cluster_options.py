@@ -1,4 +1,4 @@
-"""What a RayCluster may have beside its groups: fault tolerance, a network policy, TLS, history."""
+"""Optional parts of a RayCluster: fault tolerance, network policy, TLS, history server."""
 
 import re
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ _STORAGE_NAMESPACE = "ray.io/external-storage-namespace"
 
 
 def check(spec: Object, path: str, annotations: Object) -> Findings:
-    """The options of a RayClusterSpec."""
+    """Check the optional parts of a RayClusterSpec."""
     yield from _fault_tolerance_rules(spec, path, annotations)
     yield from _network_policy_rules(spec, path)
     yield from _tls_rules(spec, path)
@@ -28,7 +28,7 @@ def _fault_tolerance_rules(spec: Object, path: str, annotations: Object) -> Find
     if parameters.get("redis-username") or (options is None and "REDIS_USERNAME" in given):
         yield error(
             f"{path}.headGroupSpec",
-            "must not set the user of Redis: use gcsFaultToleranceOptions.redisUsername",
+            "must not set the Redis user: use gcsFaultToleranceOptions.redisUsername",
         )
     if options is None:
         is_old_style = annotations.get(_FAULT_TOLERANCE) == "true"
@@ -39,25 +39,28 @@ def _fault_tolerance_rules(spec: Object, path: str, annotations: Object) -> Find
             )
         return
     if annotations.get(_FAULT_TOLERANCE):
-        yield error(place, f"cannot be combined with the annotation {_FAULT_TOLERANCE}: drop that")
+        yield error(
+            place,
+            f"cannot be combined with the annotation {_FAULT_TOLERANCE}: remove it",
+        )
     if annotations.get(_STORAGE_NAMESPACE):
         yield error(
             f"metadata.annotations[{_STORAGE_NAMESPACE}]",
             "cannot be combined with gcsFaultToleranceOptions: use its externalStorageNamespace",
         )
-    managed = schema.facts().tables["operator_environment"]["gcsFaultToleranceOptions"]
+    managed = schema.kuberay().tables["operator_environment"]["gcsFaultToleranceOptions"]
     yield from parts.managed(managed, container.get("env"), f"{path}.headGroupSpec.{parts.RAY}.env")
     if parameters.get("redis-password"):
-        yield error(place, "the head must not set redis-password beside it: use redisPassword")
+        yield error(place, "the head must not set redis-password: use redisPassword")
     if options.get("backend") == "rocksdb":
         yield from _rocksdb_rules(options, head, place, path)
     elif options.get("storage"):
-        yield error(f"{place}.storage", "is for the backend rocksdb")
+        yield error(f"{place}.storage", "is for the backend rocksdb only")
     elif not options.get("redisAddress"):
-        yield warning(f"{place}.redisAddress", "is missing: Ray would find no Redis")
+        yield warning(f"{place}.redisAddress", "is missing: Ray cannot find Redis without it")
     elif not re.search(r":(\d+|\$\w+)", options["redisAddress"]):
         address = options["redisAddress"]
-        yield warning(f"{place}.redisAddress", f"{address} has no port: write {address}:6379")
+        yield warning(f"{place}.redisAddress", f"{address} has no port: use {address}:6379")
 
 
 _ROCKSDB_GATE = "GCSFaultToleranceEmbeddedStorage"
@@ -67,12 +70,12 @@ def _rocksdb_rules(options: Object, head: Object, place: str, path: str) -> Find
     yield warning(f"{place}.backend", f"rocksdb {schema.needs_gate(_ROCKSDB_GATE)}")
     for field in ("redisAddress", "redisUsername", "redisPassword", "externalStorageNamespace"):
         if options.get(field):
-            yield error(f"{place}.{field}", "is for the backend redis: backend rocksdb has none")
+            yield error(f"{place}.{field}", "is for the backend redis only: remove it")
     storage = options.get("storage") or {}
     for field in ("size", "storageClassName", "accessModes"):
         if storage.get("claimName") and storage.get(field):
-            yield error(f"{place}.storage.{field}", "is of the claim: claimName excludes it")
-    managed = schema.facts().tables["operator_environment"]["rocksdb"]
+            yield error(f"{place}.storage.{field}", "cannot be combined with claimName: remove one")
+    managed = schema.kuberay().tables["operator_environment"]["rocksdb"]
     yield from parts.managed(
         managed, parts.ray_container(head).get("env"), f"{path}.headGroupSpec.{parts.RAY}.env"
     )
@@ -100,7 +103,9 @@ def _network_policy_rules(spec: Object, path: str) -> Findings:
             yield error(f"{spot}.egressRules", "mode DenyAllIngress does not restrict egress")
     for spot, group in parts.worker_groups(spec, path):
         if not is_dns_label(group["groupName"]):
-            yield error(f"{spot}.groupName", "is part of the policy's name: a-z, 0-9 and -")
+            yield error(
+                f"{spot}.groupName", "becomes part of the policy's name; use a-z, 0-9 and -"
+            )
     if mode != "DenyAllIngress" and not any(
         rules.get("egressRules") and workloads.opens_dns(rules["egressRules"]) for _, rules in own
     ):
@@ -117,7 +122,7 @@ _TLS_VOLUME = "ray-tls"
 def _tls_rules(spec: Object, path: str) -> Findings:
     if not (spec.get("tlsOptions") or {}).get("enabled"):
         return
-    managed = schema.facts().tables["operator_environment"]["tlsOptions"]
+    managed = schema.kuberay().tables["operator_environment"]["tlsOptions"]
     for place, group in parts.groups(spec, path):
         container = parts.ray_container(group)
         yield from parts.managed(managed, container.get("env"), f"{place}.{parts.RAY}.env")
@@ -129,7 +134,9 @@ def _tls_rules(spec: Object, path: str) -> Findings:
 
 def _tls_mounts(mounts: Iterable[Object] | None, place: str) -> Findings:
     if any(mount["name"] == _TLS_VOLUME for mount in mounts or []):
-        yield error(place, f"the mount {_TLS_VOLUME} is the operator's with tlsOptions: remove it")
+        yield error(
+            place, f"the mount {_TLS_VOLUME} is added by the operator with tlsOptions: remove it"
+        )
 
 
 def _history_rules(spec: Object, path: str) -> Findings:
@@ -144,7 +151,7 @@ def _history_rules(spec: Object, path: str) -> Findings:
         yield error(f"{place}.image", "is missing")
     yield from resources.check(options.get("resources") or {}, f"{place}.resources")
     yield from pods.environment_rules(options.get("env") or [], f"{place}.env")
-    tables = schema.facts().tables
+    tables = schema.kuberay().tables
     managed = tables["operator_environment"]["collectorOptions"]
     yield from parts.managed(managed, options.get("env"), f"{place}.env")
     given = {
@@ -156,9 +163,9 @@ def _history_rules(spec: Object, path: str) -> Findings:
     backends = tables["collector_environment"]
     if not backend:
         known = ", ".join(backends)
-        yield error(f"{place}.env", f"STORAGE_BACKEND is missing, as a plain value: one of {known}")
+        yield error(f"{place}.env", f"STORAGE_BACKEND is missing; set its value to one of {known}")
     elif backend not in backends:
-        yield warning(f"{place}.env", f"STORAGE_BACKEND is none of {', '.join(backends)}")
+        yield warning(f"{place}.env", f"STORAGE_BACKEND is not one of {', '.join(backends)}")
     for names in backends.get(backend, ()):
         if not any(given.get(name) for name in names.split("|")):
             wanted = names.replace("|", " or ")

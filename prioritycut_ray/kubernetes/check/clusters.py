@@ -1,4 +1,4 @@
-"""RayClusters, alone or in a job or a service: ``ValidateRayClusterSpec`` and what breaks later."""
+"""RayClusters, alone or in a job or service: ``ValidateRayClusterSpec``, and run-time failures."""
 
 from packaging.version import Version
 
@@ -11,13 +11,13 @@ _AUTOSCALER_V2_DEFAULT = Version("2.47.0")
 
 
 def check(spec: Object, path: str, metadata: Object | None, owner: str = "RayCluster") -> Findings:
-    """Everything about the spec of a cluster.
+    """Check the spec of a cluster.
 
     Args:
         spec: a RayClusterSpec.
-        path: where it stands.
-        metadata: of the object that holds it.
-        owner: the kind of that object.
+        path: path of the spec.
+        metadata: metadata of the object that contains it.
+        owner: kind of that object.
     """
     metadata = metadata or {}
     for place, group in parts.groups(spec, path):
@@ -28,7 +28,9 @@ def check(spec: Object, path: str, metadata: Object | None, owner: str = "RayClu
     yield from cluster_options.check(spec, path, metadata.get("annotations") or {})
     yield from start_params.dashboard_rules(spec, path, owner)
     if owner != "RayCluster" and (spec.get("upgradeStrategy") or {}).get("type"):
-        yield error(f"{path}.upgradeStrategy", f"is not for the cluster of a {owner}: remove it")
+        yield error(
+            f"{path}.upgradeStrategy", f"is not supported for the cluster of a {owner}: remove it"
+        )
 
 
 # Groups.
@@ -56,13 +58,13 @@ def _group_rules(group: Object, place: str) -> Findings:
 
 
 def _container_rules(template: Object, place: str) -> Findings:
-    """The operator starts Ray in the first container, which writes below /tmp."""
+    """Check the first container: the operator starts Ray there, and Ray writes to /tmp."""
     containers = (template.get("spec") or {}).get("containers") or []
     for index, container in enumerate(containers[1:], start=1):
         if container.get("name") in ("ray-head", "ray-worker"):
             yield warning(
                 f"{place}.template.spec.containers[{index}]",
-                "is not the first container, and the operator starts Ray there: move it up",
+                "is not the first container, where the operator starts Ray: move it up",
             )
     own = containers[0] if containers else {}
     mounts = [mount.get("mountPath") for mount in own.get("volumeMounts") or []]
@@ -70,7 +72,7 @@ def _container_rules(template: Object, place: str) -> Findings:
     if is_read_only and not {"/tmp", "/tmp/ray"} & set(mounts):
         yield warning(
             f"{place}.{parts.RAY}.securityContext.readOnlyRootFilesystem",
-            "is true, and Ray writes to /tmp/ray: mount an emptyDir at /tmp",
+            "is true, but Ray writes to /tmp/ray: mount an emptyDir at /tmp",
         )
 
 
@@ -81,7 +83,9 @@ def _worker_rules(spec: Object, path: str) -> Findings:
         if names.index(name) != index:
             yield error(f"{place}.groupName", f"{name!r} appears twice: rename one")
         if not is_dns_label(name.lower()):
-            yield error(f"{place}.groupName", f"{name!r} becomes part of pod names: a-z, 0-9 and -")
+            yield error(
+                f"{place}.groupName", f"{name!r} becomes part of pod names; use a-z, 0-9 and -"
+            )
         yield from _size_rules(group, place)
         yield from _worker_autoscaling_rules(group, spec, place)
 
@@ -91,18 +95,18 @@ def _size_rules(group: Object, place: str) -> Findings:
     most = 2**31 - 1 if most is None else most
     replicas = group.get("replicas")
     if least > most:
-        yield error(f"{place}.minReplicas", f"is {least}, more than maxReplicas: {most}")
+        yield error(f"{place}.minReplicas", f"is {least}, greater than maxReplicas: {most}")
     elif replicas is not None and not least <= replicas <= most:
         yield warning(
-            f"{place}.replicas", f"is {replicas}, not within {least}..{most}: the operator moves it"
+            f"{place}.replicas", f"is {replicas}, outside {least}..{most}: the operator changes it"
         )
 
 
 def _worker_autoscaling_rules(group: Object, spec: Object, place: str) -> Findings:
     if parts.autoscales(spec) and group.get("suspend"):
-        yield error(f"{place}.suspend", "a cluster that autoscales cannot suspend a group")
+        yield error(f"{place}.suspend", "is not supported by an autoscaling cluster: remove it")
     elif group.get("suspend"):
-        yield warning(f"{place}.suspend", "a suspended group has no pods: remove it")
+        yield warning(f"{place}.suspend", "is true, so the group has no pods: remove it")
     for field in ("idleTimeoutSeconds", "priority"):
         is_given = bool(group.get(field)) or (field != "priority" and field in group)
         if not is_given or parts.autoscales_by_v2(spec):
@@ -126,7 +130,7 @@ def _autoscaler_rules(spec: Object, path: str, metadata: Object) -> Findings:
             yield error(
                 f"{path}.headGroupSpec.{parts.RAY}.env",
                 f"{parts.AUTOSCALER_V2_VARIABLE} needs enableInTreeAutoscaling: true: set it, or "
-                "drop the variable",
+                "remove the variable",
             )
         elif options:
             yield warning(place, "has no effect without enableInTreeAutoscaling: true")
@@ -141,16 +145,19 @@ def _autoscaler_rules(spec: Object, path: str, metadata: Object) -> Findings:
     if head.get("automountServiceAccountToken") is False:
         yield error(
             f"{path}.headGroupSpec.template.spec.automountServiceAccountToken",
-            "is false: the autoscaler beside the head needs the token; remove it",
+            "is false, but the autoscaler in the head's pod needs the token: remove it",
         )
     labels, annotations = (metadata.get(key) or {} for key in ("labels", "annotations"))
     is_elastic = annotations.get("kueue.x-k8s.io/elastic-job") == "true"
     if "kueue.x-k8s.io/queue-name" in labels and not is_elastic:
-        yield error(f"{path}.enableInTreeAutoscaling", "Kueue admits clusters of a fixed size only")
+        yield error(
+            f"{path}.enableInTreeAutoscaling",
+            "Kueue admits only clusters of a fixed size: set it to false",
+        )
 
 
 def _restart_rules(spec: Object, path: str) -> Findings:
-    """The autoscaler v2 replaces pods; one that restarts by itself confuses it."""
+    """Check restart policies: autoscaler v2 replaces pods, which must not restart by themselves."""
     version = (spec.get("autoscalerOptions") or {}).get("version")
     is_v2 = parts.autoscales_by_v2(spec)
     by_default = version is None and not is_v2 and parts.is_at_least(spec, _AUTOSCALER_V2_DEFAULT)
@@ -194,13 +201,13 @@ def _version_rules(spec: Object, path: str) -> Findings:
 
 
 def _image_rules(spec: Object, path: str) -> Findings:
-    """One Ray in all images: nodes of another version may not join."""
+    """Check that all images have the same Ray version; others cannot join the cluster."""
     version = spec.get("rayVersion")
     of_head = image_ray_version(parts.ray_container(spec["headGroupSpec"]).get("image") or "")
     for place, group in parts.groups(spec, path):
         image = parts.ray_container(group).get("image") or ""
         own, where = image_ray_version(image), f"{place}.{parts.RAY}.image"
         if own and of_head and own != of_head:
-            yield error(where, f"{image} has Ray {own}, the head's image has {of_head}")
+            yield error(where, f"{image} has Ray {own}, but the head's image has {of_head}")
         elif own and version and own != version:
-            yield warning(where, f"image {image} has Ray {own}, rayVersion is {version}")
+            yield warning(where, f"image {image} has Ray {own}, but rayVersion is {version}")

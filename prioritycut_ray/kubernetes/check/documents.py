@@ -1,4 +1,4 @@
-"""From a file of manifests to its objects, and from an object to the rules for its kind."""
+"""Split a file of manifests into its objects, and apply the rules for the kind of each object."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ from prioritycut_ray.yaml_text import check_nodes
 
 
 def check_file(path: Path) -> list[Problem]:
-    """All problems of a file of manifests.
+    """Return all problems in a file of manifests.
 
     Raises:
         UserError: the file cannot be read.
@@ -44,12 +44,12 @@ def check_file(path: Path) -> list[Problem]:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as reason:
         words = reason.strerror if isinstance(reason, OSError) else "is not UTF-8 text"
-        raise UserError(f"{path}: {words}; give a YAML file of manifests") from reason
+        raise UserError(f"{path}: {words}; pass a YAML file of manifests") from reason
     return check_text(text)
 
 
 def check_text(text: str) -> list[Problem]:
-    """All problems of a text of one or more YAML documents, the errors first."""
+    """Return all problems in one or more YAML documents, errors first."""
     try:
         for root in yaml.compose_all(text, _FASTEST):
             check_nodes(root)
@@ -57,7 +57,7 @@ def check_text(text: str) -> list[Problem]:
     except (yaml.YAMLError, ValueError, RecursionError) as reason:
         return [Problem("file", f"is not valid YAML: {' '.join(str(reason).split())}")]
     if not documents:
-        return [Problem("file", "holds no object")]
+        return [Problem("file", "contains no object")]
     problems: list[Problem] = []
     sound: list[dict[str, Any]] = []
     for document in _objects(documents):
@@ -74,10 +74,10 @@ _FASTEST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_FASTEST):  # type: ignore[misc]
-    """Refuses what PyYAML lets pass in silence: a key that is not a string."""
+    """Reject keys that are not strings, which PyYAML accepts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are strings."""
+        """Construct a mapping whose keys are strings."""
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
@@ -95,7 +95,7 @@ def _problem(title: str, finding: Finding) -> Problem:
 
 
 def _objects(documents: Iterable[Any]) -> Iterator[Any]:
-    """The objects of a file; a List of kubectl holds several."""
+    """Yield the objects of a file, including those in a ``List``."""
     for document in documents:
         is_list = isinstance(document, dict) and document.get("kind") == "List"
         if is_list and isinstance(document.get("items"), list):
@@ -106,7 +106,7 @@ def _objects(documents: Iterable[Any]) -> Iterator[Any]:
 
 def _check_document(document: Any) -> Iterator[Problem]:
     if not isinstance(document, dict):
-        yield Problem("file", f"an object is a mapping, not {type(document).__name__}")
+        yield Problem("file", f"an object must be a mapping, not {type(document).__name__}")
         return
     kind, version = document.get("kind"), document.get("apiVersion")
     if not isinstance(kind, str) or not isinstance(version, str):
@@ -118,7 +118,7 @@ def _check_document(document: Any) -> Iterator[Problem]:
 
 
 def _without_nulls(tree: Any) -> Any:
-    """What the API server keeps: a key without a value is not set."""
+    """Drop null values as the API server does: they mean "not set"."""
     if isinstance(tree, dict):
         return {key: _without_nulls(value) for key, value in tree.items() if value is not None}
     return [_without_nulls(item) for item in tree] if isinstance(tree, list) else tree
@@ -132,17 +132,17 @@ def _findings(kind: str, version: str, document: dict[str, Any]) -> Findings:
     shape = list(_shape(definition, version, document))
     yield from shape
     if not any(finding.severity is Severity.ERROR for finding in shape):
-        yield from _rules(kind, document)  # which rely on the shape
+        yield from _rules(kind, document)  # they require a valid shape
 
 
 def _definition(kind: str, version: str) -> tuple[str | None, Iterable[Finding]]:
-    """The schema of a kind, and what is to be said about the kind itself."""
+    """Return the schema of a kind, and findings about the kind itself."""
     group = version.rpartition("/")[0]
     if group == "ray.io":
         if kind not in schema.KINDS:
             known = ", ".join(schema.KINDS)
             hint = did_you_mean(kind, schema.KINDS)
-            return None, [error("kind", f"{kind} is not a kind of KubeRay: {known}{hint}")]
+            return None, [error("kind", f"{kind} is not a KubeRay kind; use one of {known}{hint}")]
         if version not in schema.VERSIONS:
             return None, [error("apiVersion", f"is {version}; write ray.io/v1")]
         if version != "ray.io/v1":
@@ -156,7 +156,7 @@ def _definition(kind: str, version: str) -> tuple[str | None, Iterable[Finding]]
 
 def _unknown_kind(kind: str, version: str, group: str) -> Finding:
     kinds = schema.core_kinds()
-    release = f"Kubernetes {schema.facts().kubernetes}"
+    release = f"Kubernetes {schema.kuberay().kubernetes}"
     versions = sorted(known for known, name in kinds if name == kind)
     is_core = "." not in group or any(known.rpartition("/")[0] == group for known, _ in kinds)
     if is_core and versions:
@@ -165,8 +165,8 @@ def _unknown_kind(kind: str, version: str, group: str) -> Finding:
         hint = did_you_mean(kind, [*(name for _, name in kinds), *schema.KINDS])
         return error("kind", f"{release} has no {kind} in {version}{hint}")
     if kind in schema.KINDS and did_you_mean(group, ["ray.io"]):
-        return error("apiVersion", f"is {version}; a {kind} is of ray.io/v1")
-    return note("kind", f"was not checked: there is no schema of {kind} in {version} here")
+        return error("apiVersion", f"is {version}; for a {kind} it is ray.io/v1")
+    return note("kind", f"was not checked: there is no schema for {kind} in {version}")
 
 
 def _shape(definition: str, version: str, document: dict[str, Any]) -> Findings:
@@ -203,7 +203,7 @@ def _rules(kind: str, document: Object) -> Findings:
 
 
 def _config_map_rules(document: Object) -> Findings:
-    """A manifest within a ConfigMap is checked as one."""
+    """Check manifests that are embedded in a ConfigMap."""
     for key, text in (document.get("data") or {}).items():
         is_manifest = re.search("^apiVersion:", text or "", re.MULTILINE)
         if key.endswith((".yaml", ".yml")) and is_manifest:

@@ -1,4 +1,4 @@
-"""The command line of a RayJob: in the submitter's shell, and against its cluster."""
+"""The entrypoint of a RayJob, in the submitter's shell and on its cluster."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ _VERBS = ("train", "tune", "retrain")
 
 
 def check(spec: Object, path: str) -> Findings:
-    """The entrypoint of a RayJob's spec."""
+    """Check the entrypoint of a RayJob's spec."""
     entrypoint, place = (spec.get("entrypoint") or "").strip(), f"{path}.entrypoint"
     template = spec.get("submitterPodTemplate") or {}
     containers = (template.get("spec") or {}).get("containers") or [{}]
@@ -28,8 +28,8 @@ def check(spec: Object, path: str) -> Findings:
     if len(words) == 1 and " " in words[0]:
         yield error(
             place,
-            "is quoted twice: the whole line would be the name of one program; remove "
-            "the inner quotes",
+            "is quoted twice, so the whole line is the name of one program: remove the inner "
+            "quotes",
         )
         return
     if mode in ("K8sJobMode", "SidecarMode"):
@@ -39,40 +39,40 @@ def check(spec: Object, path: str) -> Findings:
 
 
 def _shell_rules(entrypoint: str, place: str) -> Findings:
-    """The submitter's shell reads the line before ``ray job submit`` does."""
+    """Check for what the submitter's shell interprets before ``ray job submit``."""
     bare, expanded = _unquoted(entrypoint)
     operators = sorted({word for word in _operators(bare) if word in _OPERATORS})
     if "\n" in operators:
         yield error(
             place,
-            "has several lines: the submitter pod, not the cluster, runs all after the first; "
-            "write one line, or bash -c '...'",
+            "has several lines, and all but the first run in the submitter pod, not on the "
+            "cluster; use one line, or bash -c '...'",
         )
     elif re.search(r"(^|\s)#", bare):
         yield error(
             place,
-            "has # outside of quotes: the rest of the submitter's command is a comment; remove "
-            "it, or write bash -c '...'",
+            "has # outside quotes, which makes the rest of the submitter's command a comment; "
+            "remove it, or use bash -c '...'",
         )
     elif operators:
         yield warning(
             place,
-            f"has {' '.join(operators)} outside of quotes: the submitter pod, not the cluster, "
-            "runs what follows; write bash -c '...'",
+            f"has {' '.join(operators)} outside quotes: what follows runs in the submitter pod, "
+            "not on the cluster; use bash -c '...'",
         )
     variables = re.findall(r"\$(?:\w+|\{\w+\}|\()|`", expanded)
     if variables:
         yield warning(
             place,
-            f"has {variables[0]}, which the submitter's shell expands, not the cluster's: write "
+            f"has {variables[0]}, which is expanded in the submitter pod, not on the cluster; use "
             "the value, or bash -c '...' in single quotes",
         )
 
 
 def _unquoted(line: str) -> tuple[str, str]:
-    """What stands outside of all quotes, and what stands outside of single quotes.
+    """Return the text outside all quotes, and the text outside single quotes.
 
-    Backslashes keep what follows them from the shell, the end of a line too.
+    A backslash escapes the next character, including the end of a line.
     """
     bare, expanded, quote, skip = [], [], "", False
     for character in line:
@@ -97,12 +97,12 @@ def _operators(bare: str) -> list[str]:
     return re.findall(r"\n|&&|\|\||>>|[;|&<>]", re.sub(r"\$\{[^}]*\}", "", bare))
 
 
-# prioritycut's own command line against the cluster.
+# The command line of prioritycut itself, compared with the cluster.
 
 
 def _program_rules(words: list[str], cluster: Object | None, place: str) -> Findings:
     if len(words) < 3 or words[1] not in _VERBS:
-        yield error(place, "is prioritycut train CONFIG, tune SEARCH or retrain CONFIG")
+        yield error(place, "must be prioritycut train CONFIG, tune SEARCH or retrain SETTINGS")
         return
     if words[1] != "train":
         return
@@ -125,7 +125,7 @@ def _storage_rules(config: Config, cluster: Object, place: str) -> Findings:
         shared = all(any(location.startswith(mount) for mount in paths) for paths in mounts)
         if "://" not in location and not shared:
             yield error(
-                place, f"{key}={location} is a path within each pod: give a URL or mount it"
+                place, f"{key}={location} is a path in each pod: use a URL, or mount a volume there"
             )
 
 
@@ -144,6 +144,6 @@ def _capacity_rules(config: Config, cluster: Object, place: str) -> Findings:
         each = f"{train.cpus_per_worker} CPU{' and a GPU' if gpus else ''}"
         yield error(
             place,
-            f"train.workers={train.workers} of {each} each: the worker groups have room for "
-            f"{places}; lower train.workers or train.cpus_per_worker, or enlarge the group",
+            f"train.workers={train.workers} with {each} each: the worker groups have room for "
+            f"{places}; decrease train.workers or train.cpus_per_worker, or enlarge the groups",
         )

@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""The findings of a check."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -8,18 +8,18 @@ Object = Mapping[str, Any]
 
 
 class Severity(StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     ERROR = "error"
-    """The API server or the operator refuses it, or it cannot run."""
+    """The API server or the operator rejects it, or it cannot run."""
     WARNING = "warning"
-    """It may be meant, or is right on some clusters only."""
+    """It may be intended, or is correct on some clusters only."""
     NOTE = "note"
     """Something that was not checked."""
 
 
 class Finding(NamedTuple):
-    """Something wrong at one path of an object."""
+    """A problem at a path within an object."""
 
     path: str
     message: str
@@ -30,10 +30,10 @@ Findings = Iterator[Finding]
 
 
 class Problem(NamedTuple):
-    """Something wrong at one place of a file."""
+    """A problem at a place within a file."""
 
     where: str
-    """Object and path, such as ``RayJob/train spec.entrypoint``."""
+    """The object and the path, such as ``RayJob/train spec.entrypoint``."""
     message: str
     severity: Severity = Severity.ERROR
 
@@ -42,20 +42,20 @@ class Problem(NamedTuple):
 
 
 def errors_of(problems: Iterable[Problem]) -> list[Problem]:
-    """The problems that are errors."""
+    """Return the problems that are errors."""
     return [problem for problem in problems if problem.severity is Severity.ERROR]
 
 
 def error(path: str, message: str) -> Finding:
-    """What is refused, or cannot run."""
+    """Return an error."""
     return Finding(path, message)
 
 
 def warning(path: str, message: str) -> Finding:
-    """What may be meant."""
+    """Return a warning."""
     return Finding(path, message, Severity.WARNING)
 
 
 def note(path: str, message: str) -> Finding:
-    """What was not checked."""
+    """Return a note on something that was not checked."""
     return Finding(path, message, Severity.NOTE)

@@ -16,29 +16,29 @@ _TO_END = ("Never", "OnFailure")
 
 
 def check_cron(spec: Object) -> Findings:
-    """Everything about the spec of a RayCronJob."""
+    """Check the spec of a RayCronJob."""
     yield from schedules.check(spec)
     if spec.get("suspend"):
         yield warning(
             "spec.suspend",
-            "when that ends, the operator starts every missed run at once: delete the RayCronJob "
-            "instead, and create it again",
+            "on resume, the operator starts all missed runs at once; delete the RayCronJob and "
+            "create it again later",
         )
     # The operator checks the template without the metadata of the RayCronJob.
     yield from check(spec["jobTemplate"], "spec.jobTemplate", None)
 
 
 def check(spec: Object, path: str, metadata: Object | None) -> Findings:
-    """Everything about the spec of a RayJob.
+    """Check the spec of a RayJob.
 
     Args:
         spec: a RayJobSpec.
-        path: where it stands.
-        metadata: of the RayJob.
+        path: path of the spec.
+        metadata: metadata of the RayJob.
     """
     cluster = spec.get("rayClusterSpec")
     if not cluster and not spec.get("clusterSelector"):
-        yield error(path, "needs rayClusterSpec, or clusterSelector for a cluster that exists")
+        yield error(path, "needs rayClusterSpec, or clusterSelector for an existing cluster")
     yield from _mode_rules(spec, path)
     yield from _selector_rules(spec, path)
     yield from _end_rules(spec, path)
@@ -53,23 +53,23 @@ def check(spec: Object, path: str, metadata: Object | None) -> Findings:
         if (cluster.get("authOptions") or {}).get("enableK8sTokenAuth"):
             yield error(
                 f"{path}.rayClusterSpec.authOptions",
-                "enableK8sTokenAuth is not for jobs: remove it",
+                "enableK8sTokenAuth is not for a RayJob: remove it",
             )
     yield from entrypoints.check(spec, path)
 
 
 def mode_of(spec: Object) -> str:
-    """How the job is submitted."""
+    """Return the submission mode."""
     return spec.get("submissionMode") or "K8sJobMode"
 
 
 def _mode_rules(spec: Object, path: str) -> Findings:
     mode = mode_of(spec)
     if not (spec.get("entrypoint") or "").strip() and not _needs_no_entrypoint(spec):
-        yield error(f"{path}.entrypoint", "is missing: the job would run nothing")
+        yield error(f"{path}.entrypoint", "is missing: there is nothing to run")
     if mode == "InteractiveMode":
         if spec.get("backoffLimit"):
-            yield error(f"{path}.backoffLimit", "InteractiveMode is not retried: remove it")
+            yield error(f"{path}.backoffLimit", "is not supported in InteractiveMode: remove it")
         if spec.get("entrypoint"):
             yield warning(
                 f"{path}.entrypoint", "has no effect in InteractiveMode: submit it yourself"
@@ -83,7 +83,7 @@ def _needs_no_entrypoint(spec: Object) -> bool:
 
 
 def _submitter(spec: Object) -> Object:
-    """The container of the submitter's pod, where the job brings its own."""
+    """Return the container of the job's own submitter pod, or an empty mapping."""
     template = spec.get("submitterPodTemplate") or {}
     found = (template.get("spec") or {}).get("containers") or [{}]
     return found[0] or {}
@@ -97,7 +97,7 @@ def _sidecar_rules(spec: Object, path: str) -> Findings:
         yield warning(
             f"{path}.submitterConfig",
             "needs the feature gate SidecarSubmitterRestart in SidecarMode, or the operator "
-            "refuses it: remove it, or turn the gate on",
+            "rejects it: remove it, or enable the gate",
         )
     cluster = spec.get("rayClusterSpec")
     if cluster:
@@ -115,13 +115,13 @@ def _selector_rules(spec: Object, path: str) -> Findings:
     if not selector:
         return
     if spec.get("rayClusterSpec"):
-        yield warning(f"{path}.rayClusterSpec", "has no effect with clusterSelector: drop one")
+        yield warning(f"{path}.rayClusterSpec", "has no effect with clusterSelector: remove one")
     if not selector.get(_SELECTOR):
         yield error(place, f"must name the cluster under {_SELECTOR}")
     if spec.get("backoffLimit"):
-        yield error(f"{path}.backoffLimit", "a job on a selected cluster is not retried: remove it")
+        yield error(f"{path}.backoffLimit", "is not supported with clusterSelector: remove it")
     if spec.get("suspend"):
-        yield error(f"{path}.suspend", "a job on a selected cluster cannot be suspended: remove it")
+        yield error(f"{path}.suspend", "is not supported with clusterSelector: remove it")
 
 
 # The end of a job.
@@ -132,7 +132,7 @@ def _end_rules(spec: Object, path: str) -> Findings:
     if start and whole and start >= whole:
         yield warning(
             f"{path}.preRunningDeadlineSeconds",
-            f"is {start}, and activeDeadlineSeconds ends all after {whole}: make it less",
+            f"is {start}, but activeDeadlineSeconds ends the job after {whole}: decrease it",
         )
     ends = spec.get("shutdownAfterJobFinishes", False)
     if spec.get("ttlSecondsAfterFinished") and not ends:
@@ -164,7 +164,7 @@ def _deletion_rules(spec: Object, path: str) -> Findings:
         if policy == "DeleteNone" and spec.get("shutdownAfterJobFinishes"):
             yield error(
                 f"{place}.{side}.policy",
-                "is DeleteNone, against shutdownAfterJobFinishes: true: drop one",
+                "is DeleteNone, which contradicts shutdownAfterJobFinishes: true; remove one",
             )
     for spot, policy in policies:
         yield from _policy_rules(policy, spec, spot)
@@ -173,14 +173,14 @@ def _deletion_rules(spec: Object, path: str) -> Findings:
 
 def _policy_rules(policy: str | None, spec: Object, spot: str) -> Findings:
     if spec.get("clusterSelector") and policy in _DELETES_CLUSTER:
-        yield error(spot, f"is {policy}, which a job on a selected cluster may not do: DeleteSelf")
+        yield error(spot, f"is {policy}, which is not allowed with clusterSelector: use DeleteSelf")
     cluster = spec.get("rayClusterSpec") or {}
     if policy == "DeleteWorkers" and parts.autoscales(cluster):
-        yield error(spot, "is DeleteWorkers, which a cluster that autoscales cannot do")
+        yield error(spot, "is DeleteWorkers, which an autoscaling cluster does not support")
 
 
 def _order_rules(rules: list[Object], place: str) -> Findings:
-    """Each policy once a status, and workers before the cluster before the RayJob."""
+    """Check that policies are unique per status, and ordered: workers, cluster, RayJob."""
     seen: dict[str, dict[str, int]] = {}
     for index, rule in enumerate(rules):
         condition, policy = rule["condition"], rule["policy"]
@@ -196,7 +196,7 @@ def _order_rules(rules: list[Object], place: str) -> Findings:
                 yield error(
                     place,
                     f"for {status}, {second} ({after} s) comes before {first} ({before} s): "
-                    f"raise the ttlSeconds of {second}",
+                    f"increase the ttlSeconds of {second}",
                 )
 
 
@@ -216,7 +216,7 @@ def _submitter_rules(spec: Object, path: str) -> Findings:
     if policy not in _TO_END:
         yield error(
             f"{place}.spec.restartPolicy",
-            f"is {policy or 'Always'}; of a Job it is Never or OnFailure",
+            f"is {policy or 'Always'}; for a Job it must be Never or OnFailure",
         )
     cluster = spec.get("rayClusterSpec")
     if cluster:
@@ -228,16 +228,16 @@ def _submitter_rules(spec: Object, path: str) -> Findings:
             yield warning(
                 f"{place}.spec.containers[0].image",
                 f"{image} may not contain Ray {of_cluster or ''}".rstrip()
-                + ": use the head's image, as the submitter runs `ray job submit`",
+                + "; use the head's image, because the submitter runs `ray job submit`",
             )
         if own and of_cluster and own != of_cluster:
             yield error(
                 f"{place}.spec.containers[0].image",
-                f"{image} has Ray {own}, the cluster has {of_cluster}: use the head's image",
+                f"{image} has Ray {own}, but the cluster has {of_cluster}; use the head's image",
             )
 
 
-# What the entrypoint reserves.
+# Resources of the entrypoint.
 
 
 def _reservation_rules(spec: Object, path: str) -> Findings:
@@ -250,7 +250,7 @@ def _reservation_rules(spec: Object, path: str) -> Findings:
                 f"""{text!r} is not a JSON object, such as '{{"fast-disk": 1}}'""",
             )
         elif not all(_is_number(amount) for amount in resources.values()):
-            yield error(f"{path}.entrypointResources", f"{text!r}: amounts are numbers")
+            yield error(f"{path}.entrypointResources", f"{text!r}: amounts must be numbers")
     cluster = spec.get("rayClusterSpec")
     for field, resource, option in (
         ("entrypointNumCpus", "cpu", "num-cpus"),
@@ -263,7 +263,7 @@ def _reservation_rules(spec: Object, path: str) -> Findings:
         if Decimal(str(wanted)) > most:
             yield warning(
                 f"{path}.{field}",
-                f"is {wanted}, no pod has more than {most:f}: the job would wait forever",
+                f"is {wanted}, but no pod has more than {most:f}: the job would wait forever",
             )
 
 
@@ -279,6 +279,6 @@ def _is_number(value: object) -> bool:
 
 
 def _offers(cluster: Object, resource: str, option: str) -> Iterator[Decimal]:
-    """What each group's pods offer of a resource."""
+    """Yield how much of a resource the pods of each group offer."""
     for _, group in parts.groups(cluster, ""):
         yield parts.offered(group, resource, option)

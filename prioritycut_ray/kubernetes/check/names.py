@@ -13,7 +13,7 @@ _LABELS = ("Namespace", "Service")
 
 
 def title(document: Object) -> str:
-    """How messages call an object: ``RayJob/train``."""
+    """Return the name of an object in messages: ``RayJob/train``."""
     metadata = document.get("metadata")
     name = None
     if isinstance(metadata, dict):
@@ -22,7 +22,7 @@ def title(document: Object) -> str:
 
 
 def check(kind: str, document: Object) -> Findings:
-    """Whether an object has a name that its kind may have."""
+    """Check the name of an object."""
     metadata = document.get("metadata") or {}
     name, prefix = metadata.get("name"), metadata.get("generateName")
     if not name and not prefix:
@@ -32,17 +32,22 @@ def check(kind: str, document: Object) -> Findings:
         return
     place = "metadata.name" if name else "metadata.generateName"
     text = name or f"{prefix}{'x' * _GENERATED}"
-    longest = schema.facts().tables["longest_name"].get(kind, 253)
+    longest = schema.kuberay().tables["longest_name"].get(kind, 253)
     if len(text) > longest:
-        rest = "" if name else f", with the {_GENERATED} that are appended"
-        yield error(place, f"has {len(text)} characters{rest}; a {kind} has at most {longest}")
+        rest = "" if name else f", including the {_GENERATED} that are appended"
+        yield error(
+            place, f"has {len(text)} characters{rest}; the maximum for a {kind} is {longest}"
+        )
     if kind in _ANY_NAME:
         if re.search("[/%]", text) or text in (".", ".."):
-            yield error(place, f"{name or prefix!r} has a character that no name may have: / or %")
+            yield error(
+                place, f"{name or prefix!r} contains a character that is not allowed: / or %"
+            )
     elif kind in schema.KINDS:
         if len(text) <= longest and not is_dns_label_1035(text):
             yield error(
-                place, f"{name or prefix!r} is not a DNS label: a-z, 0-9 and -, a letter first"
+                place,
+                f"{name or prefix!r} is not a DNS label: a-z, 0-9 and -, starting with a letter",
             )
     else:
         wanted = FORMATS["dns-label" if kind in _LABELS else "dns-subdomain"]

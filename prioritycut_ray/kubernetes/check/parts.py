@@ -1,4 +1,4 @@
-"""The parts of a RayCluster's spec, and what is known of them."""
+"""Access to the parts of a RayCluster's spec."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -17,35 +17,35 @@ TRUE = ("1", "true")
 
 
 def groups(spec: Object, path: str) -> Iterator[tuple[str, Object]]:
-    """The head group and the worker groups: (path, group)."""
+    """Yield the head group and the worker groups as (path, group)."""
     yield f"{path}.headGroupSpec", spec["headGroupSpec"]
     yield from worker_groups(spec, path)
 
 
 def worker_groups(spec: Object, path: str) -> Iterator[tuple[str, Object]]:
-    """The worker groups: (path, group)."""
+    """Yield the worker groups as (path, group)."""
     for index, group in enumerate(spec.get("workerGroupSpecs") or []):
         yield f"{path}.workerGroupSpecs[{index}]", group
 
 
 def ray_container(group: Object) -> Object:
-    """The container of a group's pods that runs Ray: the first."""
+    """Return the container that runs Ray in the pods of a group: the first one."""
     found = ((group["template"] or {}).get("spec") or {}).get("containers") or [{}]
     return found[0] or {}
 
 
 def head_variables(spec: Object) -> dict[str, str | None]:
-    """Environment of the head: name → value."""
+    """Return the environment of the head: name → value."""
     return variables_of(ray_container(spec["headGroupSpec"]))
 
 
 def variables_of(container: Object) -> dict[str, str | None]:
-    """Environment of a container: name → value, None where it comes from elsewhere."""
+    """Return the environment of a container: name → value, or None for a reference."""
     return {item["name"]: item.get("value") for item in container.get("env") or []}
 
 
 def offered(group: Object, resource: str, option: str) -> Decimal:
-    """What Ray counts in a pod of a group: by rayStartParams, or by the container's limits."""
+    """Return how much of a resource Ray counts in a pod: by rayStartParams, or by its limits."""
     explicit = parse_quantity((group.get("rayStartParams") or {}).get(option, ""))
     if explicit is not None:
         return explicit
@@ -60,12 +60,12 @@ def offered(group: Object, resource: str, option: str) -> Decimal:
 
 
 def autoscales(spec: Object) -> bool:
-    """Whether the cluster grows and shrinks by itself."""
+    """Return whether the cluster autoscales."""
     return bool(spec.get("enableInTreeAutoscaling"))
 
 
 def autoscales_by_v2(spec: Object) -> bool:
-    """Whether the operator knows that it does so by the autoscaler v2."""
+    """Return whether the cluster is configured for autoscaler v2."""
     if not autoscales(spec):
         return False
     version = (spec.get("autoscalerOptions") or {}).get("version")
@@ -73,7 +73,7 @@ def autoscales_by_v2(spec: Object) -> bool:
 
 
 def ray_version(spec: Object) -> Version | None:
-    """rayVersion, if it is one."""
+    """Return rayVersion, or None if it is not a version."""
     try:
         return Version(spec.get("rayVersion") or "")
     except InvalidVersion:
@@ -81,22 +81,22 @@ def ray_version(spec: Object) -> Version | None:
 
 
 def is_at_least(spec: Object, version: Version) -> bool:
-    """Whether rayVersion is a version, and at least this one."""
+    """Return whether rayVersion is at least a version."""
     own = ray_version(spec)
     return own is not None and own >= version
 
 
 def needs_ray(spec: Object, feature: str, place: str) -> Findings:
-    """Whether rayVersion is new enough for a feature."""
-    needed, own = schema.facts().tables["since_ray"][feature], spec.get("rayVersion")
+    """Check that rayVersion supports a feature."""
+    needed, own = schema.kuberay().tables["since_ray"][feature], spec.get("rayVersion")
     if not own:
         yield error(place, f"needs rayVersion {needed} or later: set it")
     elif not is_at_least(spec, Version(needed)):
-        yield error(place, f"needs Ray {needed}, rayVersion is {own}")
+        yield error(place, f"needs Ray {needed} or later, but rayVersion is {own}")
 
 
 def managed(names: str | list[str], variables: object, place: str) -> Findings:
-    """Variables that the operator sets and nobody else may."""
+    """Reject variables that only the operator may set."""
     given = {item["name"] for item in variables or []} if isinstance(variables, list) else set()
     for name in [names] if isinstance(names, str) else names:
         if name in given:

@@ -1,4 +1,4 @@
-"""What was left as it was rendered, or as an example has it."""
+"""Placeholders that were not replaced."""
 
 import re
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ _SHOUTED_BUCKET = re.compile(r"\b(?:s3|gs|gcs|abfs|az)://[A-Z][A-Z_-]*(?:/|\s|$)
 
 
 def check(kind: str, document: Object) -> Findings:
-    """Placeholders among the images, secrets, commands and environments of an object."""
+    """Find placeholders in the images, secrets, commands and environments of an object."""
     for path, key, text in _texts(document, ""):
         if key == "image" and _is_example_image(text):
-            yield warning(path, f"{text} is a placeholder: give your own registry and image")
+            yield warning(path, f"{text} is a placeholder: use your own registry and image")
         elif key in ("value", "entrypoint") and _is_placeholder(text):
-            yield warning(path, f"{_shown(text)} is a placeholder: give your own value")
+            yield warning(path, f"{_shown(text)} is a placeholder: use your own value")
     if kind == "Secret":
         for field in ("stringData", "data"):
             for key, text in (document.get(field) or {}).items():
                 if isinstance(text, str) and _TO_FILL_IN.search(text):
                     yield warning(
                         within(field, key),
-                        f"{text!r} is a placeholder: `kubectl create secret` with your own value",
+                        f"{text!r} is a placeholder: create the secret with your own value",
                     )
 
 
@@ -48,7 +48,7 @@ def _shown(text: str) -> str:
 
 
 def _texts(tree: Any, path: str) -> Iterator[tuple[str, str, str]]:
-    """All texts of an object: (path, key, text)."""
+    """Yield all strings of an object as (path, key, string)."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         place = within(path, key)

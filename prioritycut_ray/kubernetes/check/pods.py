@@ -1,6 +1,6 @@
-"""Pods, wherever their template stands: what the API server and the kubelet say of them.
+"""Pods and pod templates: rules of the API server and the kubelet.
 
-Single fields are checked by ``core.yaml``; here is what several fields have to do with each other.
+Single fields are checked by ``core.yaml``; these rules concern several fields.
 Source: ``pkg/apis/core/validation`` of Kubernetes 1.36.
 """
 
@@ -16,7 +16,7 @@ from prioritycut_ray.kubernetes.syntax import did_you_mean, parse_quantity
 
 
 def check(kind: str, document: Object) -> Findings:
-    """The rules for every pod of an object, and for every selector."""
+    """Check all pod templates and selectors of an object."""
     provided = _provided_volumes(kind, document)
     for path, template in templates(document):
         yield from _template_rules(template, path, provided)
@@ -24,7 +24,7 @@ def check(kind: str, document: Object) -> Findings:
 
 
 def templates(tree: Any, path: str = "") -> Iterator[tuple[str, Object]]:
-    """Every pod template of an object: what has a spec with containers."""
+    """Yield all pod templates of an object: mappings whose spec has containers."""
     if isinstance(tree, dict):
         pod = tree.get("spec")
         if isinstance(pod, dict) and "containers" in pod:
@@ -37,21 +37,21 @@ def templates(tree: Any, path: str = "") -> Iterator[tuple[str, Object]]:
 
 
 def containers(pod: Object) -> Iterator[tuple[str, Object]]:
-    """The containers of a pod, those that start first included: (path, container)."""
+    """Yield the init containers and containers of a pod as (path, container)."""
     for kind in ("initContainers", "containers"):
         for index, container in enumerate(pod.get(kind) or []):
             yield f"{kind}[{index}]", container
 
 
 def _provided_volumes(kind: str, document: Object) -> set[str]:
-    """Volumes that others add to the pods of an object."""
+    """Return the volumes that a controller adds to the pods of an object."""
     spec = document.get("spec") or {}
     if kind == "StatefulSet":
         claims = spec.get("volumeClaimTemplates") or []
         return {str((claim.get("metadata") or {}).get("name")) for claim in claims}
     job = spec.get("jobTemplate") or spec
     cluster = job.get("rayClusterSpec") or job.get("rayClusterConfig") or job
-    volumes = schema.facts().tables["operator_volumes"].items()
+    volumes = schema.kuberay().tables["operator_volumes"].items()
     return {name for name, field in volumes if kind in schema.KINDS and cluster.get(field)}
 
 
@@ -82,7 +82,7 @@ def _name_rules(pod: Object, place: str) -> Findings:
         if names[container.get("name")]:
             yield error(
                 f"{place}.initContainers[{index}].name",
-                f"{container['name']!r} is the name of a container too: rename one",
+                f"{container['name']!r} is also the name of a container: rename one",
             )
 
 
@@ -92,21 +92,21 @@ _STRICT_NAME = re.compile("[-._a-zA-Z][-._a-zA-Z0-9]*")
 
 
 def environment_rules(variables: Any, place: str) -> Findings:
-    """Names of variables, and whether one is given twice."""
+    """Check the names of environment variables, and that they are unique."""
     seen = Counter(variable.get("name") for variable in variables)
     for index, variable in enumerate(variables):
         name, spot = str(variable.get("name")), f"{place}[{index}].name"
         if not name or "=" in name or not name.isprintable() or not name.isascii():
-            yield error(spot, f"{name!r} is not the name of a variable: letters, digits and _")
+            yield error(spot, f"{name!r} is not a variable name: letters, digits and _")
         elif not _STRICT_NAME.fullmatch(name):
             yield warning(
                 spot,
-                f"shells cannot read {name!r}, and Kubernetes before 1.34 refuses it: use A-Z, 0-9 "
+                f"shells cannot read {name!r}, and Kubernetes before 1.34 rejects it: use A-Z, 0-9 "
                 "and _",
             )
         if seen[name] > 1:
             seen[name] = 0
-            yield warning(spot, f"{name!r} appears twice, and the last one counts: remove one")
+            yield warning(spot, f"{name!r} appears twice, and the last one is used: remove one")
         yield from misspelt_variable(name, spot)
 
 
@@ -118,11 +118,11 @@ _AWS = (
 
 
 def misspelt_variable(name: str, spot: str) -> Findings:
-    """A variable of AWS that nobody reads, as its name is nearly that of one."""
+    """Find misspelt AWS variables."""
     if name.startswith("AWS") and name not in _AWS:
         hint = did_you_mean(name, _AWS, alike=0.85)
         if hint:
-            yield warning(spot, f"no client of S3 reads {name}{hint}")
+            yield warning(spot, f"{name} is not a variable that S3 clients read{hint}")
 
 
 # Volumes.
@@ -151,8 +151,8 @@ def _mount_rules(
         if directory.get("medium") == "Memory" and size and limit and size > limit:
             yield warning(
                 f"{spot}.volumeMounts[{index}]",
-                f"{name} in memory is {resources.plain(size)} bytes, more than the container's "
-                f"{resources.plain(limit)}: it counts as memory, so lower its sizeLimit",
+                f"{name} in memory has {resources.plain(size)} bytes, more than the container's "
+                f"{resources.plain(limit)}: it counts as memory, so decrease its sizeLimit",
             )
 
 
@@ -166,18 +166,18 @@ def _security_rules(container: Object, pod: Object, spot: str) -> Findings:
         place = spot if "runAsUser" in own else re.sub(r"\.\w+\[\d+\]$", "", spot)
         yield error(
             f"{place}.securityContext.runAsUser",
-            "is 0 with runAsNonRoot: the kubelet starts no such container; give another user",
+            "is 0 with runAsNonRoot, so the kubelet does not start it: use another user",
         )
     if own.get("allowPrivilegeEscalation") is False:
         added = (own.get("capabilities") or {}).get("add") or []
         if own.get("privileged"):
             yield error(
-                f"{spot}.securityContext.privileged", "excludes allowPrivilegeEscalation: false"
+                f"{spot}.securityContext.privileged", "contradicts allowPrivilegeEscalation: false"
             )
         if {"SYS_ADMIN", "CAP_SYS_ADMIN"} & set(added):
             yield error(
                 f"{spot}.securityContext.capabilities.add",
-                "SYS_ADMIN excludes allowPrivilegeEscalation: false",
+                "SYS_ADMIN contradicts allowPrivilegeEscalation: false",
             )
     for profile in ("seccompProfile", "appArmorProfile"):
         given = both.get(profile) or {}
@@ -185,7 +185,7 @@ def _security_rules(container: Object, pod: Object, spot: str) -> Findings:
         if given and is_local != bool(given.get("localhostProfile")):
             yield error(
                 f"{spot}.securityContext.{profile}",
-                "localhostProfile is for type Localhost, which needs it",
+                "localhostProfile is required for type Localhost, and only for it",
             )
 
 
@@ -197,14 +197,14 @@ def _toleration_rules(pod: Object, place: str) -> Findings:
         spot = f"{place}.tolerations[{index}]"
         operator = toleration.get("operator") or "Equal"
         if operator == "Exists" and toleration.get("value"):
-            yield error(f"{spot}.value", "is not compared by the operator Exists: drop one")
+            yield error(f"{spot}.value", "is not allowed with the operator Exists: remove one")
         if operator != "Exists" and not toleration.get("key"):
-            yield error(f"{spot}.operator", "must be Exists where there is no key")
+            yield error(f"{spot}.operator", "must be Exists without a key")
         if (
             toleration.get("tolerationSeconds") is not None
             and toleration.get("effect") != "NoExecute"
         ):
-            yield error(f"{spot}.effect", "must be NoExecute where there are tolerationSeconds")
+            yield error(f"{spot}.effect", "must be NoExecute with tolerationSeconds")
 
 
 def _port_rules(container: Object, spot: str) -> Findings:
@@ -229,17 +229,17 @@ def _host_rules(pod: Object, place: str) -> Findings:
             where = f"{place}.{spot}.ports[{index}].hostPort"
             key = (number, port.get("protocol") or "TCP", port.get("hostIP") or "")
             if key in taken and spot.startswith("containers"):
-                yield error(where, f"{number} is taken by another port of the pod")
+                yield error(where, f"{number} is already used by another port of the pod")
             taken.add(key)
             if pod.get("hostNetwork") and number != port.get("containerPort"):
-                yield error(where, f"is {number}; with hostNetwork it equals containerPort")
+                yield error(where, f"is {number}; with hostNetwork it must equal containerPort")
 
 
 _EXPRESSIONS = ("matchExpressions", "matchFields")
 
 
 def _expression_rules(tree: Any, path: str) -> Findings:
-    """Expressions of selectors: whether the operator takes values."""
+    """Check whether the operators of selector expressions take values."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         place = schema.within(path, key)
@@ -257,9 +257,9 @@ def _expression(expression: Any, place: str) -> Findings:
     if operator in ("In", "NotIn") and not values:
         yield error(f"{place}.values", f"is empty: the operator {operator} needs values")
     elif operator in ("Exists", "DoesNotExist") and values:
-        yield error(f"{place}.values", f"is not compared by the operator {operator}: drop it")
+        yield error(f"{place}.values", f"is not allowed with the operator {operator}: remove it")
     elif operator in ("Gt", "Lt") and not (len(values) == 1 and _is_integer(values[0])):
-        yield error(f"{place}.values", f"the operator {operator} needs one whole number")
+        yield error(f"{place}.values", f"must be a single integer for the operator {operator}")
 
 
 def _is_integer(text: Any) -> bool:
@@ -277,9 +277,9 @@ def _probe_rules(container: Object, spot: str) -> Findings:
         if not probe:
             continue
         if is_init:
-            yield error(f"{spot}.{kind}", "an init container has no probes: remove it")
+            yield error(f"{spot}.{kind}", "is not supported by init containers: remove it")
         if kind != "readinessProbe" and probe.get("successThreshold", 1) not in (0, 1, None):
-            yield error(f"{spot}.{kind}.successThreshold", "is 1 for this probe")
+            yield error(f"{spot}.{kind}.successThreshold", "must be 1 for this probe")
         for action in ("httpGet", "tcpSocket"):
             port = (probe.get(action) or {}).get("port")
             if isinstance(port, str) and not port.isdigit() and port not in names:
@@ -288,14 +288,14 @@ def _probe_rules(container: Object, spot: str) -> Findings:
                     f"{spot}.{kind}.{action}.port", f"the container has no port {port!r}{hint}"
                 )
     if is_init and container.get("lifecycle"):
-        yield error(f"{spot}.lifecycle", "an init container has no hooks: remove it")
+        yield error(f"{spot}.lifecycle", "is not supported by init containers: remove it")
 
 
 _SECONDS = re.compile(r"(?:\bsleep|--seconds|--deadline-remaining-seconds)[ =](\d+)")
 
 
 def _grace_rules(container: Object, pod: Object, place: str) -> Iterator[Finding]:
-    """A preStop hook that outlasts the pod's grace is cut off before its checkpoint is written."""
+    """Check that the grace period is long enough for the preStop hook to save a checkpoint."""
     stop = (container.get("lifecycle") or {}).get("preStop") or {}
     words = " ".join(word or "" for word in (stop.get("exec") or {}).get("command") or [])
     slept = (stop.get("sleep") or {}).get("seconds") or 0
@@ -305,5 +305,6 @@ def _grace_rules(container: Object, pod: Object, place: str) -> Iterator[Finding
     if needed >= grace:
         yield error(
             f"{place}.lifecycle.preStop",
-            f"takes {needed} s, the pod's grace is {grace} s: raise terminationGracePeriodSeconds",
+            f"takes {needed} s, but the pod's grace period is {grace} s: increase "
+            "terminationGracePeriodSeconds",
         )

@@ -1,4 +1,4 @@
-"""What the objects of one file have to do with each other."""
+"""Relations between the objects of a file."""
 
 import re
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from prioritycut_ray.kubernetes.check.findings import Finding, Object, error, wa
 from prioritycut_ray.kubernetes.syntax import did_you_mean
 
 Relation = Iterator[tuple[str, Finding]]
-"""The title of an object and what is wrong with it."""
+"""The name of an object, and what is wrong with it."""
 
 
 def check(documents: list[dict[str, Any]]) -> Relation:
-    """All relations that are broken within a file; each document fits its schema."""
+    """Check the relations within a file; each document must match its schema."""
     keys, known = dict(_keys(documents)), _names(documents)
     for document in documents:
         title = names.title(document)
@@ -26,13 +26,13 @@ def check(documents: list[dict[str, Any]]) -> Relation:
             others = known.get(kind, [])
             hint = did_you_mean(name, [one for one in others if _differ(one, name)], alike=0.85)
             if name not in others and (hint or (kind == "Role" and others)):
-                yield title, warning(path, f"there is no {kind} {name} in this file{hint}")
+                yield title, warning(path, f"{kind} {name} is not in this file{hint}")
     yield from _twice(documents)
     yield from _services(documents)
 
 
 def _keys(documents: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], set[str]]]:
-    """The keys of the file's ConfigMaps and Secrets: (kind, name) → keys."""
+    """Yield the keys of the file's ConfigMaps and Secrets: (kind, name) → keys."""
     for document in documents:
         kind, metadata = document.get("kind"), document.get("metadata")
         if kind in ("ConfigMap", "Secret") and isinstance(metadata, dict):
@@ -104,7 +104,7 @@ def _variable_relations(
 def _path_relations(
     container: Object, mount: Object, name: str, known: set[str], spot: str
 ) -> Iterator[Finding]:
-    """A file that the command line reads must be a key of what is mounted there."""
+    """Check that files which the command line reads are keys of the mounted object."""
     folder = str(mount.get("mountPath")).rstrip("/")
     if mount.get("subPath"):
         if mount["subPath"] not in known:
@@ -126,17 +126,19 @@ _FILE_OPTION = re.compile(r"^(?:--filename=|-f=?)(/.+)$")
 
 
 def _file_relations(container: Object, spot: str) -> Iterator[Finding]:
-    """The image of kubectl has no manifests: what it reads lies in a mounted folder."""
+    """Check that files which kubectl reads are in a mounted folder; its image has none."""
     if "kubectl" not in str(container.get("image")):
         return
     mounts = [str(mount.get("mountPath")) for mount in container.get("volumeMounts") or []]
     for index, word in enumerate(container.get("args") or []):
         match = _FILE_OPTION.match(str(word))
         if match and not any(match[1].startswith(f"{mount.rstrip('/')}/") for mount in mounts):
-            yield warning(f"{spot}.args[{index}]", f"reads {match[1]}, which is not below a mount")
+            yield warning(
+                f"{spot}.args[{index}]", f"reads {match[1]}, which is not in a mounted folder"
+            )
 
 
-# Objects against objects.
+# Between objects.
 
 
 def _identity(document: Object) -> tuple[str, str, str, str] | None:
@@ -154,13 +156,16 @@ def _twice(documents: list[dict[str, Any]]) -> Relation:
         if identity is not None and identity in seen:
             yield (
                 names.title(document),
-                error("metadata.name", "appears twice in this file: the second replaces the first"),
+                error(
+                    "metadata.name",
+                    "appears twice in this file; the second replaces the first",
+                ),
             )
         seen.add(identity)
 
 
 def _names(documents: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """The names of the file's objects, by kind."""
+    """Return the names of the file's objects by kind."""
     known: dict[str, list[str]] = {}
     for document in documents:
         identity = _identity(document)
@@ -170,7 +175,7 @@ def _names(documents: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _differ(one: str, other: str) -> bool:
-    """Whether two names differ in more than a number, as those of a series do."""
+    """Return whether two names differ in more than a number."""
     return re.sub(r"\d+", "", one) != re.sub(r"\d+", "", other)
 
 
@@ -184,11 +189,11 @@ _REFERENCES = {
     "secretRef": "Secret",
     "secretKeyRef": "Secret",
 }
-"""Fields that name another object: with its name, or with a mapping that holds it."""
+"""Fields that refer to another object by its name, or by a mapping with its name."""
 
 
 def _references(tree: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """What an object says of others: (path, kind, name)."""
+    """Yield the references of an object to others: (path, kind, name)."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         place = schema.within(path, key)
@@ -204,7 +209,7 @@ def _references(tree: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
 
 
 def _services(documents: list[dict[str, Any]]) -> Relation:
-    """A service whose selector, or port, misses the pods that the file has for it."""
+    """Check that the selector and ports of each service match pods in the file."""
     found = [template for document in documents for _, template in pods.templates(document)]
     for document in documents:
         spec = document.get("spec") or {}
@@ -224,7 +229,7 @@ def _services(documents: list[dict[str, Any]]) -> Relation:
                     title,
                     warning(
                         schema.within("spec.selector", wrong[0]),
-                        f"is {selector[wrong[0]]}, and no pod of this file has that label",
+                        f"is {selector[wrong[0]]}, but no pod in this file has this label",
                     ),
                 )
 

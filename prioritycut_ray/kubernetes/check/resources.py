@@ -10,21 +10,22 @@ from prioritycut_ray.kubernetes.syntax import did_you_mean, parse_quantity
 
 _GPUS = ("nvidia.com/gpu", "amd.com/gpu", "google.com/tpu")
 _LEAST_MEMORY = Decimal(4 * 2**20)
-"""Bytes; no container starts in less."""
+"""In bytes; a container cannot start with less."""
 
 
 def check(resources: Object, place: str) -> Findings:
-    """Requests and limits against each other."""
+    """Compare requests and limits."""
     requests, limits = (amounts(resources.get(side)) for side in ("requests", "limits"))
     for name, request in requests.items():
         spot, limit = schema.within(f"{place}.requests", name), limits.get(name)
         if limit is not None and request > limit:
-            yield error(spot, f"is {plain(request)}, more than its limit {plain(limit)}")
+            yield error(spot, f"is {plain(request)}, greater than its limit {plain(limit)}")
         elif limit is None and _is_device(name):
-            yield error(spot, "needs a limit of the same amount: devices are not overcommitted")
+            yield error(spot, "needs an equal limit: devices are not overcommitted")
         elif limit is not None and request != limit and _is_device(name):
             yield error(
-                spot, f"is {plain(request)}, its limit {plain(limit)}: devices need both equal"
+                spot,
+                f"is {plain(request)}, its limit is {plain(limit)}: devices need equal values",
             )
     for side, parsed in (("requests", requests), ("limits", limits)):
         for name, amount in parsed.items():
@@ -35,35 +36,35 @@ def _amount_rules(name: str, amount: Decimal | None, spot: str) -> Findings:
     if amount is None:
         return
     if _is_device(name) and amount != int(amount):
-        yield error(spot, "is not a whole number: a device is not shared by fractions")
+        yield error(spot, "is not an integer: devices cannot be shared by fractions")
     if name == "cpu" and 0 < amount < Decimal("0.001"):
         yield error(spot, "is less than 1m")
     if name == "memory" and amount != int(amount):
-        yield warning(spot, "has a fraction of a byte: the suffix m means thousandths; write Mi")
+        yield warning(spot, "is a fraction of a byte: the suffix m means thousandths; use Mi")
     elif name == "memory" and 0 < amount < _LEAST_MEMORY:
         yield warning(
-            spot, f"is {plain(amount)} bytes, too little to start: add a unit, such as Mi or Gi"
+            spot, f"is {plain(amount)} bytes, too little to start: add a unit such as Mi or Gi"
         )
     is_one = any(name == known or name.startswith(f"{known}.") for known in _GPUS)
     hint = "" if is_one else did_you_mean(name, _GPUS, alike=0.8)
     if hint:
-        yield warning(spot, f"no device plugin is known to offer {name}{hint}")
+        yield warning(spot, f"{name} is not a known device resource{hint}")
 
 
 def amounts(side: Any) -> dict[str, Decimal]:
-    """Amounts by resource; those that are no quantities are left out."""
+    """Return the valid quantities by resource."""
     parsed = {name: parse_quantity(text) for name, text in (side or {}).items()}
     return {name: amount for name, amount in parsed.items() if amount is not None}
 
 
 def limits_of(container: Object) -> dict[str, Decimal]:
-    """What a container has: its limits, or its requests where it has no limits."""
+    """Return the limits of a container, or its requests if it has no limits."""
     resources = container.get("resources") or {}
     return amounts(resources.get("limits") or resources.get("requests"))
 
 
 def gpus(limits: Mapping[str, Decimal]) -> Decimal:
-    """GPUs among the limits, as the operator counts them."""
+    """Return the number of GPUs in the limits, as the operator counts them."""
     return sum(
         (
             amount
@@ -81,5 +82,5 @@ def _is_device(name: str) -> bool:
 
 
 def plain(amount: Decimal) -> str:
-    """An amount in full digits."""
+    """Format an amount without an exponent."""
     return f"{amount.normalize():f}"

@@ -1,4 +1,4 @@
-"""The runtime environment of a RayJob, as Ray reads it."""
+"""The runtime environment of a RayJob."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _URL = re.compile("[a-z][a-z0-9+.-]*://")
 
 
 def check(spec: Object, path: str) -> Findings:
-    """What is wrong with the runtimeEnvYAML of a RayJob's spec."""
+    """Check the runtimeEnvYAML of a RayJob's spec."""
     place = f"{path}.runtimeEnvYAML"
     text = spec.get("runtimeEnvYAML") or ""
     try:
@@ -29,22 +29,22 @@ def check(spec: Object, path: str) -> Findings:
     if environment is None:
         return
     if not isinstance(environment, dict):
-        yield error(place, f"is a mapping, not {type(environment).__name__}")
+        yield error(place, f"must be a mapping, not {type(environment).__name__}")
         return
-    known = schema.facts().tables["runtime_env"]
+    known = schema.kuberay().tables["runtime_env"]
     for key in environment:
         if environment[key] is None:
             continue
         if key not in known:
             hint = did_you_mean(key, known, alike=0.75)
             serious = error if hint else warning
-            yield serious(f"{place} {key}", f"is not a key of runtime_env, so Ray ignores it{hint}")
+            yield serious(f"{place} {key}", f"is not a key of runtime_env; Ray ignores it{hint}")
         elif not isinstance(environment[key], tuple(_TYPES[kind] for kind in known[key])):
             wanted = " or a ".join(known[key])
             yield error(f"{place} {key}", f"{environment[key]!r} is not a {wanted}")
     given = [key for key in _EXCLUSIVE if environment.get(key)]
     if len(given) > 1:
-        yield error(place, f"has {' and '.join(given)}, which exclude each other: keep one")
+        yield error(place, f"has {' and '.join(given)}, which are mutually exclusive: keep one")
     yield from _variable_rules(environment.get("env_vars"), f"{place} env_vars")
     yield from _code_rules(environment, spec, place)
 
@@ -61,15 +61,15 @@ def _variable_rules(variables: Any, place: str) -> Findings:
 
 
 def _code_rules(environment: Object, spec: Object, place: str) -> Findings:
-    """Code comes by a URL, or is in the image: nobody uploads a folder of this machine."""
+    """Check that code is at a URL: no folder of the user's machine is uploaded."""
     has_submitter = spec.get("submissionMode") in (None, "", "K8sJobMode", "SidecarMode")
     serious = warning if has_submitter else error
     for key, location in _locations(environment):
         if not _URL.match(location):
             yield serious(
                 f"{place} {key}",
-                f"{location} is a path in the submitter's pod, not on your machine: give a URL of "
-                "a .zip, or put the code into the image",
+                f"{location} is a path in the submitter's pod, not on your machine: use the URL "
+                "of a .zip, or put the code into the image",
             )
         elif location.startswith(("http://", "https://", "s3://", "gs://")) and not re.search(
             r"\.(zip|whl|jar|tar\.gz|tgz)$", location.split("?")[0]

@@ -5,7 +5,7 @@ from prioritycut_ray.kubernetes.cron import schedule_problem, time_zone_problem
 
 
 def check(spec: Object, path: str = "spec") -> Findings:
-    """The schedule and the time zone of a spec."""
+    """Check the schedule and the time zone of a spec."""
     schedule, zone = spec.get("schedule") or "", spec.get("timeZone")
     problem = schedule_problem(schedule)
     if problem:
@@ -18,5 +18,5 @@ def check(spec: Object, path: str = "spec") -> Findings:
     elif schedule.startswith("@every"):
         yield warning(
             f"{path}.timeZone",
-            "has no effect with @every, which counts from the last run: use five fields",
+            "has no effect with @every, which counts from the last run; use five fields",
         )

@@ -11,16 +11,18 @@ _INCREMENTAL = "NewClusterWithIncrementalUpgrade"
 
 
 def check(spec: Object, metadata: Object) -> Findings:
-    """Everything about the spec of a service."""
+    """Check the spec of a RayService."""
     cluster, path = spec["rayClusterConfig"], "spec.rayClusterConfig"
     yield from clusters.check(cluster, path, metadata, "RayService")
     if (cluster.get("authOptions") or {}).get("enableK8sTokenAuth"):
-        yield error(f"{path}.authOptions.enableK8sTokenAuth", "is not for services: remove it")
+        yield error(
+            f"{path}.authOptions.enableK8sTokenAuth", "is not supported for a RayService: remove it"
+        )
     service = cluster["headGroupSpec"].get("headService") or {}
     if (service.get("metadata") or {}).get("name"):
         yield error(
             f"{path}.headGroupSpec.headService.metadata.name",
-            "is chosen by the operator for a RayService: remove it",
+            "is set by the operator for a RayService: remove it",
         )
     yield from _upgrade_rules(spec, cluster)
     yield from _timeout_rules(metadata.get("annotations") or {})
@@ -43,7 +45,7 @@ def _upgrade_rules(spec: Object, cluster: Object) -> Findings:
     if step > surge:
         yield error(
             f"{place}.clusterUpgradeOptions.stepSizePercent",
-            f"is {step}, more than maxSurgePercent: {surge}",
+            f"is {step}, greater than maxSurgePercent: {surge}",
         )
 
 
@@ -64,4 +66,4 @@ def _serve_rules(spec: Object) -> Findings:
         yield error("spec.serveConfigV2", f"is not valid YAML: {' '.join(str(reason).split())}")
         return
     if config is not None and not (isinstance(config, dict) and config.get("applications")):
-        yield error("spec.serveConfigV2", "is a mapping with a list of applications")
+        yield error("spec.serveConfigV2", "must be a mapping with a list of applications")

@@ -1,4 +1,4 @@
-"""rayStartParams: what becomes the options of ``ray start``, through a shell."""
+"""rayStartParams, which become options of ``ray start`` in a shell."""
 
 import json
 import re
@@ -13,41 +13,41 @@ from prioritycut_ray.kubernetes.syntax import did_you_mean, parse_quantity
 
 _NUMBERS = {"integer": r"\d+", "float": r"\d+(\.\d*)?|\.\d+"}
 _LEAST_OBJECT_STORE = 75 * 2**20
-"""Bytes; Ray refuses less."""
+"""In bytes: the minimum that Ray accepts."""
 _DASHBOARD = 8265
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check(parameters: Object, container: Object, template: Object, place: str) -> Findings:
-    """The options of one group.
+    """Check the options of a group.
 
     Args:
         parameters: rayStartParams of the group.
-        container: what runs Ray.
-        template: the pod of the group.
-        place: the path of the group.
+        container: the container that runs Ray.
+        template: pod template of the group.
+        place: path of the group.
     """
     place = f"{place}.rayStartParams"
     for name, value in parameters.items():
         yield from _option_rules(name, value, schema.within(place, name))
     if "head" in parameters and ".workerGroupSpecs[" in place:
-        yield error(f"{place}.head", "makes each worker a cluster of its own: remove it")
+        yield error(f"{place}.head", "makes each worker the head of its own cluster: remove it")
     yield from _gpu_rules(parameters, container, place)
     yield from _memory_rules(parameters, container, template, place)
 
 
 def _option_rules(name: str, value: str, spot: str) -> Findings:
-    kinds = schema.facts().tables["ray_start"]
+    kinds = schema.kuberay().tables["ray_start"]
     kind = next((kind for kind, names in kinds.items() if name in names), None)
     if kind is None:
         yield from _unknown_option(name, kinds, spot)
     elif kind == "retired":
-        yield warning(spot, f"`ray start` of Ray 2.60 has no option {name!r} any more: remove it")
+        yield warning(spot, f"`ray start` of Ray 2.60 no longer has the option {name!r}: remove it")
     elif "$" in value:
-        return  # the shell puts it in
+        return  # the shell expands it
     elif kind in _NUMBERS and not re.fullmatch(_NUMBERS[kind], value):
         amount = parse_quantity(value)
-        way_out = f": write {int(amount)}" if amount and amount >= 1 else ""
+        way_out = f": use {int(amount)}" if amount and amount >= 1 else ""
         unit = " of bytes" if "memory" in name else ""
         yield error(spot, f"{value!r} is not a number{unit}{way_out}")
     elif kind in ("flag", "boolean") and value.lower() not in ("true", "false"):
@@ -60,7 +60,7 @@ def _unknown_option(name: str, kinds: Object, spot: str) -> Findings:
     known = [name for kind, names in kinds.items() if kind != "retired" for name in names]
     plain = name.strip().lstrip("-").replace("_", "-").lower()
     if plain in known:
-        yield error(spot, f"`ray start` has no option {name!r}: write {plain}")
+        yield error(spot, f"`ray start` has no option {name!r}: use {plain}")
         return
     hint = did_you_mean(plain, known, alike=0.75)
     if hint:
@@ -69,23 +69,23 @@ def _unknown_option(name: str, kinds: Object, spot: str) -> Findings:
         yield warning(spot, f"`ray start` of Ray 2.60 has no option {name!r}: remove it")
 
 
-_RESOURCES_FORM = """write '"{\\"NAME\\": 1}"', with both kinds of quotes"""
+_RESOURCES_FORM = """use '"{\\"NAME\\": 1}"', with both kinds of quotes"""
 
 
 def _resources_rules(value: str, spot: str) -> Findings:
-    """A JSON object that is still one after the shell has read it."""
+    """Check for a JSON object that is still one after the shell has parsed it."""
     try:
         words = shlex.split(value)
         resources = json.loads(words[0]) if len(words) == 1 else None
     except ValueError:
         resources = None
     if not isinstance(resources, dict):
-        yield error(spot, f"{value!r} is not a JSON object for the shell: {_RESOURCES_FORM}")
+        yield error(spot, f"{value!r} is not a JSON object in a shell: {_RESOURCES_FORM}")
     elif not all(isinstance(amount, int | float) for amount in resources.values()):
-        yield error(spot, f"{value!r}: amounts are numbers")
+        yield error(spot, f"{value!r}: amounts must be numbers")
 
 
-# Against the pod.
+# Compared with the pod.
 
 
 def _gpu_rules(parameters: Object, container: Object, place: str) -> Findings:
@@ -102,7 +102,7 @@ def _gpu_rules(parameters: Object, container: Object, place: str) -> Findings:
 
 
 def _is_without_gpus(image: str) -> bool:
-    """Ray's own image for CPUs: there GPUs are a number to schedule by, as in KubeRay's samples."""
+    """Return whether it is Ray's CPU image, where KubeRay's samples use num-gpus for scheduling."""
     name, _, tag = image.partition(":")
     return name == "rayproject/ray" and not re.search("gpu|cu[0-9]", tag)
 
@@ -112,17 +112,19 @@ def _memory_rules(parameters: Object, container: Object, template: Object, place
     memory = resources.limits_of(container).get("memory")
     given = parameters.get("memory", "")
     if re.fullmatch(r"\d+", given) and memory and int(given) > memory:
-        yield warning(f"{place}.memory", f"is {given}, more than the container's {memory:f} bytes")
+        yield warning(
+            f"{place}.memory", f"is {given}, greater than the container's {memory:f} bytes"
+        )
     if not re.fullmatch(r"\d+", text):
         return
     size, shm = int(text), _shared_memory(container, template)
     if size < _LEAST_OBJECT_STORE:
-        yield error(spot, f"is {size} bytes, Ray needs {_LEAST_OBJECT_STORE} at least")
+        yield error(spot, f"is {size} bytes; Ray needs at least {_LEAST_OBJECT_STORE}")
     elif memory and size > memory:
-        yield error(spot, f"is {size} bytes, more than the container's memory {memory:f}")
+        yield error(spot, f"is {size} bytes, greater than the container's memory {memory:f}")
     elif shm and size > shm:
         yield warning(
-            spot, f"is {size} bytes, more than /dev/shm with {shm:f}: Ray would use a disk"
+            spot, f"is {size} bytes, greater than /dev/shm with {shm:f}: Ray would use a disk"
         )
 
 
@@ -135,39 +137,42 @@ def _shared_memory(container: Object, template: Object) -> Decimal | None:
     return None
 
 
-# The dashboard, which the operator and the submitter talk to.
+# The dashboard, which the operator and the submitter connect to.
 
 
 def dashboard_rules(spec: Object, path: str, owner: str) -> Findings:
-    """Whether the operator reaches the head's dashboard."""
+    """Check that the operator can reach the head's dashboard."""
     head, place = spec["headGroupSpec"], f"{path}.headGroupSpec.rayStartParams"
     parameters = head.get("rayStartParams") or {}
     containers = ((head["template"] or {}).get("spec") or {}).get("containers") or []
-    if len(containers) != 1:  # a proxy may stand before it
+    if len(containers) != 1:  # there may be a proxy
         return
     serious = warning if owner == "RayCluster" else error
     if parameters.get("dashboard-host") in _LOOPBACK:
         yield serious(
             f"{place}.dashboard-host",
-            f"is {parameters['dashboard-host']}: neither the operator nor a submitter reaches the "
-            "dashboard; write 0.0.0.0",
+            f"is {parameters['dashboard-host']}: neither the operator nor a submitter can reach "
+            "the dashboard; use 0.0.0.0",
         )
     if parameters.get("include-dashboard", "").lower() == "false":
-        yield serious(f"{place}.include-dashboard", "is false: jobs are submitted to the dashboard")
+        yield serious(
+            f"{place}.include-dashboard",
+            "is false, but jobs are submitted through the dashboard: remove it",
+        )
     yield from _port_rules(parameters, containers[0], place, serious)
 
 
 def _port_rules(
     parameters: Object, container: Object, place: str, serious: Callable[[str, str], Finding]
 ) -> Findings:
-    """The head's service leads to the container's ports, so Ray must listen there."""
+    """Check that Ray listens on the container's ports, to which the head's service forwards."""
     declared = {port.get("name"): port["containerPort"] for port in container.get("ports") or []}
-    for option, name in schema.facts().tables["ports"].items():
+    for option, name in schema.kuberay().tables["ports"].items():
         own, there = parameters.get(option, ""), declared.get(name)
         if there is None and option == "dashboard-port":
             there = _DASHBOARD
         if own.isdigit() and there is not None and int(own) != there:
             yield (serious if option == "dashboard-port" else warning)(
                 f"{place}.{option}",
-                f"is {own}, the container's port {name} is {there}: make both equal",
+                f"is {own}, but the container's port {name} is {there}: make them equal",
             )

@@ -1,4 +1,4 @@
-"""Kubernetes' own kinds beside pods: what the API server says, and what would never work."""
+"""Kubernetes' own kinds other than pods: rules of the API server, and what cannot work."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ _TO_END = ("Never", "OnFailure")
 
 
 def check(kind: str, document: Object) -> Findings:
-    """The rules of one of Kubernetes' own kinds."""
+    """Check an object of one of Kubernetes' own kinds."""
     spec = document.get("spec") or {}
     if kind in _ALWAYS:
         yield from _controller_rules(kind, spec)
@@ -53,14 +53,14 @@ def _job_rules(spec: Object, path: str) -> Findings:
     if policy not in _TO_END:
         yield error(
             f"{path}.template.spec.restartPolicy",
-            f"is {policy or 'Always'}; of a Job it is Never or OnFailure",
+            f"is {policy or 'Always'}; for a Job it must be Never or OnFailure",
         )
     if spec.get("completionMode") == "Indexed" and not spec.get("completions"):
         yield error(f"{path}.completions", "is missing: completionMode Indexed needs it")
 
 
 _LEAST_DELAY = 10
-"""Seconds between two looks of the CronJob controller."""
+"""Seconds between two syncs of the CronJob controller."""
 
 
 def _missed_rules(spec: Object) -> Findings:
@@ -68,7 +68,7 @@ def _missed_rules(spec: Object) -> Findings:
     if delay is not None and 0 <= delay < _LEAST_DELAY:
         yield warning(
             "spec.startingDeadlineSeconds",
-            f"is {delay}: the controller looks every {_LEAST_DELAY} s, so most jobs never start",
+            f"is {delay}: the controller syncs every {_LEAST_DELAY} s, so most jobs never start",
         )
 
 
@@ -76,7 +76,8 @@ def _controller_rules(kind: str, spec: Object) -> Findings:
     policy = _pod_of(spec).get("restartPolicy") or "Always"
     if policy != "Always":
         yield error(
-            "spec.template.spec.restartPolicy", f"is {policy}; of a {kind} it is Always: remove it"
+            "spec.template.spec.restartPolicy",
+            f"is {policy}; for a {kind} it must be Always: remove it",
         )
     labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels") or {}
     selector = spec.get("selector") or {}
@@ -88,7 +89,7 @@ def _controller_rules(kind: str, spec: Object) -> Findings:
             has = f"have {labels[key]}" if key in labels else "have no such label"
             yield error(
                 schema.within("spec.selector.matchLabels", key),
-                f"is {value}, the labels of the pods {has}: make both equal",
+                f"is {value}, but the labels of the pods {has}: make them equal",
             )
 
 
@@ -116,12 +117,12 @@ def _service_rules(spec: Object) -> Findings:
     for index, port in enumerate(ports):
         spot = f"spec.ports[{index}]"
         if len(ports) > 1 and not port.get("name"):
-            yield error(f"{spot}.name", "is missing: with several ports each has a name")
+            yield error(f"{spot}.name", "is missing: each of several ports needs a name")
         node_port = port.get("nodePort")
         if node_port and kind == "ClusterIP":
-            yield error(f"{spot}.nodePort", "is for type NodePort or LoadBalancer")
+            yield error(f"{spot}.nodePort", "is for type NodePort or LoadBalancer only")
         elif node_port and node_port not in _NODE_PORTS:
-            yield warning(f"{spot}.nodePort", "is outside of 30000..32767, the usual range")
+            yield warning(f"{spot}.nodePort", "is outside the default range 30000..32767")
     taken = [(port.get("port"), port.get("protocol") or "TCP") for port in ports]
     for index, key in enumerate(taken):
         if taken.index(key) != index:
@@ -131,10 +132,11 @@ def _service_rules(spec: Object) -> Findings:
 def _budget_rules(spec: Object) -> Findings:
     if spec.get("minAvailable") is None and spec.get("maxUnavailable") is None:
         yield warning(
-            "spec", "has neither minAvailable nor maxUnavailable: it protects one pod only"
+            "spec",
+            "has neither minAvailable nor maxUnavailable: only one pod is protected",
         )
     if not spec.get("selector"):
-        yield warning("spec.selector", "is missing: it selects no pod")
+        yield warning("spec.selector", "is missing, so no pod is selected")
 
 
 def _policy_rules(spec: Object) -> Findings:
@@ -143,7 +145,7 @@ def _policy_rules(spec: Object) -> Findings:
         yield warning("spec.egress", "does not allow DNS: add a rule for port 53, UDP and TCP")
     for kind, field in (("Ingress", "ingress"), ("Egress", "egress")):
         if types and kind not in types and spec.get(field):
-            yield error(f"spec.{field}", f"has no effect: policyTypes does not name {kind}")
+            yield error(f"spec.{field}", f"has no effect: policyTypes does not include {kind}")
         for index, rule in enumerate(spec.get(field) or []):
             spot = f"spec.{field}[{index}]"
             peers = "from" if field == "ingress" else "to"
@@ -156,9 +158,9 @@ def _policy_rules(spec: Object) -> Findings:
 def _peer_rules(peer: Object, spot: str) -> Findings:
     selectors = [key for key in ("podSelector", "namespaceSelector") if peer.get(key) is not None]
     if peer.get("ipBlock") and selectors:
-        yield error(f"{spot}.ipBlock", f"cannot be combined with {selectors[0]}: write two peers")
+        yield error(f"{spot}.ipBlock", f"cannot be combined with {selectors[0]}: use two peers")
     if not peer.get("ipBlock") and not selectors:
-        yield error(spot, "is empty: a peer has a podSelector, a namespaceSelector or an ipBlock")
+        yield error(spot, "is empty: a peer needs a podSelector, a namespaceSelector or an ipBlock")
 
 
 def _port_rules(port: Object, spot: str) -> Findings:
@@ -166,13 +168,13 @@ def _port_rules(port: Object, spot: str) -> Findings:
     if last is None:
         return
     if not isinstance(first, int):
-        yield error(f"{spot}.endPort", "needs a port that is a number")
+        yield error(f"{spot}.endPort", "needs a numeric port")
     elif last < first:
         yield error(f"{spot}.endPort", f"is {last}, less than port: {first}")
 
 
 def opens_dns(rules: Iterable[Object]) -> bool:
-    """Whether rules for egress let pods ask for names."""
+    """Return whether egress rules allow DNS."""
     return any(
         not rule.get("ports") or any(_is_dns(port) for port in rule["ports"]) for rule in rules
     )
@@ -222,4 +224,4 @@ def _claim_rules(spec: Object) -> Findings:
 def _scale_rules(spec: Object) -> Findings:
     least, most = spec.get("minReplicas") or 1, spec.get("maxReplicas") or 1
     if least > most:
-        yield error("spec.minReplicas", f"is {least}, more than maxReplicas: {most}")
+        yield error("spec.minReplicas", f"is {least}, greater than maxReplicas: {most}")

@@ -92,7 +92,7 @@ def check(document: Object) -> list[Problem]:
     return check_text(json.dumps(document))  # JSON is YAML, and quick to write
 
 
-def told(problems: list[Problem]) -> str:
+def text_of(problems: list[Problem]) -> str:
     return "\n".join(str(problem) for problem in problems)
 
 
@@ -118,13 +118,13 @@ def test_a_mistake_is_named_with_its_place(case: Object) -> None:
     problems = check(broken(case))
     places = [problem for problem in problems if problem.where.split(" ", 1)[1:] == [full(path)]]
     assert any(problem.severity == severity and words in problem.message for problem in places), (
-        told(problems)
+        text_of(problems)
     )
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case["says"] == "nothing"], ids=name_of)
 def test_what_is_right_is_left_alone(case: Object) -> None:
-    assert told(check(broken(case))) == ""
+    assert text_of(check(broken(case))) == ""
 
 
 # Whole files.
@@ -173,9 +173,9 @@ def test_errors_come_before_warnings() -> None:
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
-        ("", "holds no object"),
+        ("", "contains no object"),
         ("a: [", "is not valid YAML"),
-        ("- 1", "is a mapping, not list"),
+        ("- 1", "must be a mapping, not list"),
         ("kind: Pod", "needs apiVersion and kind"),
         (
             "apiVersion: v1\nkind: Pod\nkind: Pod\n",
@@ -185,21 +185,21 @@ def test_errors_come_before_warnings() -> None:
         ("apiVersion: v1\nkind: List\nitems: [{kind: Pod}]\n", "needs apiVersion and kind"),
     ],
 )
-def test_a_text_that_holds_no_manifest_is_named(text: str, fragment: str) -> None:
-    assert fragment in told(check_text(text))
+def test_a_text_without_a_manifest_is_named(text: str, fragment: str) -> None:
+    assert fragment in text_of(check_text(text))
 
 
 def test_a_job_within_a_config_map_is_checked() -> None:
     manifest = correct("ConfigMap")
     manifest["data"]["rayjob.yaml"] += "  backoffLimit: 3\n"
-    assert "data[rayjob.yaml] RayJob/nightly spec.backoffLimit: " in told(check(manifest))
+    assert "data[rayjob.yaml] RayJob/nightly spec.backoffLimit: " in text_of(check(manifest))
 
 
 # Objects of one file against each other.
 
 
 def check_all(*documents: Object) -> str:
-    return told(check_text(yaml.safe_dump_all(documents)))
+    return text_of(check_text(yaml.safe_dump_all(documents)))
 
 
 def test_a_file_that_a_pod_reads_is_a_key_of_what_it_mounts() -> None:
@@ -235,7 +235,7 @@ def test_two_objects_of_one_name_are_named() -> None:
 def test_a_binding_to_a_misspelt_role_is_named() -> None:
     binding = correct("RoleBinding")
     binding["roleRef"]["name"] = "heads"
-    assert "roleRef.name: there is no Role heads in this file; did you mean 'head'" in check_all(
+    assert "roleRef.name: Role heads is not in this file; did you mean 'head'" in check_all(
         correct("Role"), binding
     )
 
@@ -243,7 +243,7 @@ def test_a_binding_to_a_misspelt_role_is_named() -> None:
 def test_a_misspelt_name_of_another_object_is_named() -> None:
     cron = correct("CronJob")
     change(cron, "spec.jobTemplate.spec.template.spec.volumes[0].configMap.name", "nihgtly")
-    assert "no ConfigMap nihgtly in this file; did you mean 'nightly'" in check_all(
+    assert "ConfigMap nihgtly is not in this file; did you mean 'nightly'" in check_all(
         correct("ConfigMap"), cron
     )
     assert check_all(cron) == "", "what other files have is not known"
@@ -267,7 +267,7 @@ def test_a_service_finds_its_pods_and_their_port() -> None:
         labels["part-of"] = "lab"
     deployment["spec"]["template"]["metadata"]["labels"]["part-of"] = "lab"
     service["spec"]["selector"]["app"] = "tb"
-    assert "spec.selector.app: is tb, and no pod" in check_all(service, deployment)
+    assert "spec.selector.app: is tb, but no pod" in check_all(service, deployment)
 
 
 # Damage.
@@ -321,7 +321,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         check_file(tmp_path / "binary.yaml")
 
 
-# Facts and syntax.
+# The release of KubeRay, and syntax.
 
 
 @pytest.mark.parametrize(
@@ -349,19 +349,19 @@ def test_what_is_not_a_quantity(text: Any) -> None:
     assert parse_quantity(text) is None
 
 
-def test_every_type_of_the_facts_is_known() -> None:
-    facts = schema.facts()
-    for fields in facts.types.values():
+def test_every_type_of_kuberay_yaml_is_known() -> None:
+    release = schema.kuberay()
+    for fields in release.types.values():
         for kind in fields.values():
             name = kind.rstrip("*")
             assert (
                 name.startswith("io.k8s.")
                 or name in schema.SCALARS
-                or name in facts.schema["$defs"]
+                or name in release.schema["$defs"]
             ), name
 
 
-def test_every_format_of_the_facts_is_known() -> None:
+def test_every_format_of_kuberay_yaml_is_known() -> None:
     for file in ("core.yaml", "kuberay.yaml"):
         text = (ROOT / "prioritycut_ray" / "kubernetes" / file).read_text()
         assert set(re.findall(r"format: ([\w-]+)", text)) <= set(FORMATS)
@@ -370,7 +370,7 @@ def test_every_format_of_the_facts_is_known() -> None:
 def test_the_options_of_ray_start_are_those_of_the_installed_ray() -> None:
     from ray.scripts.scripts import start
 
-    options = schema.facts().tables["ray_start"]
+    options = schema.kuberay().tables["ray_start"]
     known = {name for kind, names in options.items() if kind != "retired" for name in names}
     own = {option.lstrip("-") for parameter in start.params for option in parameter.opts}
     assert own - {"v"} == known
@@ -379,4 +379,4 @@ def test_the_options_of_ray_start_are_those_of_the_installed_ray() -> None:
 def test_the_keys_of_a_runtime_environment_are_those_of_the_installed_ray() -> None:
     from ray.runtime_env import RuntimeEnv
 
-    assert schema.facts().tables["runtime_env"].keys() == RuntimeEnv.known_fields
+    assert schema.kuberay().tables["runtime_env"].keys() == RuntimeEnv.known_fields

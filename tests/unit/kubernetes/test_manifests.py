@@ -410,7 +410,7 @@ def test_the_ray_version_of_an_image_is_in_its_tag(image: str, version: str | No
         ("schedule=0 17 2 * * *", ["schedule=", "five-field"]),
         ("schedule=99 2 * * *", ["schedule=", "not a cron expression"]),
         ("schedule=17 2 * * 1#2", ["schedule=", "not a cron expression"]),
-        ("schedule=0 2 31 2 *", ["schedule=", "never comes"]),
+        ("schedule=0 2 31 2 *", ["schedule=", "never occurs"]),
         ("time_zone=Mars/Olympus", ["time_zone=", "Europe/Berlin"]),
         ("time_zone=CET+1", ["time_zone=", "Europe/Berlin"]),
         ("train.config=vox512", ["train", "vox512", "vox256"]),
@@ -436,7 +436,7 @@ def test_options_that_do_not_fit_are_named(word: str, fragments: list[str]) -> N
 
 def test_two_that_exclude_each_other_are_named() -> None:
     for words in (["queue=a", "scheduler=volcano"], ["queue=a", "ray_cron_job=true"]):
-        with pytest.raises(UserError, match="exclude each other"):
+        with pytest.raises(UserError, match="are mutually exclusive"):
             load_section(ManifestOptions, None, words)
 
 
