@@ -13,10 +13,8 @@ from typing import Any
 import fsspec
 import pytest
 import ray
-import torch
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prioritycut_ray.commands.quickstart import run_quickstart
@@ -28,7 +26,8 @@ from prioritycut_ray.runs.compatibility import check_resumable
 from prioritycut_ray.runs.locate import find_checkpoint, read_config
 from prioritycut_ray.runs.manifest import verify
 from prioritycut_ray.video.decoding import frames_upright
-from tests.conftest import TINY
+from tests.places import TINY
+from tests.runs import assert_same_weights
 from tests.s3_server import S3
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
@@ -38,13 +37,13 @@ def configured(shards: Path, storage: Path, *words: str) -> Config:
     return load_config(str(TINY), [f"data.url={shards}", f"storage={storage}", *words])
 
 
-def beside_waiting(warnings: list[str]) -> list[str]:
-    """Without the note of a busy machine: the CPUs of a worker or task before are not free yet."""
+def without_waiting(warnings: list[str]) -> list[str]:
+    """The warnings, except that on a busy machine a run waits for CPUs of the one before it."""
     return [line for line in warnings if not line.startswith("waiting for workers")]
 
 
 class Trained:
-    """A finished run of eight steps, and what it reported."""
+    """A finished run of eight steps, with its reports and warnings."""
 
     def __init__(self, shards: Path, storage: Path) -> None:
         self.config = configured(shards, storage)
@@ -69,10 +68,10 @@ def test_progress_reaches_the_driver(trained: Trained) -> None:
     assert last["discriminator/total"] > 0
     assert last["speed/samples_per_second"] > 0
     assert 0 <= last["speed/share_waiting_for_data"] <= 1
-    assert beside_waiting(trained.warnings) == []
+    assert without_waiting(trained.warnings) == []
 
 
-def test_checkpoints_are_whole_and_hold_the_resolved_config(trained: Trained) -> None:
+def test_checkpoints_are_complete_and_hold_the_resolved_config(trained: Trained) -> None:
     names = sorted(path.name for path in trained.run.glob("step_*"))
     assert names == ["step_0000004", "step_0000008"]
     for name in names:
@@ -100,14 +99,6 @@ def test_the_same_command_resumes_and_equals_an_uninterrupted_run(
     assert [report["step"] for report in reports] == [2, 4, 6, 8]
     assert_same_weights(trained.run, tmp_path / "tiny")
     assert_logged_once(tmp_path / "tiny", [2, 4, 6, 8])
-
-
-def assert_same_weights(run: Path, other: Path) -> None:
-    whole, resumed = run / "step_0000008", other / "step_0000008"
-    for name in ("animator", "animator_ema", "discriminator"):
-        expected = load_file(whole / f"{name}.safetensors")
-        for key, tensor in load_file(resumed / f"{name}.safetensors").items():
-            assert torch.equal(tensor, expected[key]), f"{name}: {key}"
 
 
 def test_sigterm_saves_at_once_and_the_same_command_resumes(shards: Path, tmp_path: Path) -> None:
@@ -156,7 +147,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
     config = configured(shards, tmp_path, "train.log_every=1", "train.max_failures=1")
     launch(config, kill_rank_1, warnings.append)
     assert_logged_once(tmp_path / "tiny", list(range(1, 9)))
-    (death,) = beside_waiting(warnings)
+    (death,) = without_waiting(warnings)
     assert f"worker killed: process {killed[0]} got signal 9 (SIGKILL) (rank 1, " in death
     assert_same_weights(trained.run, tmp_path / "tiny")
 
@@ -169,7 +160,7 @@ def test_a_run_in_an_object_store(
     server: S3,
     tmp_path: Path,
 ) -> None:
-    """Trained in two halves, evaluated and animated from there, by processes that know its keys."""
+    """Trained in two halves, evaluated and animated there, by processes with its credentials."""
     video, picture = puppet_videos / "puppet_0.mp4", tmp_path / "source.png"
     Image.fromarray(next(frames_upright(video))).save(picture)
     script = f"""
@@ -213,7 +204,7 @@ animate(run, source, driving, out / "animation.mp4", console=Console())
 
 
 def assert_logged_once(run: Path, expected: list[int]) -> None:
-    """Every step once, in TensorBoard and among the rows."""
+    """Each step is logged once, in TensorBoard and in the rows of scalars."""
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("generator/perceptual")] == expected
@@ -233,13 +224,13 @@ def test_other_data_does_not_resume(trained: Trained) -> None:
         check_resumable(trained.config, "0" * 64)
 
 
-def test_more_workers_than_cpus_is_an_error_not_a_wait(shards: Path, tmp_path: Path) -> None:
+def test_more_workers_than_cpus_are_an_error(shards: Path, tmp_path: Path) -> None:
     config = configured(shards, tmp_path, "train.workers=4")
     with pytest.raises(UserError, match=r"needs 4 CPUs.*train\.workers|train\.workers=4.*2"):
         launch(config, lambda metrics: None, print)
 
 
-def test_a_failure_on_a_worker_is_told_in_one_line(shards_copy: Path, tmp_path: Path) -> None:
+def test_a_failure_of_a_worker_is_one_line(shards_copy: Path, tmp_path: Path) -> None:
     for shard in shards_copy.glob("*.tar"):
         content = shard.read_bytes()
         shard.write_bytes(b"\0" * len(content))
@@ -254,11 +245,10 @@ def test_a_failure_on_a_worker_is_told_in_one_line(shards_copy: Path, tmp_path: 
     assert caught.value.exit_code == 65
 
 
-@pytest.mark.timeout(600)
-def test_the_quickstart_makes_all_that_it_says(
+def test_the_quickstart_makes_what_it_lists(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole main job, with fewer steps."""
+    """The whole job, with fewer steps."""
     out = tmp_path / "quickstart"
     words = ["train.samples=32", "train.batch_size=8", "train.image_every=4"]
     run_quickstart(out, words, Console(file=sys.stdout, soft_wrap=True, highlight=False))
