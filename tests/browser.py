@@ -1,4 +1,4 @@
-"""A real headless Chromium for tests that look at pages."""
+"""A real headless Chromium for tests of pages."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ FLAGS = (
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
-    """A browser with an empty profile; the test is skipped where there is none."""
+    """Run a browser with an empty profile; skip the test if none is installed."""
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if binary is None or driver is None:

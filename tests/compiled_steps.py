@@ -1,8 +1,8 @@
-"""Tiny networks as they are and compiled, in a process without pytest's checks of shapes.
+"""Tiny networks, eager and compiled, in a process without pytest's checks of shapes.
 
-``python -m tests.compiled_steps BACKEND`` writes a line of JSON: what training steps gave, one that
-does not mix and one that does. ``python -m tests.compiled_steps BACKEND block`` does so for one
-block and batches of two sizes.
+``python -m tests.compiled_steps BACKEND`` prints the results of two training steps as one line of
+JSON; only the second one mixes. ``python -m tests.compiled_steps BACKEND block`` prints those of
+one block for batches of two sizes.
 """
 
 import json
@@ -30,7 +30,7 @@ SMALLEST = [
     "loss.perceptual.scales=[1.0]",
     "priority_cut.mix_prob=1",
     "priority_cut.warmup_samples=100",
-    # The networks stay as they are: what differs does so because of one step.
+    # The networks hardly change: any difference comes from a single step.
     "optim.lr=1e-12",
     "optim.detector_lr=1e-12",
     "optim.discriminator_lr=1e-12",
@@ -38,7 +38,7 @@ SMALLEST = [
 
 
 def steps(config: Config, backend: str, worker: Worker) -> list[dict[str, float]]:
-    """Losses and gradient norms of a step that does not mix and of one that does."""
+    """Losses and gradient norms of a step without mixing and of one with mixing."""
     state, perceptual = new_state(config, worker.device), build_perceptual(config)
     networks = distribute(state, worker)
     if backend:
@@ -60,7 +60,7 @@ def steps(config: Config, backend: str, worker: Worker) -> list[dict[str, float]
 
 
 def block(backend: str) -> list[dict[str, float]]:
-    """What a block gives for batches of two sizes."""
+    """The results of a block for batches of two sizes."""
     torch.manual_seed(0)
     network = DownBlock(3, 4)
     if backend:
@@ -91,7 +91,7 @@ def _graphs() -> int:
 
 
 def main(backend: str, part: str = "steps") -> None:
-    """Write the results of both ways."""
+    """Print the results of both ways."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for name, way in {"plain": "", "compiled": backend}.items():

@@ -1,7 +1,7 @@
-"""Images without a daemon: built by buildah in a chroot, run with a root that nobody can write to.
+"""Images without a daemon: built by buildah in a chroot, run with a read-only root.
 
-The base image is made by debootstrap under the name that the Dockerfile asks for, so that no
-registry of images is needed; package indexes are.
+debootstrap makes the base image under the name that the Dockerfile uses, so no image registry is
+needed; package indexes are.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 _BASE = "docker.io/library/python:3.11-slim-bookworm"
 _PYTHON = "python3,python3-venv,python3-pip,ca-certificates"
 _PIP_FILES = ("/etc/pip.conf", "/etc/xdg/pip", "/etc/ssl/certs")
-"""How pip of this machine reaches its index; pip's local folders are added."""
+"""The files through which this machine's pip reaches its index; its local folders are added."""
 _RUN = r"""
 set -eu
 root=$1; shift
@@ -32,7 +32,7 @@ exec chroot --userspec=1000:1000 "$root" "$@"
 
 
 def why_not() -> str:
-    """Why no image can be built on this machine; empty if one can."""
+    """Return why this machine cannot build images; empty if it can."""
     if os.name != "posix" or os.geteuid() != 0:
         return "building an image needs root"
     for program in ("buildah", "debootstrap", "unshare"):
@@ -42,7 +42,7 @@ def why_not() -> str:
 
 
 class Builder:
-    """A store of images below a folder; a context manager that removes it."""
+    """An image store below a folder; a context manager that removes it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -62,7 +62,7 @@ class Builder:
         self.run("rmi", "--all", "--force")
 
     def run(self, *words: str) -> str:
-        """A command of buildah; gives what it prints."""
+        """Run a buildah command and return its output."""
         environ = {**os.environ, "BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
         done = subprocess.run(
             [*self._buildah, *words], env=environ, capture_output=True, text=True, check=False
@@ -71,7 +71,7 @@ class Builder:
         return done.stdout.strip()
 
     def make_base(self) -> None:
-        """Debian 12 with its Python 3.11, as the Dockerfile's base image."""
+        """Make the Dockerfile's base image: Debian 12 with its Python 3.11."""
         root = self._folder / "base"
         words = ["--variant=minbase", f"--include={_PYTHON}", "bookworm", str(root), _mirror()]
         subprocess.run(["debootstrap", *words], check=True, capture_output=True)
@@ -84,7 +84,7 @@ class Builder:
         shutil.rmtree(root)
 
     def build(self, context: Path, tag: str, **arguments: str) -> None:
-        """The Dockerfile of a folder as it is, on :meth:`make_base`."""
+        """Build the unchanged Dockerfile of a folder on :meth:`make_base`."""
         words = [f"--build-arg={key}={value}" for key, value in arguments.items()]
         for path in (*_PIP_FILES, *_local_indexes()):
             if Path(path).exists():
@@ -92,26 +92,26 @@ class Builder:
         self.run("bud", "--pull=never", *words, "--tag", tag, str(context))
 
     def container(self, tag: str) -> "Container":
-        """A container of an image."""
+        """Return a container of an image."""
         name = self.run("from", "--pull-never", tag)
         config = json.loads(self.run("inspect", "--type", "image", tag))["OCIv1"]["config"]
         return Container(Path(self.run("mount", name)), config)
 
 
 class Container:
-    """The files of an image, and how it is to be run.
+    """The files of an image, and how to run them.
 
     Attributes:
-        root: where the files are on this machine.
+        root: folder of the files on this machine.
     """
 
     def __init__(self, root: Path, config: Mapping[str, Any]) -> None:
         self.root, self._config = root, config
 
     def command(self, words: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-        """A command line that runs ``words`` in it, as uid 1000, with nothing but /tmp to write.
+        """A command line that runs ``words`` in it as uid 1000; only /tmp is writable.
 
-        It has mounts and processes of its own, and the network of whoever runs it.
+        It has its own mounts and processes, and the network of its caller.
         """
         variables = dict(item.split("=", 1) for item in self._config["Env"]) | dict(environ)
         pairs = [f"{key}={value}" for key, value in variables.items()]
@@ -121,7 +121,7 @@ class Container:
 
 
 def _mirror() -> str:
-    """The mirror of Debian that this machine uses."""
+    """The Debian mirror that this machine uses."""
     sources = Path("/etc/apt").glob("sources.list*/**/*.sources")
     for line in (line for file in sources for line in file.read_text().splitlines()):
         if line.startswith("URIs:") and "security" not in line:
@@ -136,7 +136,7 @@ def package_index() -> str:
 
 
 def _local_indexes() -> list[str]:
-    """Folders of this machine in which pip looks for packages as well."""
+    """Local folders in which this machine's pip also looks for packages."""
     words = " ".join(_pip_config().values()).split()
     local = (word.removeprefix("file://") for word in words if word.startswith("file://"))
     return sorted({path.removesuffix("/simple") for path in local})

@@ -1,14 +1,14 @@
-"""A GPU that does not exist: what a training step would ask of one, seen on any machine.
+"""A fake GPU: counts the operations of a training step on any machine.
 
-Inside :func:`fake_cuda` torch believes in one GPU. Tensors on the CPU are real; those on ``cuda:0``
-have shapes, strides and formats but no numbers, and what the host reads back of them is made up.
-Operations, transfers and waits are as they would be on a GPU, in the order of a real step. What it
-cannot show: numbers, streams, several GPUs.
+Inside :func:`fake_cuda` torch sees one GPU. Tensors on the CPU are real; those on ``cuda:0``
+have shapes, strides and formats but no numbers, and values that the host reads back are made up.
+Operations, transfers and waits are those of a real GPU, in the order of a real step. It cannot show
+numbers, streams or several GPUs.
 
     python -m tests.fake_cuda vox256 loss.perceptual.weights=random train.batch_size=34
 
-prints the counts of one training step. Activations are told from weights by their size, a multiple
-of 17: batches are to be, too.
+prints the counts of one training step. Activations are distinguished from weights by their size, a
+multiple of 17, so the batch size must be one too.
 """
 
 import heapq
@@ -44,9 +44,9 @@ from prioritycut_ray.training.worker import Worker, WorkerStatus
 
 CUDA = torch.device("cuda", 0)
 LARGE = 4096
-"""Elements from which the format of a tensor matters."""
+"""Number of elements from which the format of a tensor matters."""
 SAMPLES = 17
-"""Batches are a multiple of it and no layer's size is: so activations are told from weights."""
+"""Batch sizes are a multiple of it and layer sizes are not: this identifies activations."""
 
 _PACKAGE = str(Path(prioritycut_ray.__file__).parent) + "/"
 _TORCH = str(Path(torch.__file__).parent) + "/"
@@ -56,7 +56,7 @@ _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_e
 _COPIES = {"_to_copy", "copy_", "copy", "_foreach_copy_"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _DATA_DEPENDENT = {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "equal"}
-"""Operations on a GPU that end with the host reading the size of their result, or the result."""
+"""Operations on a GPU after which the host reads the result or its size."""
 
 
 class MixedDevicesError(RuntimeError):
@@ -64,7 +64,7 @@ class MixedDevicesError(RuntimeError):
 
 
 class Place(NamedTuple):
-    """A line of the project that runs, or whose backward pass does.
+    """A line of the project that is running, or whose backward pass is.
 
     Attributes:
         file: below the package.
@@ -79,7 +79,7 @@ class Place(NamedTuple):
     backward: bool = False
 
     def named(self) -> str:
-        """File and function alone, the same for the comprehensions in it."""
+        """File and function only, the same for comprehensions in the function."""
         return f"{self.file} {self.function.split('.<locals>')[0]}"
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ _GRADIENTS = Place("gradients of parameters", 0, "")
 
 
 class Activation(NamedTuple):
-    """A large tensor with one row a sample, or the gradient of one."""
+    """A large tensor with one row per sample, or the gradient of one."""
 
     place: Place
     operation: str
@@ -102,7 +102,7 @@ class Activation(NamedTuple):
 
 @dataclass
 class Seen:
-    """What was asked of the GPU.
+    """The recorded operations, transfers and waits.
 
     Attributes:
         operations: kernels launched, by (phase, operation, place).
@@ -125,7 +125,7 @@ class Seen:
     peak: int = 0
 
     def count(self) -> int:
-        """Of all operations."""
+        """The number of operations."""
         return self.operations.total()
 
     def by_phase(self) -> Counter[str]:
@@ -137,13 +137,13 @@ class Seen:
         return _summed((name, count) for (_, name, _), count in self.operations.items())
 
     def by_place(self) -> Counter[str]:
-        """Operations that each place of the project caused, backward passes included."""
+        """Operations by the place in the project that caused them, backward passes included."""
         return _summed((str(place), count) for (_, _, place), count in self.operations.items())
 
     def complaints(
         self, *, may_be_float32: Callable[[Activation], bool] | None = None
     ) -> list[str]:
-        """What is wrong with a step, a line for each kind and place.
+        """The problems of a step, one line for each kind and place.
 
         Args:
             may_be_float32: whether a large activation needs no bfloat16; none does if it is None.
@@ -170,7 +170,7 @@ def _summed(items: Iterable[tuple[str, int]]) -> Counter[str]:
 
 
 class FakeGpu(TorchDispatchMode):
-    """Sees every operation below autograd and autocast; runs those of the CPU, fakes the others.
+    """Records every operation below autograd and autocast; runs CPU operations, fakes the others.
 
     Attributes:
         seen: since the last :meth:`restart`.
@@ -192,17 +192,17 @@ class FakeGpu(TorchDispatchMode):
         self._live = 0
 
     def restart(self) -> Seen:
-        """Begin to count anew; what was seen before."""
+        """Restart the count; return the previous record."""
         before, self.seen = self.seen, Seen(peak=self._live)
         return before
 
     def wait(self) -> None:
-        """Note that the host waits here for the GPU."""
+        """Record that the host waits for the GPU here."""
         self.seen.waits.append(self.place())
 
     def place(self) -> Place:
         """The line of the project that is running, or whose backward pass is."""
-        # With gradients on, a backward pass computes activations again that were not kept.
+        # With gradients on, a backward pass recomputes activations that were not kept.
         if self.engine.place and not torch.is_grad_enabled():
             return self.engine.place._replace(backward=True)
         place = _running_place()
@@ -220,7 +220,7 @@ class FakeGpu(TorchDispatchMode):
         if func.namespace == "prim":
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled() and _is_composite(func):
-            with self:  # Elsewhere autograd has taken it apart.
+            with self:  # Elsewhere autograd has decomposed it.
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -258,7 +258,7 @@ class FakeGpu(TorchDispatchMode):
     def _on_the_host(
         self, func: OpOverload[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """An operation without a GPU: real, but for pinned memory, which only a driver has."""
+        """Run a CPU operation, except for pinned memory, which needs a driver."""
         if name == "is_pinned":
             return self._is_pinned(args[0])
         if name == "_pin_memory":
@@ -279,11 +279,11 @@ class FakeGpu(TorchDispatchMode):
     def _check_devices(
         self, func: OpOverload[..., Any], name: str, args: tuple[Any, ...], given: list[Tensor]
     ) -> None:
-        """As CUDA would: scalars of the CPU may only go into pointwise operations."""
+        """Check devices as CUDA does: only pointwise operations take CPU scalars."""
         if name in _COPIES:
             return
         pointwise = torch.Tag.pointwise in func.tags or name == "where"
-        if name in _INDEXING:  # Indices may be anywhere.
+        if name in _INDEXING:  # Indices may be on any device.
             given = [x for x in (args[0], *args[2:3]) if isinstance(x, Tensor)]
             pointwise = _on_gpu(args[0])
         strangers = [tensor for tensor in given if not _on_gpu(tensor)]
@@ -305,7 +305,7 @@ class FakeGpu(TorchDispatchMode):
             self.seen.blocking.append(place)
 
     def _look(self, name: str, place: Place, given: list[Tensor], results: list[Tensor]) -> None:
-        """At the formats and layouts of an operation."""
+        """Check the formats and layouts of an operation."""
         self.seen.float32 += [
             Activation(place, name, tuple(tensor.shape))
             for tensor in results
@@ -320,7 +320,7 @@ class FakeGpu(TorchDispatchMode):
             ]
 
     def _made_up(self, like: Tensor) -> Tensor:
-        """Numbers on the CPU for a tensor of the GPU."""
+        """Made-up numbers on the CPU for a tensor of the GPU."""
         out = torch.empty(like.shape, dtype=like.dtype)
         if self.answer is not None:
             self.answer(out)
@@ -350,7 +350,7 @@ Hook = Callable[[Tensor], Tensor | None]
 
 
 class _Engine:
-    """Backward passes, in the place of torch's own engine, which asks the driver for its devices.
+    """Backward passes in place of torch's own engine, which asks the driver for its devices.
 
     Nodes run in the same order: the highest sequence number first, gradients of parameters at once.
 
@@ -365,19 +365,19 @@ class _Engine:
         self._hooks: defaultdict[tuple[Any, int], list[Hook]] = defaultdict(list)
 
     def running(self) -> int:
-        """The number of the backward pass that is running, or -1: in the place of torch's own."""
+        """The number of the running backward pass, or -1; replaces torch's own."""
         return -1 if self.place is None else self._passes
 
     def note(self, place: Place) -> None:
-        """Note where the youngest node of the graph was made."""
+        """Record where the newest node of the graph was created."""
         self._places.setdefault(torch._C._autograd._get_sequence_nr() - 1, place)
 
     def register_hook(self, tensor: Tensor, hook: Hook) -> None:
-        """In the place of ``Tensor.register_hook``, but for the handle."""
+        """Replaces ``Tensor.register_hook``, without the handle."""
         self._hooks[tensor.grad_fn, tensor.output_nr].append(hook)
 
     def backward(self, root: Tensor, *_: object, **__: object) -> None:
-        """In the place of ``torch.autograd.backward``, for one scalar."""
+        """Replaces ``torch.autograd.backward``, for one scalar."""
         self._passes += 1
         missing = _uses(root.grad_fn)
         gradients: defaultdict[Any, dict[int, Tensor | None]] = defaultdict(dict)
@@ -415,7 +415,7 @@ class _Engine:
 
 
 def _uses(root: Any) -> Counter[Any]:
-    """How many gradients each node of a graph waits for."""
+    """The number of gradients that each node of a graph waits for."""
     uses: Counter[Any] = Counter()
     seen, todo = {root}, [root]
     while todo:
@@ -448,7 +448,7 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def _fitted(gradient: Tensor | None, node: Any, slot: int) -> Tensor | None:
-    """What torch's engine does to a gradient that is passed on."""
+    """Convert a gradient as torch's engine does before it passes it on."""
     if gradient is None:
         return None
     wanted = node._input_metadata[slot]
@@ -464,7 +464,7 @@ def _as_it_is(func: OpOverload[..., Any], args: Any, kwargs: dict[str, Any]) -> 
 
 
 def _in_float16(func: OpOverload[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    """With float16 in the place of bfloat16, of which torch asks whether the hardware has it."""
+    """Use float16 in place of bfloat16, for which torch queries the hardware."""
     bfloat16, float16 = torch.bfloat16, torch.float16
     if all(leaf.dtype != bfloat16 for leaf in tree_leaves(args) if isinstance(leaf, Tensor)):
         return func(*args, **kwargs)
@@ -486,12 +486,12 @@ def _is_large_activation(tensor: Tensor) -> bool:
 
 
 def _channels_last(tensor: Tensor) -> bool:
-    """Also a part of such a tensor's channels, as the gradient of a concatenation is."""
+    """Also true for a slice of channels, such as the gradient of a concatenation."""
     return tensor.stride(1) == 1 or tensor.shape[1] == 1
 
 
 def _running_place() -> Place:
-    """The innermost frame of the project, else of whoever calls torch."""
+    """The innermost frame of the project, or else of the caller of torch."""
     frame: FrameType | None = sys._getframe(1)
     outside = Place("", 0, "")
     while frame is not None:
@@ -506,7 +506,7 @@ def _running_place() -> Place:
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """In the place of ``Module._apply``, which cannot put a fake parameter where a real one is."""
+    """Replaces ``Module._apply``, which cannot put a fake parameter in place of a real one."""
     for child in self.children():
         child._apply(fn)
     for name, parameter in self._parameters.items():
@@ -522,7 +522,7 @@ def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
 
 @contextmanager
 def fake_cuda() -> Iterator[FakeGpu]:
-    """A machine that has one GPU as far as torch can tell."""
+    """Make torch see one GPU."""
     gpu = FakeGpu()
     replacements: tuple[tuple[object, str, object], ...] = (
         (torch.cuda, "is_available", lambda: True),
@@ -539,10 +539,10 @@ def fake_cuda() -> Iterator[FakeGpu]:
         (torch.Tensor, "register_hook", lambda x, hook: gpu.engine.register_hook(x, hook)),
         (nn.Module, "_apply", _apply),
         (fake_tensor, "init_gpu_context", lambda device: None),
-        # Asked for by copy.deepcopy, which then clones.
+        # Used by copy.deepcopy, which then clones.
         (FakeTensor, "data_ptr", lambda self: 0),
         (FakeTensor, "tolist", lambda self: self.cpu().tolist()),
-        # Guards of devices do nothing, and torch.tensor(..., device=...) is made on the CPU first.
+        # Device guards do nothing, and torch.tensor(..., device=...) is created on the CPU first.
         (FakeTensorMode, "avoid_device_init", True),
     )
     lifts = torch._C._only_lift_cpu_tensors()
@@ -560,7 +560,7 @@ def fake_cuda() -> Iterator[FakeGpu]:
 
 
 class _Phases(WorkerStatus):
-    """Splits what is seen at the ends of steps and of their phases."""
+    """Splits the record at the ends of steps and of their phases."""
 
     def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
@@ -575,7 +575,7 @@ class _Phases(WorkerStatus):
 
 
 def frames(config: Config, *, start: int) -> Iterator[FramePair]:
-    """What is left of a run's batches, as they come out of a loader that pins its memory."""
+    """The remaining batches of a run, as from a loader that pins its memory."""
     shape = (config.train.batch_size, config.data.size, config.data.size, 3)
     for _ in range(start, config.train.samples, config.train.batch_size):
         source, driving = (
@@ -587,16 +587,16 @@ def frames(config: Config, *, start: int) -> Iterator[FramePair]:
 
 
 def train(gpu: FakeGpu, config: Config, steps: int, **options: Any) -> list[Seen]:
-    """Some steps of the project's own training loop.
+    """Run some steps of the project's own training loop.
 
     Args:
-        gpu: the one to train on.
-        config: of the run.
-        steps: how many; data end before the run does, unless it ends sooner.
+        gpu: the fake GPU to train on.
+        config: the configuration of the run.
+        steps: number of steps, after which the data end.
         options: for :func:`prioritycut_ray.training.trainer.train`.
 
     Returns:
-        What was seen in each step, after what was seen before the first.
+        The record before the first step, followed by that of each step.
     """
     phases = _Phases(gpu)
     given: dict[str, Any] = {
@@ -618,14 +618,14 @@ def train(gpu: FakeGpu, config: Config, steps: int, **options: Any) -> list[Seen
 
 
 def main(name: str, words: Sequence[str]) -> None:
-    """Print what the second step of a run asks of a GPU."""
+    """Print the operations, transfers and waits of the second step of a run."""
     config = load_config(
         name, ["train.workers=1", "train.log_every=1000000", "train.samples=1000000", *words]
     )
     with fake_cuda() as gpu:
         seen = train(gpu, config, steps=2)[2]
     print(f"{seen.count()} operations: {dict(seen.by_phase())}; {seen.convolutions} convolutions")
-    print(f"most memory in use: {seen.peak / 1e9:.2f} GB")
+    print(f"peak memory: {seen.peak / 1e9:.2f} GB")
     for title, counts in (
         ("operations by name", seen.by_name()),
         ("operations by place", seen.by_place()),

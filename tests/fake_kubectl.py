@@ -1,6 +1,6 @@
-"""A stand-in for kubectl and the API server behind it: objects are files, a service is one address.
+"""A stand-in for kubectl and the API server: objects are files, every service is one address.
 
-It knows the verbs and flags that the project uses and refuses all others. Nothing acts on the
+It knows the verbs and flags that the project uses and refuses all others. No controller acts on the
 objects: a test plays the operator by writing a RayJob's status.
 """
 
@@ -21,7 +21,7 @@ Object = dict[str, Any]
 
 
 class ApiServer:
-    """What the stand-in keeps in a folder; for tests."""
+    """The state of the stand-in in a folder, for tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,21 +32,21 @@ class ApiServer:
 
     @property
     def path(self) -> str:
-        """A PATH on which kubectl is the stand-in."""
+        """A PATH whose kubectl is the stand-in."""
         return f"{self.folder / 'bin'}:{os.environ['PATH']}"
 
     @property
     def calls(self) -> list[list[str]]:
-        """The words of each call, oldest first."""
+        """The arguments of each call, oldest first."""
         file = self.folder / "calls.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def forward_to(self, address: str) -> None:
-        """Where all services are, HOST:PORT."""
+        """Set the address of all services, HOST:PORT."""
         (self.folder / "head").write_text(address)
 
     def forbid(self, what: str) -> None:
-        """Refuse to create objects of a kind, or a verb."""
+        """Refuse to create objects of a kind, or refuse a verb."""
         (self.folder / "forbidden").write_text(what)
 
     def put(self, document: Object) -> None:
@@ -54,17 +54,17 @@ class ApiServer:
         _write(self.folder, document)
 
     def get(self, kind: str, name: str, namespace: str = "prioritycut") -> Object | None:
-        """An object."""
+        """Return an object, or None."""
         file = _file(self.folder, namespace, kind, name)
         return json.loads(file.read_text()) if file.exists() else None
 
     def all(self, kind: str, namespace: str = "prioritycut") -> list[Object]:
-        """All objects of a kind."""
+        """Return all objects of a kind."""
         return list(_all(self.folder, namespace, kind))
 
     @property
     def forwards(self) -> list[int]:
-        """Processes that forward a port now."""
+        """Processes that are forwarding a port."""
         return [int(file.name) for file in (self.folder / "forwards").glob("*") if _lives(file)]
 
 

@@ -1,4 +1,4 @@
-"""Ray nodes as processes of their own, which tests start and end."""
+"""Ray nodes as separate processes that tests start and end."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """For nodes, jobs and clients alike: this project, this interpreter, one token."""
+    """The environment of nodes, jobs and clients: this project, this interpreter, one token."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     return {
         **kept,
@@ -41,13 +41,13 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 class Node:
-    """`ray start --block` in a session of its own.
+    """`ray start --block` in its own session.
 
     Args:
-        words: of `ray start`.
-        environ: of the node, and so of what runs on it.
+        words: arguments of `ray start`.
+        environ: environment of the node and of everything that runs on it.
         prefix: a command that runs it elsewhere, such as `ip netns exec NAME`.
-        cwd: the folder that it, and the jobs of a head, run in.
+        cwd: working directory of the node, and of the jobs of a head.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Node:
             )
 
     def kill(self) -> None:
-        """As a machine dies: all of its processes at once."""
+        """Kill all processes at once, as when a machine dies."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
 
     def end(self) -> None:
-        """By its own signal handler, which ends its children; then whatever is left."""
+        """Terminate the node, which ends its children; then kill whatever is left."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -94,7 +94,7 @@ class Node:
 
 @contextmanager
 def head(cpus: int, environ: Mapping[str, str]) -> Iterator[str]:
-    """A head on this machine; gives the address of its dashboard."""
+    """Run a head on this machine; yield the address of its dashboard."""
     dashboard = free_port()
     node = Node(
         [
@@ -116,7 +116,7 @@ def head(cpus: int, environ: Mapping[str, str]) -> Iterator[str]:
 
 
 class Cluster:
-    """A head at 127.0.0.2 with one CPU, and more nodes at 127.0.0.3 and on; a context manager."""
+    """A head at 127.0.0.2 with one CPU, and nodes from 127.0.0.3 on; a context manager."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ, self._port = environ, free_port()
@@ -134,9 +134,9 @@ class Cluster:
             node.end()
 
     def add(self, prefix: Sequence[str] = (), **changes: str) -> Node:
-        """Start another node with one CPU, see :class:`Node`, and wait until it has joined.
+        """Start another node with one CPU (see :class:`Node`) and wait until it has joined.
 
-        Two that start at once collide: they share the session's folder.
+        Nodes that start at the same time collide: they share the session's folder.
         """
         node = self._start([f"--address={self.address}"], {**self._environ, **changes}, prefix)
         deadline = time.monotonic() + 120
@@ -173,7 +173,7 @@ def await_port(host: str, port: int, node: Node, seconds: float = 90) -> None:
 def prioritycut(
     *words: str, cwd: Path, environ: Mapping[str, str], seconds: float = 300
 ) -> "subprocess.CompletedProcess[str]":
-    """The command line as a process of its own."""
+    """Run the command line in its own process."""
     return subprocess.run(
         [str(BIN / "prioritycut"), *words],
         cwd=cwd,

@@ -1,7 +1,7 @@
-"""Hosts on this machine: each has a network namespace, a host name, and a cable to one switch.
+"""Hosts on this machine, each with a network namespace, a host name, and a cable to one switch.
 
-The switch is a bridge in a namespace of its own. No address of this machine is touched, and nothing
-leads out.
+The switch is a bridge in its own namespace. No address of this machine changes, and there is no
+route to the outside.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 _RESOLVER = Path("/etc/netns")
-"""What `ip netns exec NAME` puts over /etc is taken from NAME's folder here."""
+"""`ip netns exec NAME` mounts the files of the folder NAME over those in /etc."""
 
 
 class Host:
@@ -20,7 +20,7 @@ class Host:
     Attributes:
         name: its host name, which it resolves to its own address, as a pod does.
         address: IPv4.
-        prefix: the beginning of a command line that runs on it.
+        prefix: prefix of a command line that runs on it.
     """
 
     def __init__(self, name: str, address: str, namespace: str, switch: str, port: str) -> None:
@@ -31,10 +31,10 @@ class Host:
         self.prefix += ["sh", "-c", rename, "sh"]
 
     def request(self, url: str, method: str = "GET", token: str = "") -> bytes:
-        """The answer to an HTTP request from this host.
+        """Return the response to an HTTP request from this host.
 
         Raises:
-            subprocess.CalledProcessError: there is none, or it says that something is wrong.
+            subprocess.CalledProcessError: there is no response, or its status is an error.
         """
         code = (
             "import sys, urllib.request as r;"
@@ -47,16 +47,16 @@ class Host:
         return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
 
     def cut(self) -> None:
-        """Pull its cable."""
+        """Disconnect the cable of this host."""
         _ip("-n", self._switch, "link", "set", self._port, "down")
 
     def mend(self) -> None:
-        """Plug it in again."""
+        """Reconnect the cable."""
         _ip("-n", self._switch, "link", "set", self._port, "up")
 
 
 class Network:
-    """A switch, and the hosts that are added; a context manager that removes them."""
+    """A switch and its hosts; a context manager that removes them."""
 
     def __init__(self) -> None:
         self._prefix = f"pc{os.getpid()}"
@@ -76,7 +76,7 @@ class Network:
             shutil.rmtree(_RESOLVER / namespace, ignore_errors=True)
 
     def add(self, name: str) -> Host:
-        """Another host."""
+        """Add a host."""
         number = len(self._namespaces)
         namespace, port = f"{self._prefix}-{number}", f"port{number}"
         address = f"10.203.0.{number}"
@@ -96,7 +96,7 @@ class Network:
 
 
 def why_not() -> str:
-    """Why there can be no network on this machine; empty if there can."""
+    """Return why this machine cannot have such a network; empty if it can."""
     if os.name != "posix" or os.geteuid() != 0:
         return "network namespaces need root"
     missing = [program for program in ("ip", "unshare") if shutil.which(program) is None]

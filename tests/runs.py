@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from prioritycut_ray.runs.locate import find_checkpoint
-from tests.conftest import TINY
-from tests.hosts import ROOT, environment
+from tests.hosts import environment
+from tests.places import ROOT, TINY
 
 PATIENCE_S = 240.0
 """For anything that should happen, on a busy machine."""
@@ -89,7 +89,7 @@ class Training:
         self.close()
 
     def close(self) -> None:
-        """Kill whatever is left."""
+        """Kill all remaining processes."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         for pid in self.pids():
@@ -163,7 +163,7 @@ class Training:
 
         await_truth(lambda: not left(), f"orphans {left()}", seconds)
         pgid = self.process.pid
-        await_truth(lambda: not _exists(os.killpg, pgid), f"group {pgid} lives", seconds)
+        await_truth(lambda: not _exists(os.killpg, pgid), f"group {pgid} is running", seconds)
 
 
 class Start:

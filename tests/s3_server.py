@@ -1,4 +1,4 @@
-"""A real S3 API that fails on request; run as a script with an address, it prints its port.
+"""A real S3 API that fails on request; as a script, it takes an address and prints its port.
 
 ``POST /fail?count=3&status=503&code=SlowDown`` makes the next three requests fail.
 """
@@ -15,7 +15,7 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class FailingOnRequest:
-    """Fails requests before they reach the application."""
+    """Middleware that fails requests before they reach the application."""
 
     def __init__(self, application: Wsgi) -> None:
         self.application = application
@@ -56,7 +56,7 @@ class S3(NamedTuple):
 
 @contextmanager
 def s3_server(address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[S3]:
-    """Run the server in a process of its own, so that tests may fork.
+    """Run the server in its own process, so that tests may fork.
 
     Args:
         address: the address that it listens on.
