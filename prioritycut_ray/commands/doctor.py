@@ -5,7 +5,8 @@ import json
 from rich.console import Console
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.launch.doctor import Check, examine_cluster
+from prioritycut_ray.launch.doctor import check_cluster
+from prioritycut_ray.launch.node_checks import CheckResult
 from prioritycut_ray.storage.paths import resolved
 
 
@@ -17,7 +18,7 @@ def doctor(
     Raises:
         UserError: something is not as it should be.
     """
-    checks = examine_cluster(
+    checks = check_cluster(
         address,
         None if storage is None else resolved(storage),
         None if data is None else resolved(data),
@@ -33,7 +34,7 @@ def doctor(
         raise UserError(f"{len(findings)} of {len(checks)} checks failed: {names}; see their fixes")
 
 
-def _show(check: Check, console: Console) -> None:
+def _show(check: CheckResult, console: Console) -> None:
     mark = "ok     " if check.ok else "FINDING"
     console.print(f"{mark}  {check.place:<20}  {check.name:<8}  {check.found}", markup=False)
     if check.fix:

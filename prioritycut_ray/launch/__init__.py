@@ -1,1 +1,1 @@
-"""Ray Train around the trainer: the same run on a laptop and on a cluster."""
+"""Training on Ray Train: driver, workers, failures; the same run on a laptop and on a cluster."""

@@ -1,4 +1,4 @@
-"""What is looked at before workers start: data and storage, as every node sees them."""
+"""Checks before the workers start: data and storage, as every node sees them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,18 +13,20 @@ from prioritycut_ray.storage.probe import NOT_SHARED, SHARE, has_marker, marker
 
 
 def check_nodes(config: Config, on_warning: Callable[[str], None]) -> None:
-    """Refuse a run whose data or storage some node does not see.
+    """Reject a run if its data or storage is not visible from some node.
 
-    Nodes that do not answer are passed over: they may have died a moment ago.
+    Nodes that do not respond are skipped: they may have just died.
 
     Raises:
-        UserError: naming the node, the place and the reason.
+        UserError: names the node, the place and the reason.
     """
     if len(alive_nodes()) == 1:
         return
     with marker(config.storage) as name:
-        answers = on_every_node(_look, config.data.url, config.data.split, config.storage, name)
-    for line in _unanswered(answers):
+        answers = on_every_node(
+            _check_node, config.data.url, config.data.split, config.storage, name
+        )
+    for line in _without_response(answers):
         on_warning(line)
     for node, answer in answers.items():
         if isinstance(answer, RayTaskError):
@@ -33,19 +35,19 @@ def check_nodes(config: Config, on_warning: Callable[[str], None]) -> None:
             raise UserError(f"node {node.address}: {answer}") from answer
 
 
-def _unanswered(answers: Mapping[Node, Any]) -> list[str]:
+def _without_response(answers: Mapping[Node, Any]) -> list[str]:
     return [
-        f"node {node.address} does not answer ({type(answer).__name__}); going on without it"
+        f"node {node.address} does not respond ({type(answer).__name__}); continuing without it"
         for node, answer in answers.items()
         if isinstance(answer, RayError) and not isinstance(answer, RayTaskError)
     ]
 
 
-def _look(data: str, split: str, storage: str, name: str) -> None:
-    """Read one clip and find what the driver has written; runs on each node.
+def _check_node(data: str, split: str, storage: str, name: str) -> None:
+    """Look for the driver's file and read one clip; runs on every node.
 
     Raises:
-        UserError: something is not to be seen from here.
+        UserError: something is not visible from here.
     """
     if not has_marker(storage, name):
         raise UserError(f"storage={storage}: {NOT_SHARED}; {SHARE}")

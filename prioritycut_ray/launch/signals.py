@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the main thread looks at, in the place of an exception."""
+"""SIGTERM and Ctrl-C as requests that the main thread polls, instead of exceptions."""
 
 import signal
 import threading
@@ -11,19 +11,19 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """Collects SIGTERM and SIGINT while the body runs; a context manager.
 
-    Python allows signal handlers in the main thread alone; elsewhere this collects nothing.
+    Python allows signal handlers only in the main thread; in other threads it collects nothing.
 
     Attributes:
-        received: names of the signals, in their order.
+        received: names of the signals, in order of arrival.
     """
 
     def __init__(self) -> None:
         self.received: list[str] = []
-        self._former: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._note) for number in _NUMBERS}
+            self._previous = {number: signal.signal(number, self._record) for number in _NUMBERS}
         return self
 
     def __exit__(
@@ -32,8 +32,8 @@ class StopSignals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, handler in self._former.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.received.append(signal.Signals(number).name)

@@ -1,1 +1,1 @@
-"""What the project needs of a Ray cluster: a session, its nodes and resources, tasks and jobs."""
+"""Ray clusters: sessions, nodes, resources, tasks and jobs."""

@@ -1,4 +1,4 @@
-"""A folder as Ray takes it."""
+"""Folders in the form that Ray Train and Ray Tune accept."""
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
@@ -6,7 +6,7 @@ from prioritycut_ray.storage.folder import Folder
 
 
 def ray_storage(storage: Folder) -> tuple[str, PyFileSystem | None]:
-    """A folder as Ray takes it: the path, and its file system unless that is of this machine."""
+    """Return a folder's path, and its file system unless that is local, for a ``RunConfig``."""
     if storage.local is not None:
         return str(storage.local), None
     return storage.root, PyFileSystem(FSSpecHandler(storage.fs))

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster that runs elsewhere, through its Jobs API (HTTP)."""
+"""Jobs on a remote Ray cluster, through its Jobs API (HTTP)."""
 
 import asyncio
 import logging
@@ -22,12 +22,12 @@ from prioritycut_ray.ray_cluster.compat import JOB_LOGGER, is_not_found
 from prioritycut_ray.ray_cluster.working_directory import Package
 
 RUN_KEY = "prioritycut_run"
-"""Of a job's metadata: the run that it trains."""
+"""Key in a job's metadata: the run that it trains."""
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Job(NamedTuple):
-    """What a cluster says of a job."""
+    """State of a job, as its cluster reports it."""
 
     id: str
     run: str
@@ -35,16 +35,16 @@ class Job(NamedTuple):
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     message: str
     exit_code: int | None
-    """Of the driver, once it has ended."""
+    """Exit code of the driver, once it has ended."""
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing of it runs any more."""
+        """Whether the job is no longer running."""
         return self.status in _ENDED
 
 
 class NoSuchJob(UserError):
-    """The cluster has no job of this id."""
+    """Raised when a cluster has no job with this id."""
 
 
 class Cluster:
@@ -52,11 +52,11 @@ class Cluster:
 
     Args:
         address: http(s)://host:port of the head's dashboard.
-        token: of the cluster; by default Ray's own rule applies: ``RAY_AUTH_MODE``,
+        token: of the cluster; defaults to Ray's own settings: ``RAY_AUTH_MODE``,
             ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``.
 
     Raises:
-        UserError: nobody answers there, or the token is missing or wrong.
+        UserError: nothing answers there, or the token is missing or wrong.
     """
 
     def __init__(self, address: str, token: str | None = None) -> None:
@@ -76,16 +76,16 @@ class Cluster:
         package: Package | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> str:
-        """Start a job and give its id.
+        """Start a job and return its id.
 
         Raises:
-            UserError: a job of this run has not ended yet.
+            UserError: another job of this run has not ended yet.
         """
         for job in self.jobs():
             if job.run == run and not job.has_ended:
                 raise UserError(
-                    f"run {run!r} is being trained by job {job.id}: follow it by `prioritycut jobs "
-                    f"logs {job.id}`, or stop it by `prioritycut jobs stop {job.id}`"
+                    f"run {run!r} is being trained by job {job.id}: follow it with `prioritycut "
+                    f"jobs logs {job.id}`, or stop it with `prioritycut jobs stop {job.id}`"
                 )
         runtime_env: dict[str, Any] = {"env_vars": dict(environment or {})}
         if package is not None:
@@ -101,31 +101,31 @@ class Cluster:
             )
 
     def jobs(self) -> list[Job]:
-        """The jobs that were submitted to the cluster, oldest first."""
+        """Return the jobs that were submitted to the cluster, oldest first."""
         with self._explained():
             details = self._client.list_jobs()
         submitted = [item for item in details if item.submission_id]
         return [_job(item) for item in sorted(submitted, key=lambda item: item.start_time or 0)]
 
     def job(self, job_id: str) -> Job:
-        """One job.
+        """Return one job.
 
         Raises:
-            UserError: there is none of this id.
+            NoSuchJob: the cluster has no job with this id.
         """
         with self._explained(job_id):
             return _job(self._client.get_job_info(job_id))
 
     def logs(self, job_id: str) -> str:
-        """All that a job has printed so far."""
+        """Return the output of a job so far."""
         with self._explained(job_id):
             return str(self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str, show: Callable[[str], None]) -> Job:
-        """Show what a job prints, from its first line on, until it ends.
+        """Show the output of a job, from its first line, until it ends.
 
         Raises:
-            UserError: the connection was lost; the job goes on.
+            UserError: the connection was lost; the job continues.
         """
 
         async def tail() -> None:
@@ -140,12 +140,12 @@ class Cluster:
         return job
 
     def stop(self, job_id: str) -> None:
-        """Ask a job to end: its driver is sent SIGTERM, and saves."""
+        """Send SIGTERM to the driver of a job, which saves and stops."""
         with self._explained(job_id):
             self._client.stop_job(job_id)
 
     def wait(self, job_id: str, seconds: float) -> Job:
-        """The job once it has ended, or as it is after so many seconds."""
+        """Return the job when it has ended, or its state after the given time."""
         deadline = time.monotonic() + seconds
         while True:
             job = self.job(job_id)
@@ -154,9 +154,9 @@ class Cluster:
             time.sleep(0.5)
 
     def interrupt_here(self, seconds: float) -> list[Job]:
-        """Send SIGTERM to the drivers on this machine, as if it were taken away; wait for them.
+        """Send SIGTERM to the drivers on this machine, which is being removed; wait for them.
 
-        Unlike :meth:`stop` this leaves the verdict to the driver's exit code, so that an
+        Unlike :meth:`stop`, the driver's exit code decides the job's status, so that an
         orchestrator sees a failed attempt and retries it.
 
         Returns:
@@ -171,7 +171,7 @@ class Cluster:
             if item.status in _ENDED or driver is None or not item.submission_id:
                 continue
             if driver.node_ip_address in (here, "127.0.0.1"):
-                with suppress(ProcessLookupError):  # it has ended since it was listed
+                with suppress(ProcessLookupError):  # it has ended meanwhile
                     os.kill(int(driver.pid), signal.SIGTERM)
                 interrupted.append(item.submission_id)
         deadline = time.monotonic() + seconds
@@ -179,25 +179,25 @@ class Cluster:
 
     @contextmanager
     def _explained(self, job_id: str | None = None) -> Iterator[None]:
-        """Ray's errors as ours."""
+        """Turn Ray's errors into a ``UserError``."""
         try:
             yield
         except AuthenticationError as error:
             raise UserError(
-                f"{self.address}: the cluster asks for its token: set RAY_AUTH_MODE=token and "
+                f"{self.address}: the cluster requires a token: set RAY_AUTH_MODE=token and "
                 "RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head (KubeRay keeps it "
-                "in the secret of the cluster's name, key auth_token)"
+                "in the secret with the cluster's name, key auth_token)"
             ) from error
         except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
             raise UserError(
-                f"{self.address}: no Ray dashboard answers; is the cluster up, and the port "
+                f"{self.address}: no Ray dashboard answers; is the cluster running and the port "
                 "forwarded (kubectl port-forward service/HEAD-SVC 8265)?"
             ) from error
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             if job_id and is_not_found(error):
                 raise NoSuchJob(
-                    f"{job_id}: the cluster has no such job; `prioritycut jobs status` lists them"
+                    f"{job_id}: the cluster has no such job; `prioritycut jobs status` lists all"
                 ) from error
             raise UserError(f"{self.address}: {reason[:300]}") from error
 
@@ -213,7 +213,7 @@ def _job(details: Any) -> Job:
 
 
 def exit_code(job: Job) -> int:
-    """What the command line ends with after a job: the driver's own code where there is one."""
+    """Return the exit code of the command line after a job: the driver's own if there is one."""
     if job.status == "SUCCEEDED":
         return ExitCode.OK
     return job.exit_code or ExitCode.USER_ERROR

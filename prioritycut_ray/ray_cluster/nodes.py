@@ -1,4 +1,4 @@
-"""The nodes of a cluster, and a call on each of them."""
+"""The nodes of a cluster, and function calls on each of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class Node(NamedTuple):
 
 
 def alive_nodes() -> list[Node]:
-    """Nodes that Ray counts as alive; one that has just died may be among them."""
+    """Return the nodes that Ray considers alive; one that has just died may be among them."""
     return [Node(n["NodeID"], n["NodeManagerAddress"]) for n in ray.nodes() if n["Alive"]]
 
 
@@ -30,8 +30,8 @@ def on_every_node(
     """Call a function once on every node.
 
     Returns:
-        Its result by node, the UserError that it raised, RayTaskError if it raised another error,
-        or another RayError where the node did not answer in time.
+        By node: the result, or the UserError that the function raised, or RayTaskError for any
+        other error that it raised, or another RayError if the node did not respond in time.
     """
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     running = {}

@@ -21,7 +21,7 @@ def check_capacity(config: Config) -> None:
         raise UserError(
             f"train.workers={config.train.workers} × train.cpus_per_worker="
             f"{config.train.cpus_per_worker} needs {wanted} CPUs, the cluster has {available}: "
-            "lower one of them or join a larger cluster with RAY_ADDRESS"
+            "lower one of them, or join a larger cluster with RAY_ADDRESS"
         )
 
 

@@ -1,4 +1,4 @@
-"""Ray tasks in the order of their inputs, at most so many at once."""
+"""Ray tasks with results in the order of their inputs and limited concurrency."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -17,29 +17,29 @@ Result = TypeVar("Result")
 def map_tasks(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None
 ) -> Iterator[Result]:
-    """Apply a function to every item in Ray tasks; results come in the order of the items.
+    """Apply a function to every item in Ray tasks; yields results in the order of the items.
 
-    A task takes one CPU, and one GPU where the cluster has any. A task whose process or node dies
-    is run again, three times at most (Ray's default).
+    A task takes one CPU, and one GPU if the cluster has any. A task whose process or node dies is
+    retried up to three times (Ray's default).
 
     Args:
         function: pure and picklable.
         items: picklable.
-        workers: how many tasks run at once; as many as the cluster has room for unless given.
+        workers: number of concurrent tasks; defaults to what the cluster has room for.
 
     Raises:
-        UserError: the cluster has less room than asked for, a task raised it, or an item took its
-            process down each time.
+        UserError: the cluster has less room than requested, a task raised it, or an item crashed
+            its process in every attempt.
     """
     start_ray()
     gpus = int(total_resource("GPU"))
     resource = "GPU" if gpus else "CPU"
     if workers is not None and workers > total_resource(resource) and not has_autoscaler():
         raise UserError(
-            f"--workers {workers}: the cluster has room for {int(total_resource(resource))} at "
-            f"once ({resource}s); ask for fewer, or join a larger one with RAY_ADDRESS"
+            f"--workers {workers}: the cluster has room for {int(total_resource(resource))} "
+            f"(one {resource} each); request fewer, or join a larger cluster with RAY_ADDRESS"
         )
-    # By name, or a task of a search's trial would be confined to what the trial itself reserves.
+    # By name, or a task of a trial of a search would be limited to what the trial reserves.
     task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), scheduling_strategy="DEFAULT")(function)
     running: dict[Any, int] = {}
     finished: dict[int, Result] = {}
@@ -65,4 +65,4 @@ def _result(item: Any, reference: Any) -> Any:
             raise error.cause from error
         raise
     except WorkerCrashedError as error:
-        raise UserError(f"{item}: took its worker process down each time it was tried") from error
+        raise UserError(f"{item}: crashed its worker process in every attempt") from error

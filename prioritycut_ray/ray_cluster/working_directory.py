@@ -1,7 +1,7 @@
-"""The working directory as it travels to a cluster: a zip file, as Ray packs one.
+"""Packing of the working directory for a remote job: a zip file, like Ray's own.
 
 Like Ray, it follows links to folders and reads ``.gitignore`` and ``.rayignore`` in every folder;
-like git, the deepest file that mentions a path decides. Unlike Ray, it says what it leaves out.
+like git, the deepest file that mentions a path decides. Unlike Ray, it lists what it leaves out.
 """
 
 import os
@@ -26,10 +26,10 @@ EXCLUDED = (
     "*.mp4",
     "*.safetensors",
 )
-"""What a working directory may hold and a job does not need, in .gitignore's notation."""
+"""What a job does not need from a working directory, in .gitignore's notation."""
 _IGNORE_FILES = (".gitignore", ".rayignore")
 _LARGEST_BYTES = 100 * 2**20
-"""Ray accepts no larger package."""
+"""Ray rejects larger packages."""
 _SPECIAL = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -43,9 +43,9 @@ class Package(NamedTuple):
 
     Attributes:
         file: the zip file.
-        files: how many files it holds.
+        files: number of files in it.
         size_bytes: of the zip file.
-        left_out: what cannot be packed, each as ``NAME (reason)``; ignored files are not listed.
+        left_out: paths that cannot be packed, as ``NAME (reason)``; without ignored files.
     """
 
     file: Path
@@ -62,14 +62,14 @@ def pack(
     *,
     limit: int | None = None,
 ) -> Package:
-    """Zip a working directory, without what .gitignore, .rayignore and ``excludes`` name.
+    """Zip a working directory, without the files that .gitignore, .rayignore or ``excludes`` match.
 
     Args:
         folder: the working directory.
         out: the .zip file to write, outside of ``folder``.
         excludes: patterns in .gitignore's notation, in addition to :data:`EXCLUDED`.
-        required: files, relative to ``folder``, that are packed even if a pattern names them.
-        limit: size of the largest package that is accepted, in bytes; by default Ray's.
+        required: files, relative to ``folder``, that are packed even if a pattern matches them.
+        limit: size of the largest accepted package, in bytes; defaults to Ray's limit.
 
     Raises:
         UserError: a file cannot be read, a pattern is invalid, or the package is too large.
@@ -88,8 +88,8 @@ def pack(
                 raise _too_large(folder, limit, largest, is_required=largest in files)
         names = archive.namelist()
         if _has_one_folder_at_most(names):
-            # Ray accepts no package without an entry, and of one that it gets by a URL it drops the
-            # name of the only folder.
+            # Ray rejects a package without entries, and drops the name of an only folder when it
+            # downloads the package.
             archive.writestr(".empty", "")
     size = out.stat().st_size  # with the archive's table of contents
     if size > limit:
@@ -103,21 +103,21 @@ def _has_one_folder_at_most(names: Sequence[str]) -> bool:
 
 def _too_large(folder: Path, limit: int, largest: str, *, is_required: bool) -> UserError:
     way_out = (
-        "the job needs it: put it where all nodes find it, and give its absolute path or URL"
+        "the job needs it: put it where all nodes can read it, and give its absolute path or URL"
         if is_required
         else "exclude it with --exclude (--exclude '*' leaves only the configuration), or submit "
         "from a smaller folder"
     )
     return UserError(
-        f"{folder}: the working directory is more than {limit / 2**20:g} MiB packed, which is the "
-        f"limit; the largest file so far is {largest}: {way_out}"
+        f"{folder}: the packed working directory exceeds the limit of {limit / 2**20:g} MiB; the "
+        f"largest file so far is {largest}: {way_out}"
     )
 
 
 def _in_turn(
     first: dict[str, Path], rest: Iterator[tuple[str, Path]]
 ) -> Iterator[tuple[str, Path]]:
-    """The required files, then all others."""
+    """Yield the required files, then all others."""
     yield from first.items()
     yield from ((name, path) for name, path in rest if name not in first)
 
@@ -127,20 +127,20 @@ def _add(archive: zipfile.ZipFile, name: str, path: Path) -> None:
         archive.write(path, name)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); make it readable, or leave it out with "
+            f"{path}: cannot be read ({error.strerror}); make it readable, or exclude it with "
             "--exclude"
         ) from error
     except UnicodeEncodeError as error:
         shown = os.fsencode(name).decode(errors="backslashreplace")
         raise UserError(
-            f"{shown}: the file name is not UTF-8; rename the file, or leave it out with --exclude"
+            f"{shown}: the file name is not UTF-8; rename the file, or exclude it with --exclude"
         ) from error
 
 
 def _included(
     folder: Path, excludes: Sequence[str], left_out: list[str]
 ) -> Iterator[tuple[str, Path]]:
-    """Names and paths of what is packed; notes in ``left_out`` what cannot be."""
+    """Yield names and paths of the files to pack; adds to ``left_out`` what cannot be packed."""
     always, usual = _spec(excludes, "--exclude"), _spec(EXCLUDED, "EXCLUDED")
     root = _Ignores(usual, "", None)
 
@@ -171,12 +171,12 @@ def _included(
 
 
 class _Ignores(NamedTuple):
-    """Patterns of one folder, and those of the folders around it.
+    """Patterns of one folder and of its parents.
 
     Attributes:
         spec: the patterns.
-        base: the folder's name, which the patterns are relative to.
-        outer: the patterns that decide where these do not.
+        base: name of the folder that the patterns are relative to.
+        outer: patterns of the parent, for paths that these do not mention.
     """
 
     spec: GitIgnoreSpec
@@ -184,7 +184,7 @@ class _Ignores(NamedTuple):
     outer: "_Ignores | None"
 
     def excludes(self, name: str) -> bool:
-        """Whether a path is ignored; folders end in a slash."""
+        """Return whether a path is ignored; folders end in a slash."""
         inside = name[len(self.base) :].lstrip("/")
         verdict = self.spec.check_file(inside).include
         if verdict is None and self.outer is not None:
@@ -193,7 +193,7 @@ class _Ignores(NamedTuple):
 
 
 def _with_files_of(folder: Path, name: str, outer: _Ignores) -> _Ignores:
-    """The patterns inside a folder: its own ignore files come before those around it."""
+    """Return the patterns for a folder: its own ignore files take precedence over its parents'."""
     ignores = outer
     for file in _IGNORE_FILES:
         path = folder / file
@@ -211,7 +211,7 @@ def _spec(patterns: Sequence[str | bytes], source: str) -> GitIgnoreSpec:
 
 
 def _bytewise(text: str | bytes) -> str:
-    """Git compares names and patterns byte by byte, whatever their encoding."""
+    """Decode so that names and patterns are compared byte by byte, as git does."""
     return os.fsencode(text).decode("latin-1")
 
 
@@ -220,15 +220,15 @@ def _entries(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be listed ({error.strerror}); make it readable, or leave it out "
+            f"{folder}: cannot be listed ({error.strerror}); make it readable, or exclude it "
             "with --exclude"
         ) from error
 
 
 def _obstacle(path: Path) -> str | None:
-    """Why a path is not packed; None for a regular file or a link to one."""
+    """Return why a path is not packed; None for a regular file or a link to one."""
     try:
         mode = path.stat().st_mode
     except OSError:
-        return "a link to nothing"
+        return "a broken link"
     return None if stat.S_ISREG(mode) else _SPECIAL.get(stat.S_IFMT(mode), "not a regular file")

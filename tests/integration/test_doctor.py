@@ -6,24 +6,24 @@ from typing import Any
 
 import pytest
 
-from prioritycut_ray.launch.doctor import Check
+from prioritycut_ray.launch.node_checks import CheckResult
 from tests.conftest import Prioritycut, Result
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
-Checks = dict[tuple[str, str], Check]
+Checks = dict[tuple[str, str], CheckResult]
 
 
 def examined(prioritycut: Prioritycut, *words: Any) -> tuple[Result, Checks]:
     """Run it; this machine itself may be short of disk or memory, so the exit code is open."""
     result = prioritycut("doctor", "--json", *map(str, words))
-    checks = [Check(**row) for row in json.loads(result.stdout)]
+    checks = [CheckResult(**row) for row in json.loads(result.stdout)]
     assert result.returncode == (0 if all(check.ok for check in checks) else 1)
     places = {"driver": "driver"} | {c.place: "node" for c in checks if c.place != "driver"}
     return result, {(places[check.place], check.name): check for check in checks}
 
 
-def test_driver_and_node_are_examined(
+def test_driver_and_node_are_checked(
     prioritycut: Prioritycut, shards: Path, tmp_path: Path
 ) -> None:
     _, checks = examined(prioritycut, "--storage", tmp_path / "runs", "--data", shards)
@@ -54,4 +54,4 @@ def test_each_finding_comes_with_its_fix(
         assert "checksum" in checks[place, "data"].found
     printed = prioritycut("doctor", *map(str, words)).stdout
     assert "FINDING  driver                storage" in printed
-    assert "fix: check the place" in printed
+    assert "fix: check the path or URL" in printed

@@ -1,4 +1,4 @@
-"""What of a working directory travels to a cluster."""
+"""Which files of a working directory are packed for a cluster."""
 
 import os
 import socket
@@ -126,9 +126,9 @@ def test_what_is_not_a_file_is_left_out_by_name(here: Path, tmp_path: Path) -> N
         package = pack(here, tmp_path / "package.zip")
     assert package.files == 1
     assert package.left_out == (
-        "dangling (a link to nothing)",
+        "dangling (a broken link)",
         "device (a device)",
-        "loop (a link to nothing)",
+        "loop (a broken link)",
         "pipe (a FIFO)",
         "sock (a socket)",
     )
