@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, reason_of
 from prioritycut_ray.storage.paths import expanded, resolved
 from prioritycut_ray.validation import describe_problems, keys_of, mapping_values, section_type
 from prioritycut_ray.yaml_text import Loader, Number, TextLoader, parse_yaml
@@ -491,7 +491,7 @@ def read_mapping(source: str) -> dict[str, Any]:
         raise
     except OSError as error:
         raise UserError(
-            f"{source}: {error.strerror or error}; give a YAML file or one of the shipped "
+            f"{source}: {reason_of(error)}; give a YAML file or one of the shipped "
             f"configurations: {', '.join(shipped)}"
         ) from error
     except ValueError as error:

@@ -105,9 +105,14 @@ def describe(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why something failed, for a message that names the file already."""
-    reason: str | None = getattr(error, "strerror", None)  # of the system, or of FFmpeg
-    return " ".join(reason.split()) if reason else describe(error)
+    """Return why something failed, for a message that says what it was: neither path nor type."""
+    reason = getattr(error, "strerror", None) or str(error)  # strerror: of the system, of FFmpeg
+    return _headline(reason) or type(error).__name__
+
+
+def last_line(output: str) -> str:
+    """Return the last line that a program has printed; empty if it has printed nothing."""
+    return (output.strip().splitlines() or [""])[-1]
 
 
 def is_disk_full(error: BaseException) -> bool:

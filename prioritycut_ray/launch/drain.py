@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, last_line
 from prioritycut_ray.ray_cluster.compat import IDLE_PROCESSES
 from prioritycut_ray.ray_cluster.session import knock
 
@@ -46,8 +46,8 @@ def _drain_node(seconds: float) -> None:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"the Ray cluster did not answer within {_ANSWER_SECONDS} s") from error
     if result.returncode != 0:
-        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise UserError(f"cannot drain this Ray node: {lines[-1]}")
+        reason = last_line(result.stderr) or f"exit code {result.returncode}"
+        raise UserError(f"cannot drain this Ray node: {reason}")
 
 
 def busy_workers() -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from braceexpand import braceexpand
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, reason_of
 from prioritycut_ray.packing.duplicates import each_once
 from prioritycut_ray.packing.entries import (
     VIDEO_EXTENSIONS,
@@ -210,8 +210,7 @@ def _local_or_not(source: str, name: str) -> Entry | Rejected:
     except (OSError, ValueError) as error:
         if os.path.islink(source):
             return Rejected(printable(source), "is a broken link")
-        reason = getattr(error, "strerror", None) or str(error)
-        return Rejected(printable(source), reason)
+        return Rejected(printable(source), reason_of(error))
     if not stat.S_ISREG(state.st_mode):
         kind = "a folder" if stat.S_ISDIR(state.st_mode) else "not a regular file"
         return Rejected(printable(source), f"is {kind}")
@@ -243,7 +242,7 @@ def _expand_url(url: str) -> _Listing:
     except UserError:
         raise
     except Exception as error:  # Each file system has errors of its own.
-        raise UserError(f"{url}: cannot be read ({printable(str(error))})") from error
+        raise UserError(f"{url}: cannot be read ({printable(reason_of(error))})") from error
     raise UserError(f"{url}: does not exist; name a video, folder, glob or manifest")
 
 
@@ -318,4 +317,4 @@ def _named_entry(manifest: str, file: str) -> Entry | Rejected:
     except FileNotFoundError:
         return Rejected(printable(file), "No such file or directory")
     except (UserError, OSError) as error:
-        return Rejected(printable(file), f"cannot be read ({printable(str(error))})")
+        return Rejected(printable(file), f"cannot be read ({printable(reason_of(error))})")

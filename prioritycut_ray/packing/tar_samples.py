@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from webdataset.tariterators import base_plus_ext
 
 from prioritycut_ray.data.shards import unread_rest
+from prioritycut_ray.errors import reason_of
 from prioritycut_ray.packing.entries import (
     VIDEO_EXTENSIONS,
     Entry,
@@ -47,7 +48,7 @@ def read_samples(shard: Entry) -> list[Entry | Rejected]:
         reason = getattr(error, "strerror", None) or "is not a tar archive"
         return [Rejected(shown, reason)]
     except Exception as error:  # A strange file must not end the run, whatever it triggers.
-        result.append(Rejected(shown, f"is a damaged tar ({printable(str(error))})"))
+        result.append(Rejected(shown, f"is a damaged tar ({printable(reason_of(error))})"))
     for key, sample in samples.items():
         if sample.video is None:
             result.append(Rejected(f"{shown}/{printable(key)}", "has no video beside its JSON"))

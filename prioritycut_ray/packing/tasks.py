@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
+from prioritycut_ray.errors import describe
 from prioritycut_ray.packing.clips import Outcome, Recipe, make_part, write_part
 from prioritycut_ray.packing.entries import Entry, printable
 from prioritycut_ray.ray_cluster.session import start_ray
@@ -38,7 +39,7 @@ def make_part_within(seconds: int, entry: Entry, recipe: Recipe) -> bytes:
     except VideoError as error:
         return write_part(Outcome(rejected=error.reason))
     except Exception as error:  # A strange file must not end the run, whatever it triggers.
-        return _failure(f"cannot be packed ({type(error).__name__}: {printable(str(error))})")
+        return _failure(f"cannot be packed ({printable(describe(error))})")
     finally:
         signal.alarm(0)
 

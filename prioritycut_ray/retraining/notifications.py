@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from prioritycut_ray.errors import last_line
 from prioritycut_ray.metrics.aggregate import Estimate
 from prioritycut_ray.retraining.comparison import Comparison
 from prioritycut_ray.retraining.gate import Verdict
@@ -101,7 +102,7 @@ def run_command(command: str, report: RetrainReport) -> str:
         return f"command {command!r} did not end within {_TIMEOUT_S:g} s"
     if done.returncode == 0:
         return ""
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    last = last_line(done.stderr) or "no message"
     return f"command {command!r} failed with exit code {done.returncode}: {last}"
 
 

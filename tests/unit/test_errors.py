@@ -40,9 +40,10 @@ def test_an_error_is_described_on_one_line(error: Exception, line: str) -> None:
     assert describe(error) == line
 
 
-def test_the_reason_of_a_system_error_leaves_out_the_path() -> None:
+def test_the_reason_of_an_error_leaves_out_its_path_and_its_type() -> None:
     assert reason_of(FileNotFoundError(errno.ENOENT, "No such file", "/a")) == "No such file"
-    assert reason_of(ValueError("bad")) == "ValueError: bad"
+    assert reason_of(ValueError("bad")) == "bad"
+    assert reason_of(ValueError()) == "ValueError"
 
 
 @pytest.mark.parametrize(
