@@ -38,8 +38,8 @@ from prioritycut_ray.data.shards import (
     read_index,
 )
 from prioritycut_ray.data.stream import Batch, FramePairs, batches, two_frames
-from prioritycut_ray.video.decoding import DECODERS, read_all
 from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.random_access import DECODERS, read_all
 from prioritycut_ray.video.source import Frame
 
 PARTS = ("speed", "start", "memory", "encoding")

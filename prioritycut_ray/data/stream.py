@@ -31,7 +31,7 @@ from prioritycut_ray.data.shards import (
     were_seen,
 )
 from prioritycut_ray.errors import DataError, UserError
-from prioritycut_ray.video.decoding import DEFAULT_DECODER, check_decoder, read_frames
+from prioritycut_ray.video.random_access import DEFAULT_DECODER, check_decoder, read_frames
 from prioritycut_ray.video.source import VideoError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from prioritycut_ray.evaluation.summary import (
 )
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.runs.locate import local_copy, locate_checkpoint, read_config
-from prioritycut_ray.video.decoding import decoder_version
+from prioritycut_ray.video.random_access import decoder_version
 
 OnClip = Callable[[int, int, str], None]
 """Called after each clip with the number of clips done, the total, and the clip's key."""

@@ -28,7 +28,7 @@ from prioritycut_ray.precision import float32_products
 from prioritycut_ray.runs.locate import local_copy
 from prioritycut_ray.runs.manifest import MANIFEST
 from prioritycut_ray.training.checkpoint import load_animator
-from prioritycut_ray.video.decoding import read_all
+from prioritycut_ray.video.random_access import read_all
 from prioritycut_ray.visualize import to_uint8
 
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]

@@ -17,8 +17,8 @@ from prioritycut_ray.inference.animate import default_device, reconstruct
 from prioritycut_ray.inference.mask import example_mask
 from prioritycut_ray.precision import float32_products
 from prioritycut_ray.training.checkpoint import load_animator
-from prioritycut_ray.video.decoding import read_all
 from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.random_access import read_all
 from prioritycut_ray.visualize import Panel, method_columns, review_panel, stack
 
 SHOWN = 3

@@ -17,8 +17,8 @@ from prioritycut_ray.data.shards import read_clip, read_index
 from prioritycut_ray.errors import describe
 from prioritycut_ray.ray_cluster.compat import node_memory, session_folder
 from prioritycut_ray.storage.probe import NOT_SHARED, SHARE, check_writable, has_marker
-from prioritycut_ray.video.decoding import read_frames
 from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.random_access import read_frames
 
 PACKAGES = (
     "prioritycut_ray",

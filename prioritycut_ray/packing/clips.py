@@ -33,9 +33,10 @@ from prioritycut_ray.packing.scenes import (
 )
 from prioritycut_ray.storage.paths import is_url
 from prioritycut_ray.video.boxes import Box
-from prioritycut_ray.video.decoding import VideoInfo, frames_upright, probe, read_frames
+from prioritycut_ray.video.decoding import VideoInfo, frames_upright, probe
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import center_square, resize
+from prioritycut_ray.video.random_access import read_frames
 from prioritycut_ray.video.remux import copy_stream
 from prioritycut_ray.video.source import Source, VideoError
 

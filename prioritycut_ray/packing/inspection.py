@@ -29,7 +29,8 @@ from prioritycut_ray.data.shards import (
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.workspace import FOLDER_NAME, REJECTED_NAME
 from prioritycut_ray.storage.filesystem import filesystem
-from prioritycut_ray.video.decoding import frames_upright, read_frames
+from prioritycut_ray.video.decoding import frames_upright
+from prioritycut_ray.video.random_access import read_frames
 from prioritycut_ray.video.source import Frame, VideoError
 
 FRAMES_SHOWN = 6

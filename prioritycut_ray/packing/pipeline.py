@@ -31,7 +31,7 @@ from prioritycut_ray.packing.tasks import make_parts
 from prioritycut_ray.packing.workspace import REJECTED_NAME, Workspace
 from prioritycut_ray.storage.filesystem import filesystem
 from prioritycut_ray.storage.paths import absolute
-from prioritycut_ray.video.decoding import check_size
+from prioritycut_ray.video.random_access import check_size
 
 # As long as VoxCeleb's clips are usually cut: 34 s at 30 fps.
 MAX_FRAMES = 1024

@@ -1,1 +1,1 @@
-"""Videos and pictures in and out of files; the only package that imports a video library."""
+"""Read and write videos and pictures; no other package imports a video library."""

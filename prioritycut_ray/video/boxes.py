@@ -1,4 +1,4 @@
-"""Rectangles of a frame, and the square that a model sees."""
+"""Boxes in a frame, and the square that a model sees."""
 
 from typing import Literal, NamedTuple
 
@@ -9,7 +9,7 @@ from prioritycut_ray.errors import UserError
 
 
 class Box(NamedTuple):
-    """A part of the upright frame, in pixels; right and bottom are outside of it."""
+    """A part of the upright frame, in pixels, without its right and bottom edges."""
 
     left: int
     top: int
@@ -33,20 +33,22 @@ def parse_crop(text: str) -> Crop:
     except ValueError:
         left = top = right = bottom = 0
     if not (0 <= left < right and 0 <= top < bottom):
-        raise UserError(f"{text!r} is no crop: give auto, none, or LEFT,TOP,RIGHT,BOTTOM in pixels")
+        raise UserError(
+            f"{text!r} is not a valid crop: use auto, none, or LEFT,TOP,RIGHT,BOTTOM in pixels"
+        )
     return Box(left, top, right, bottom)
 
 
 def box_of(
     crop: Crop, width: int, height: int, motion: NDArray[np.float64] | None = None, name: str = ""
 ) -> Box:
-    """The part of a picture that the model sees; a square but for ``none``.
+    """Return the part of a picture that the model sees: a square, except for ``none``.
 
     Args:
-        crop: what is asked for.
+        crop: the requested crop.
         width: of the picture, in pixels.
         height: of the picture, in pixels.
-        motion: of a video, see :class:`Footage`.
+        motion: how much moves in each part of a video, ``[rows, columns]``; ``auto`` follows it.
         name: of the file, for errors.
 
     Raises:
@@ -71,9 +73,14 @@ def box_of(
 
 
 def _most(profile: NDArray[np.float64] | None, share: float, room: int) -> int:
-    """Where a window over a share of a profile holds most of it, in pixels of its room to slide.
+    """Return the offset of a window at which it covers most of a profile.
 
-    Of places that hold the same to a hundredth, the one nearest to the centre.
+    Among offsets within a hundredth of the maximum, the one nearest to the centre is chosen.
+
+    Args:
+        profile: amounts along an axis; None means uniform.
+        share: length of the window, as a share of the profile.
+        room: pixels by which the window can slide.
     """
     if profile is None or not profile.any():
         return room // 2

@@ -1,29 +1,19 @@
-"""Frames in and out of files: the only module that knows a video library.
+"""Decode any video or picture, by PyAV, as a viewer would show it.
 
-Two jobs. PyAV reads what people bring (:func:`frames_upright`): it meets every container, rotation
-and pixel shape, and says so when a file is damaged. decord, or PyAV where there is no decord, reads
-what this project wrote itself (:func:`read_frames`): small upright clips with a short GOP, of which
-it finds single frames exactly.
-
-Frames are RGB ``uint8 [H, W, 3]`` in 0..255, upright, with square pixels.
+PyAV handles every container, rotation and pixel shape, and reports damage. Frames are RGB
+``uint8 [H, W, 3]`` in 0..255, upright, with square pixels.
 """
 
-import importlib.util
 import io
-import itertools
 import os
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-import av.filter
 import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
@@ -34,10 +24,8 @@ from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
 from PIL import Image
 
-from prioritycut_ray.errors import UserError
 from prioritycut_ray.video.images import (
     Picture,
-    TimedFrame,
     is_picture_file,
     on_black,
     picture_frames,
@@ -45,46 +33,44 @@ from prioritycut_ray.video.images import (
     scaled,
 )
 from prioritycut_ray.video.source import (
-    SIZE_STEP,
     TOO_LARGE,
     Frame,
     Source,
+    TimedFrame,
     VideoError,
     check_pixels,
     check_regular,
+    message_of,
     name_of,
-    said,
 )
 
-# Far beyond any screen: a broken aspect ratio must not ask for gigabytes a frame.
+# Far beyond any screen: a broken aspect ratio must not ask for gigabytes per frame.
 LARGEST_SIDE = 16384
-# Formats whose index lists every frame, edit lists applied.
-INDEXED_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
+# Formats whose index lists every frame after applying edit lists.
+_INDEXED_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 FALLBACK_FPS = 25.0
-# decord has no build for ARM, where all else works.
-DEFAULT_DECODER = "decord" if importlib.util.find_spec("decord") else "pyav"
-# Files that hold frames themselves: a playlist dressed up as a video must open and fetch nothing.
+# Formats that contain frames themselves: a playlist disguised as a video must not fetch anything.
 _FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,nut,mxf,ivf,"
     "h264,hevc,av1,obu,m4v,mjpeg,dv,rm,swf,wtv"
 )
 _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-# Streams that are not videos of their own: cover art, chapter pictures, tiles.
+# Streams that are not videos: cover art, chapter pictures, tiles.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
 _UNSPECIFIED = 2
 """FFmpeg's value for a frame that does not name its colour space."""
-_NO_VIDEO = "is no video, or is cut off before its index (nothing could be read)"
-# WebM declares no number of frames; its duration is trusted this far, as the last may be long.
-SLACK_SECONDS = 1.0
+_NO_VIDEO = "is not a video, or is cut off before its index (nothing could be read)"
+# WebM does not declare its number of frames; its duration may exceed the last frame by this much.
+_SLACK_SECONDS = 1.0
 
 
 class VideoInfo(NamedTuple):
     """What a container says about its video stream, before decoding.
 
     Attributes:
-        fps: average frames per second; 25 if the container names none.
+        fps: average frames per second; 25 if the container does not say.
         variable_rate: whether the frames are unevenly spaced in time, so that ``fps`` is nominal.
-        packets: number of frames in the file, hidden ones too, as far as it can be read.
+        packets: number of frames in the file, including hidden ones, as far as it can be read.
     """
 
     fps: float
@@ -93,7 +79,7 @@ class VideoInfo(NamedTuple):
 
 
 def frames_upright(source: Source) -> Iterator[Frame]:
-    """Decode every frame of a video, as :func:`frames_timed` does, without its time."""
+    """Decode every frame of a video like :func:`frames_timed`, without times."""
     for frame in frames_timed(source):
         yield frame.image
 
@@ -103,7 +89,7 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
 
     The display matrix (rotation and mirroring) and the pixel aspect ratio are applied, edit lists
     are respected, and gray becomes three equal channels. More than 8 bits a channel are rounded
-    to 8; HDR (PQ, HLG) keeps its code values, so it looks flat, for no tone mapping is done.
+    to 8; HDR (PQ, HLG) keeps its code values and looks flat, because it is not tone-mapped.
 
     Args:
         source: a file path, or a seekable binary file.
@@ -112,8 +98,8 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
         RGB frames ``uint8 [H, W, 3]`` with their times.
 
     Raises:
-        VideoError: if the source cannot be opened, or if it is damaged or cut off: then all
-            frames before the damage have been yielded, and the message counts them.
+        VideoError: the source cannot be opened, or it is damaged or cut off: then all frames
+            before the damage have been yielded, and the message gives their number.
     """
     if is_picture_file(source):
         yield from picture_frames(source)
@@ -136,14 +122,14 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
         except VideoError as error:
             raise VideoError(name_of(source), error.reason) from None
         except Exception as error:  # Libraries raise anything for a strange frame.
-            raise VideoError(name_of(source), _damage(decoded, said(error))) from None
+            raise VideoError(name_of(source), _damage(decoded, message_of(error))) from None
         declared = _declared_packets(container, stream)
         duration = _declared_seconds(container, stream)
-    # Packets, not frames: an edit list hides frames, and a cut may leave some undecodable.
+    # Packets, not frames: an edit list hides frames, and a cut may make some undecodable.
     if packets < declared:
         reason = _damage(decoded, f"it ends after {packets} of {declared} frames")
         raise VideoError(name_of(source), reason)
-    if seconds < duration - SLACK_SECONDS:
+    if seconds < duration - _SLACK_SECONDS:
         reason = _damage(decoded, f"it ends at {seconds:.1f} of {duration:.1f} s")
         raise VideoError(name_of(source), reason)
     if not decoded:
@@ -156,11 +142,8 @@ def probe(source: Source) -> VideoInfo:
     Args:
         source: a file path, or a seekable binary file.
 
-    Returns:
-        The average rate, whether frames come at uneven times, and how many there are.
-
     Raises:
-        VideoError: if the source cannot be opened.
+        VideoError: the source cannot be opened.
     """
     if is_picture_file(source):
         frames = [(frame.start or 0.0, frame.duration) for frame in picture_frames(source)]
@@ -184,96 +167,12 @@ def probe(source: Source) -> VideoInfo:
 
 def _is_uneven(times: Sequence[float]) -> bool:
     steps = np.diff(np.sort(times))
-    # Within a factor of 1.5: rounding to a coarse time base is no variable rate.
+    # Up to a factor of 1.5 may be rounding to a coarse time base.
     return len(steps) > 0 and bool(steps.max() > 1.5 * steps.min())
 
 
-def read_frames(
-    data: bytes, indices: Sequence[int], size: int, decoder: str = DEFAULT_DECODER
-) -> Frame:
-    """Decode chosen frames of a clip that this project wrote, exactly.
-
-    Args:
-        data: the whole video file.
-        indices: frame numbers from 0, in any order, with repeats if you like.
-        size: side of the frames in pixels, a multiple of 32; a clip of another size is resized.
-        decoder: one of :data:`DECODERS`.
-
-    Returns:
-        RGB frames ``uint8 [N, size, size, 3]``.
-
-    Raises:
-        VideoError: if the clip cannot be decoded or has no such frame.
-        UserError: if the size is no multiple of 32.
-    """
-    check_size(size)
-    return DECODERS[decoder](data, indices, size)
-
-
-def check_size(size: int) -> None:
-    """Refuse a frame size that clips cannot be decoded at.
-
-    decord 0.6 fails at some small sizes (16, 24, 48, 72, ...), but at no multiple of 32.
-
-    Raises:
-        UserError: if the size is no multiple of 32.
-    """
-    if size < SIZE_STEP or size % SIZE_STEP:
-        raise UserError(f"a frame size of {size} cannot be used: choose a multiple of {SIZE_STEP}")
-
-
-def check_decoder(decoder: str) -> None:
-    """Refuse a decoder that this machine cannot load.
-
-    Args:
-        decoder: one of :data:`DECODERS`.
-
-    Raises:
-        UserError: if decord, which has no build for ARM, cannot be imported.
-    """
-    if decoder != "decord":
-        return
-    try:
-        import decord  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"data.decoder=decord: decord cannot be imported here ({error}); set "
-            "data.decoder=pyav, which reads the same frames"
-        ) from None
-
-
-def decoder_version() -> str:
-    """Name the decoder that is used unless another is asked for, and its version."""
-    packages = {"decord": "decord", "pyav": "av"}
-    return f"{DEFAULT_DECODER} {version(packages[DEFAULT_DECODER])}"
-
-
-def read_all(data: bytes, size: int, decoder: str = DEFAULT_DECODER) -> Frame:
-    """Decode a whole clip that this project wrote.
-
-    Args:
-        data: the whole video file.
-        size: side of the frames in pixels, a multiple of 32; a clip of another size is resized.
-        decoder: one of :data:`DECODERS`.
-
-    Returns:
-        RGB frames ``uint8 [T, size, size, 3]``.
-
-    Raises:
-        VideoError: if the clip cannot be decoded.
-        UserError: if the size is no multiple of 32.
-    """
-    check_size(size)
-    return DECODERS[decoder](data, None, size)
-
-
-# ---------------------------------------------------------------------------------------------
-# PyAV
-# ---------------------------------------------------------------------------------------------
-
-
 class _Open(NamedTuple):
-    """A container, and the stream of it that is the video."""
+    """A container and its video stream."""
 
     container: InputContainer
     stream: VideoStream
@@ -281,9 +180,13 @@ class _Open(NamedTuple):
 
 @contextmanager
 def open_video(source: Source) -> Iterator[_Open]:
-    """Open a container that has a video stream."""
+    """Open a container and choose its video stream.
+
+    Raises:
+        VideoError: it cannot be opened, or has no video.
+    """
     check_regular(source)
-    # "file:" keeps FFmpeg from reading a protocol or a pattern out of a name.
+    # "file:" stops FFmpeg from interpreting a name as a protocol or a pattern.
     file: Any = f"file:{source}" if isinstance(source, str | Path) else source
     if not isinstance(source, str | Path):
         source.seek(0)
@@ -296,12 +199,12 @@ def open_video(source: Source) -> Iterator[_Open]:
 
 
 def _video_stream(source: Source, container: InputContainer) -> VideoStream:
-    """Choose the default video, or the first, past cover art and tiles."""
+    """Choose the default video, or else the first, skipping cover art and tiles."""
     if not container.streams.video:
         raise VideoError(name_of(source), "has no video stream")
     known = [stream for stream in container.streams.video if stream.codec_context is not None]
     if not known:
-        raise VideoError(name_of(source), "has no video stream of a codec that can be told")
+        raise VideoError(name_of(source), "has no video stream of a known codec")
     videos = [stream for stream in known if not stream.disposition & _BESIDE]
     if not videos:
         raise VideoError(name_of(source), "has no video, only cover art")
@@ -313,7 +216,7 @@ def _why_not_opened(source: Source, error: Exception) -> str:
     # EINVAL is how FFmpeg refuses a format that is not on the list.
     no_video = isinstance(error, av.InvalidDataError | av.EOFError | av.ArgumentError)
     if is_path and not no_video:
-        return said(error)
+        return message_of(error)
     if _size(source) == 0:
         return "is empty (0 bytes)"
     return _NO_VIDEO
@@ -337,14 +240,14 @@ def _pixel_aspect(source: Source, stream: VideoStream) -> Fraction:
 
 
 def _declared_packets(container: InputContainer, stream: VideoStream) -> int:
-    """Count the packets that a whole file would have; 0 if its container does not say."""
-    if container.format.name == INDEXED_FORMAT:
+    """Return the number of packets of the complete file; 0 if the container does not say."""
+    if container.format.name == _INDEXED_FORMAT:
         return len(stream.index_entries)
     return stream.frames
 
 
 def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """Read how long a Matroska or WebM video lasts; 0 if it does not say, or another format."""
+    """Return the duration of a Matroska or WebM video; 0 if unknown, or for another format."""
     if container.format.name != "matroska,webm":
         return 0.0
     tag = stream.metadata.get("DURATION", "")
@@ -352,7 +255,7 @@ def _declared_seconds(container: InputContainer, stream: VideoStream) -> float:
         return sum(
             float(part) * unit for part, unit in zip(clock.groups(), (3600, 60, 1), strict=True)
         )
-    # That of the whole container may be its sound's.
+    # The container's duration may be that of its sound.
     duration = container.duration if len(container.streams) == 1 else None
     return (duration or 0) / av.time_base
 
@@ -364,7 +267,7 @@ def _duration(frame: av.VideoFrame) -> float:
 
 
 def _end(packet: Any) -> float:
-    """Tell when a packet's frame ends, in seconds; 0 if it has no time."""
+    """Return the time at which a packet's frame ends, in seconds; 0 if it has no time."""
     if packet.pts is None or packet.time_base is None:
         return 0.0
     return float((packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -383,13 +286,15 @@ def _rgb(frame: av.VideoFrame) -> Frame:
     try:
         image = frame.reformat(format=form, src_colorspace=guessed_colours(frame)).to_ndarray()
     except av.FFmpegError as error:
-        reason = f"has colours that cannot be converted (matrix {frame.colorspace}): {said(error)}"
+        reason = (
+            f"has colours that cannot be converted (matrix {frame.colorspace}): {message_of(error)}"
+        )
         raise VideoError("video", reason) from None
     return np.array(on_black(Image.fromarray(image))) if has_alpha else np.asarray(image)
 
 
 def guessed_colours(frame: av.VideoFrame) -> Colorspace | None:
-    """The colour space that players assume for HD frames without one; None for all others."""
+    """Return the colour space that players assume for HD frames without one; None for others."""
     if frame.format.is_rgb or frame.colorspace != _UNSPECIFIED:
         return None
     return Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else None
@@ -408,9 +313,9 @@ def _decoder(stream: VideoStream) -> VideoCodecContext:
 
 
 def _accept_all_side_data() -> None:
-    """Let PyAV read frames with side data that it does not know, such as Exif.
+    """Make PyAV accept frames with side data unknown to it, such as Exif.
 
-    Otherwise it raises for all side data of such a frame, including the display matrix.
+    Otherwise it raises for any side data of such a frame, including the display matrix.
     """
 
     def unnamed(cls: Any, value: int) -> Any:
@@ -434,110 +339,14 @@ def _turned(image: Frame, matrix: NDArray[np.int32]) -> Frame:
 
 
 # ---------------------------------------------------------------------------------------------
-# Frames of our own clips: any of two libraries
+# Pictures
 # ---------------------------------------------------------------------------------------------
-
-
-def _by_decord(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
-    """Decode chosen frames, or all: ``uint8 [N, size, size, 3]``."""
-    import decord
-
-    _check_mp4(data)
-    try:
-        # Opened anew each time: a shared reader aborts, and one inherited over a fork hangs.
-        reader = decord.VideoReader(io.BytesIO(data), decord.cpu(0), size, size, num_threads=1)
-        chosen = _existing(indices, len(reader))
-        frames: Frame = reader.get_batch(chosen).asnumpy()
-    except (RuntimeError, decord.DECORDError):
-        # Its own message may quote the bytes of the file.
-        raise VideoError("clip", "cannot be decoded: the data is damaged") from None
-    return frames
-
-
-def _by_pyav(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
-    """Decode chosen frames, or all: ``uint8 [N, size, size, 3]``."""
-    _check_mp4(data)
-    images: dict[int, Frame] = {}
-    try:
-        with open_video(io.BytesIO(data)) as (container, stream):
-            stream.codec_context.thread_count = 1  # Loader workers are the parallelism.
-            packets = [
-                (packet.pts, packet.is_keyframe)
-                for packet in container.demux(stream)
-                if packet.pts is not None
-            ]
-            times = sorted(time for time, _ in packets)
-            keys = sorted(time for time, is_key in packets if is_key)
-            wanted = [times[index] for index in _existing(indices, len(times))]
-            # One way from a key frame serves all that depend on it.
-            for _, group in itertools.groupby(sorted(set(wanted)), partial(bisect_right, keys)):
-                images |= _images_of(container, stream, list(group), size)
-            return np.stack([images[time] for time in wanted])
-    except (av.FFmpegError, OSError, KeyError, IndexError):
-        raise VideoError("clip", "cannot be decoded: the data is damaged") from None
-
-
-DECODERS: dict[str, Callable[[bytes, Sequence[int] | None, int], Frame]] = {
-    "decord": _by_decord,
-    "pyav": _by_pyav,
-}
-"""What reads frames of our own clips: ``(data, indices or None for all, size)`` to frames."""
-
-
-def _images_of(
-    container: InputContainer, stream: VideoStream, times: Sequence[int], size: int
-) -> dict[int, Frame]:
-    """Decode frames between two key frames, given their times in order."""
-    container.seek(times[0], stream=stream)
-    images: dict[int, Frame] = {}
-    resized = None if (stream.width, stream.height) == (size, size) else _resizer(stream, size)
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise VideoError("clip", "cannot be decoded: the data is damaged")
-        if frame.pts is not None and frame.pts in times:
-            shown = frame if resized is None else resized(frame)
-            images[frame.pts] = np.asarray(shown.to_ndarray(format="rgb24"), np.uint8)
-        if len(images) == len(times):
-            break
-    return images
-
-
-def _resizer(stream: VideoStream, size: int) -> Callable[[av.VideoFrame], av.VideoFrame]:
-    """Scale as decord does, to the bit: by FFmpeg's filter, in one step with the change to RGB."""
-    graph = av.filter.Graph()
-    steps = [
-        graph.add_buffer(template=stream),
-        graph.add("scale", f"{size}:{size}:flags=bilinear"),
-        graph.add("format", "rgb24"),
-        graph.add("buffersink"),
-    ]
-    graph.link_nodes(*steps).configure()
-
-    def resized(frame: av.VideoFrame) -> av.VideoFrame:
-        graph.vpush(frame)
-        return graph.vpull()
-
-    return resized
-
-
-def _check_mp4(data: bytes) -> None:
-    # decord would print what it cannot open: the whole file.
-    if data[4:8] != b"ftyp":
-        raise VideoError("clip", "cannot be decoded: it is no mp4")
-
-
-def _existing(indices: Sequence[int] | None, frames: int) -> Sequence[int]:
-    if indices is None:
-        return range(frames)
-    if wrong := [index for index in indices if not 0 <= index < frames]:
-        raise VideoError("clip", f"has {frames} frames, none numbered {wrong[0]}")
-    return indices
 
 
 def read_picture(path: str | Path, most_pixels: int = TOO_LARGE) -> Picture:
     """Read a picture: an image file, or the first frame of a video.
 
-    The whole picture is read, never a tile, thumbnail or layer of it. Exif orientation and embedded
+    The whole picture is read, never a tile, thumbnail or layer. Exif orientation and embedded
     colour profiles are applied, transparent parts become black, gray becomes three equal channels,
     and more than 8 bits a channel are scaled. More than 100 megapixels are reduced.
 
@@ -546,8 +355,8 @@ def read_picture(path: str | Path, most_pixels: int = TOO_LARGE) -> Picture:
         most_pixels: a larger picture is refused.
 
     Raises:
-        VideoError: if it is neither, is damaged or too large, or its whole picture or its white
-            level cannot be determined.
+        VideoError: it is neither, is damaged or too large, or its whole picture or its white level
+            cannot be determined.
     """
     picture = read_picture_file(path, most_pixels)
     if picture is None:

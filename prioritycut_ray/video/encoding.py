@@ -1,4 +1,4 @@
-"""Frames and sound → an mp4 file."""
+"""Encode frames and sound as an mp4 file."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-import av.filter
 import numpy as np
 from av.audio import AudioStream
 from av.container import OutputContainer
@@ -16,14 +15,14 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage.atomic import write_atomically
-from prioritycut_ray.video.sound import AAC_SAMPLES, SOUND_RATE, Sound, sound_in_step
+from prioritycut_ray.video.sound import SOUND_RATE, Sound, sound_in_step
 from prioritycut_ray.video.source import Frame, Source
 
 TICK = Fraction(1, 90_000)
-"""Unit of times that are written, in seconds."""
-
-
-# The muxer keeps packets until those of the other streams are there, however late they come.
+"""Unit of the times in a file, in seconds."""
+AAC_SAMPLES = 1024
+"""Samples in an AAC frame."""
+# The muxer keeps packets until those of the other streams arrive, however late that is.
 _MP4_OPTIONS = {"movflags": "+faststart", "max_interleave_delta": "0"}
 
 
@@ -31,8 +30,8 @@ class Timing(NamedTuple):
     """When the frames of a video are shown.
 
     Attributes:
-        starts: seconds of each frame since the first, growing.
-        end: when the last one ends.
+        starts: time of each frame in seconds since the first, ascending.
+        end: time at which the last frame ends.
     """
 
     starts: Sequence[float]
@@ -49,25 +48,25 @@ def write_video(
     timing: Timing | None = None,
     sound: Sound | None = None,
 ) -> int:
-    """Encode frames as H.264 in an mp4 that starts to play before it is whole.
+    """Encode frames as H.264 in an mp4 with its index first.
 
-    Only the encoded bytes are held, so the frames may come from a generator. The same frames give
-    the same bytes. A file appears under its name only when it is complete.
+    Only the encoded bytes are held in memory, so the frames may come from a generator. The same
+    frames give the same bytes. A file appears under its name only when it is complete.
 
     Args:
         target: a file path, or a binary file open for writing.
         frames: RGB frames ``uint8 [H, W, 3]``, all of one even size.
-        fps: frames per second, more than 0; rounded to a fraction over at most 1001.
-        gop: distance of key frames; what a reader decodes at most to reach one frame.
-        crf: 0 (lossless but for colour) to 51; 18 is hard to tell from the original.
-        timing: of exactly these frames, to 1/90000 s; evenly at ``fps`` if not given.
-        sound: goes along as AAC; where it is damaged it ends.
+        fps: frames per second, more than 0; rounded to a fraction with denominator 1001 or less.
+        gop: distance between key frames: the most that a reader must decode to reach a frame.
+        crf: 0 (lossless except for colour) to 51; 18 is hard to tell from the original.
+        timing: of exactly these frames, in units of 1/90000 s; by default evenly at ``fps``.
+        sound: encoded as AAC; it ends where it is damaged.
 
     Returns:
         The number of frames.
 
     Raises:
-        UserError: if a side is odd, sizes differ, there are no frames, or the rate is not above 0.
+        UserError: a side is odd, sizes differ, there are no frames, or the rate is not positive.
     """
     if not 0 < fps < float("inf"):
         raise UserError(f"cannot write a video at {fps} fps: choose a rate above 0")
@@ -82,8 +81,8 @@ def write_video(
 
 
 def open_mp4(target: io.BytesIO) -> OutputContainer:
-    """Begin an mp4 that starts to play before it is whole."""
-    # To move the index to the front the muxer opens its own output again, for reading.
+    """Open an mp4 for writing, with its index first."""
+    # To move the index to the front, the muxer opens its own output again for reading.
     reopen = lambda url, flags, options: io.BytesIO(target.getvalue())  # noqa: E731
     return av.open(target, "w", format="mp4", options=_MP4_OPTIONS, io_open=reopen)
 
@@ -97,12 +96,12 @@ def _encode(
     timing: Timing | None,
     sound: Sound | None,
 ) -> int:
-    """Encode into memory: see :func:`write_video`."""
+    """Encode into memory, see :func:`write_video`."""
     with open_mp4(target) as container:
-        # x264 is otherwise not quite repeatable: its fastest code rounds differently with the
-        # processor, and even with where its buffers happen to lie. Nor may cores matter.
+        # Otherwise x264 is not reproducible: its fastest code rounds differently depending on the
+        # processor and even on the addresses of its buffers. The number of cores matters too.
         quality = {"crf": str(crf), "x264-params": "cpu-independent=1"}
-        # Half the time to decode for a quarter more bytes: no deblocking, no CABAC, no B-frames.
+        # Halves decoding time for a quarter more bytes: no deblocking, CABAC or B-frames.
         quick = {"tune": "fastdecode", "bf": "0"}
         stream = container.add_stream("libx264", rate=rate, options=quality | quick)
         codec = stream.codec_context
@@ -139,7 +138,7 @@ def _encode(
 
 
 def _mux_timed(container: OutputContainer, packets: list[Any], timing: Timing | None) -> None:
-    """The encoder thinks that the last frame lasts as long as the mean one."""
+    """Mux packets; the encoder assumes that the last frame lasts as long as the average one."""
     for packet in packets:
         if timing is not None and packet.pts == _ticks(timing, len(timing.starts) - 1):
             packet.duration = _ticks(timing, len(timing.starts)) - packet.pts
@@ -147,13 +146,13 @@ def _mux_timed(container: OutputContainer, packets: list[Any], timing: Timing | 
 
 
 def _ticks(timing: Timing, frame: int) -> int:
-    """When a frame starts, or the one before it ends."""
+    """Return when a frame starts, or, past the last frame, when that ends."""
     seconds = timing.starts[frame] if frame < len(timing.starts) else timing.end
     return round(seconds / TICK)
 
 
 def _mux_sound(container: OutputContainer, track: AudioStream, sound: Sound) -> None:
-    """Encode a sound for as long as there are pictures; the muxer interleaves it."""
+    """Encode a sound for the duration of the pictures; the muxer interleaves it."""
     waiting, written = np.zeros((2, 0), np.float32), 0
     for piece in chain(sound_in_step(sound), [None]):
         if piece is not None:
@@ -169,6 +168,4 @@ def _mux_sound(container: OutputContainer, track: AudioStream, sound: Sound) -> 
 
 def _check_even(shape: tuple[int, ...]) -> None:
     if shape[0] % 2 or shape[1] % 2:
-        raise UserError(
-            f"cannot write a video of {shape[1]}x{shape[0]}: choose even sides, H.264 needs them"
-        )
+        raise UserError(f"cannot write a video of {shape[1]}x{shape[0]}: H.264 requires even sides")

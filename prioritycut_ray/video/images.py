@@ -1,6 +1,6 @@
-"""Pictures that people bring, by Pillow: whole, upright, opaque, 8 bits a channel.
+"""Pictures, by Pillow: read whole, upright, opaque, with 8 bits a channel; and resized.
 
-A file may hold tiles, layers, thumbnails or several pictures: its main picture is read whole, or
+A file may contain tiles, layers, thumbnails or several pictures: its main picture is read whole, or
 the file is refused. Animated pictures (GIF, WebP, APNG, AVIF) are read like videos.
 """
 
@@ -22,25 +22,26 @@ from PIL.Image import Transpose
 from prioritycut_ray.video.source import (
     Frame,
     Source,
+    TimedFrame,
     VideoError,
     check_pixels,
     check_regular,
+    message_of,
     name_of,
-    said,
 )
 
 pillow_heif.register_heif_opener()
 
 LARGEST = 100_000_000
-"""Pixels of a picture; a larger one is reduced."""
-# Formats that Pillow only recognises, or passes to another program.
+"""Maximum number of pixels of a picture; a larger one is reduced."""
+# Formats that Pillow only recognises, or hands to another program.
 _NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # Still pictures in mp4-like containers: FFmpeg would show a tile, a thumbnail or a preview.
 _STILL_BRANDS = {
     *(b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"miaf", b"avif", b"avis"),
     *(b"jxl ", b"jp2 ", b"jpx ", b"crx "),
 }
-# Seconds: browsers show frames that ask for at most the former for the latter.
+# Seconds: browsers show frames of at most the former duration for the latter.
 _TOO_SHORT, _USUAL = 0.01, 0.1
 _ORIENTATION = 0x0112
 _TRANSPOSED = {
@@ -52,14 +53,14 @@ _TRANSPOSED = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its Exif orientation."""
+"""The transposition that turns a picture upright, by its Exif orientation."""
 _NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _PHOTOMETRIC, _DNG_VERSION = 254, 258, 262, 50706
 _filters = threading.Lock()
-"""Held while Pillow's limit and Python's warnings, which all threads share, are changed."""
+"""Held while Pillow's limit and Python's warnings are changed: all threads share them."""
 
 
 class _Unfit(Exception):
-    """Why a picture cannot be used."""
+    """Raised when a picture cannot be used; the message says why."""
 
 
 class Picture(NamedTuple):
@@ -67,8 +68,8 @@ class Picture(NamedTuple):
 
     Attributes:
         image: RGB ``uint8 [H, W, 3]``.
-        width: of the file's picture in pixels; more than W if ``image`` is reduced.
-        height: of the file's picture in pixels; more than H if ``image`` is reduced.
+        width: of the picture in the file, in pixels; more than W if ``image`` is reduced.
+        height: of the picture in the file, in pixels; more than H if ``image`` is reduced.
     """
 
     image: Frame
@@ -76,22 +77,8 @@ class Picture(NamedTuple):
     height: int
 
 
-class TimedFrame(NamedTuple):
-    """A frame and when it is shown.
-
-    Attributes:
-        image: RGB ``uint8 [H, W, 3]``.
-        start: seconds, counted as the file counts them; None if it does not.
-        duration: seconds; 0 if unknown.
-    """
-
-    image: Frame
-    start: float | None
-    duration: float
-
-
 def read_picture_file(source: Source, most_pixels: int) -> Picture | None:
-    """Read the main picture of a file; None if Pillow does not know the file: it may be a video.
+    """Read the main picture of a file; None if Pillow does not know its format: it may be a video.
 
     Raises:
         VideoError: the picture is damaged or too large, or its white level is unknown.
@@ -103,7 +90,7 @@ def read_picture_file(source: Source, most_pixels: int) -> Picture | None:
         width, height = image.size
         check_pixels(source, width, height, most_pixels)
         if width * height > LARGEST:
-            # A JPEG is decoded at a half, a quarter or an eighth of its size at once.
+            # A JPEG can be decoded directly at a half, a quarter or an eighth of its size.
             side = math.sqrt(LARGEST / (width * height)) / 2
             image.draft(None, (int(side * width), int(side * height)))
         with _lenient():
@@ -111,7 +98,7 @@ def read_picture_file(source: Source, most_pixels: int) -> Picture | None:
         shown = _rgb(image)
         if (factor := math.ceil(math.sqrt(shown.width * shown.height / LARGEST))) > 1:
             shown = shown.reduce(factor)
-        # Of a TIFF, loading has turned it already.
+        # Loading a TIFF has turned it already.
         turn = _TRANSPOSED.get(_orientation(image))
         if turn is not None:
             shown = shown.transpose(turn)
@@ -126,7 +113,7 @@ def read_picture_file(source: Source, most_pixels: int) -> Picture | None:
 
 
 def is_picture_file(source: Source) -> bool:
-    """Whether a file, by its first bytes, is a picture that FFmpeg must not read."""
+    """Return whether a file, by its first bytes, is a picture that FFmpeg must not read."""
     check_regular(source)
     head = _head(source)
     return (
@@ -141,8 +128,8 @@ def picture_frames(source: Source) -> Iterator[TimedFrame]:
     """Read the frames of an animated picture, or the only one of a still picture.
 
     Raises:
-        VideoError: it cannot be opened, or is damaged: then all frames before the damage have been
-            yielded, and the message counts them.
+        VideoError: it cannot be opened, or it is damaged: then all frames before the damage have
+            been yielded, and the message gives their number.
     """
     number, start = 0, 0.0
     try:
@@ -167,13 +154,13 @@ def picture_frames(source: Source) -> Iterator[TimedFrame]:
 
 
 def _animation_pages(image: Image.Image) -> range:
-    # The default picture of an APNG may be for viewers that show no animations.
+    # The default picture of an APNG may be meant for viewers without animation.
     first = int(bool(image.info.get("default_image")))
     return range(first, getattr(image, "n_frames", 1))
 
 
 def on_black(image: Image.Image) -> Image.Image:
-    """Composite an RGBA picture on black, the background of everything transparent."""
+    """Composite an RGBA picture on black."""
     black = Image.new("RGBA", image.size, (0, 0, 0, 255))
     return Image.alpha_composite(black, image).convert("RGB")
 
@@ -185,7 +172,7 @@ def on_black(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _opened(source: Source) -> Iterator[Image.Image | None]:
-    """Open a picture; None if Pillow does not know it. Every failure becomes a VideoError."""
+    """Open a picture; None if Pillow does not know its format. Any failure becomes a VideoError."""
     check_regular(source)
     try:
         image = _identified(source)
@@ -199,7 +186,7 @@ def _opened(source: Source) -> Iterator[Image.Image | None]:
     except _Unfit as error:
         raise VideoError(name_of(source), str(error)) from None
     except Exception as error:  # Each of Pillow's formats has errors of its own.
-        reason = getattr(error, "strerror", None) or f"is damaged or cut off: {said(error)}"
+        reason = getattr(error, "strerror", None) or f"is damaged or cut off: {message_of(error)}"
         raise VideoError(name_of(source), reason) from None
 
 
@@ -220,9 +207,9 @@ def _identified(source: Source) -> Image.Image | None:
 
 @contextmanager
 def _lenient() -> Iterator[None]:
-    """Silence Pillow's warnings of odd metadata, and lift its limit of 179 megapixels.
+    """Silence Pillow's warnings about odd metadata, and lift its limit of 179 megapixels.
 
-    Cameras take larger pictures, which Pillow calls attacks; TOO_LARGE is the limit here.
+    Cameras take larger pictures, which Pillow takes for attacks; TOO_LARGE is the limit here.
     """
     with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -239,7 +226,7 @@ def _formats() -> list[str]:
 
 
 def _head(source: Source) -> bytes:
-    """Read the first bytes; none of what cannot be opened, as is told when it is opened."""
+    """Read the first bytes; none if the file cannot be opened, which is reported later."""
     if isinstance(source, str | Path):
         try:
             with open(source, "rb") as file:
@@ -251,10 +238,10 @@ def _head(source: Source) -> bytes:
 
 
 def _choose_page(image: Image.Image) -> None:
-    """Seek to the whole picture of a TIFF, past previews; refuse files without one.
+    """Seek to the main picture of a TIFF, past previews; refuse files without one.
 
     Raises:
-        _Unfit: Pillow would show something else than the file's picture.
+        _Unfit: Pillow would show something other than the main picture.
     """
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
@@ -274,7 +261,7 @@ def _choose_page(image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # Damaged Exif: as viewers do, take the picture as it is.
+    except Exception:  # Damaged Exif: take the picture as it is, like viewers do.
         return 1
 
 
@@ -330,7 +317,7 @@ def _bits(image: Image.Image) -> int:
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:
-    """Convert colours by the embedded profile, as viewers do; a broken profile is ignored."""
+    """Apply the embedded colour profile, like viewers do; a broken profile is ignored."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
@@ -348,7 +335,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
 
 
 def center_square(frame: Frame) -> Frame:
-    """Cut the largest centred square out of a frame: ``[H, W, 3]`` to ``[S, S, 3]``, a view."""
+    """Crop the largest centred square of a frame: ``[H, W, 3]`` to ``[S, S, 3]``, a view."""
     height, width = frame.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -361,8 +348,8 @@ def resize(frame: Frame, size: int) -> Frame:
 
 
 def scaled(image: Frame, width: int, height: int) -> Frame:
-    """An image resampled (Lanczos) to another size."""
+    """Scale an image to another size with an antialiased Lanczos filter."""
     if image.shape[:2] == (height, width):
         return image
     scaled = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
-    return np.array(scaled)  # torch wants arrays that may be written to
+    return np.array(scaled)  # torch needs writable arrays

@@ -1,35 +1,27 @@
-"""A video stream as it is, in a container of its own: nothing is decoded or encoded."""
+"""Copy a video stream into an mp4 of its own without encoding it again."""
 
 import io
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
-import av.filter
 import numpy as np
 from av.container import InputContainer
 from av.video import VideoStream
 
 from prioritycut_ray.video.decoding import guessed_colours, open_video
 from prioritycut_ray.video.encoding import open_mp4
-from prioritycut_ray.video.images import (
-    is_picture_file,
-)
-from prioritycut_ray.video.source import (
-    Source,
-    VideoError,
-    name_of,
-    said,
-)
+from prioritycut_ray.video.images import is_picture_file
+from prioritycut_ray.video.source import Source, VideoError, message_of, name_of
 
 
 class Copied(NamedTuple):
     """A video stream in an mp4 of its own.
 
     Attributes:
-        data: the whole mp4; it starts to play before it is whole.
+        data: the whole mp4, with its index first.
         frames: number of frames.
-        key_distance: frames from one key frame to the next, at most.
+        key_distance: maximum number of frames from one key frame to the next.
     """
 
     data: bytes
@@ -38,14 +30,14 @@ class Copied(NamedTuple):
 
 
 def copy_stream(source: Source, size: int) -> Copied:
-    """Move a video stream into an mp4 of its own, without encoding it again.
+    """Copy a video stream into an mp4 of its own, without encoding it again.
 
     Args:
-        source: a file path, or a seekable binary file, that decodes whole.
+        source: a file path, or a seekable binary file; it must decode completely.
         size: side of the frames in pixels.
 
     Raises:
-        VideoError: if it is not what training reads: H.264, yuv420p, square pixels, upright,
+        VideoError: it is not what training reads: H.264, yuv420p, square pixels, upright,
             ``size`` by ``size``.
     """
     if is_picture_file(source):
@@ -57,7 +49,7 @@ def copy_stream(source: Source, size: int) -> Copied:
             container.seek(0)
             return _copied(container, stream)
         except av.FFmpegError as error:
-            raise VideoError(name_of(source), f"cannot be copied: {said(error)}") from None
+            raise VideoError(name_of(source), f"cannot be copied: {message_of(error)}") from None
 
 
 def _copied(container: InputContainer, stream: VideoStream) -> Copied:
@@ -78,7 +70,7 @@ def _copied(container: InputContainer, stream: VideoStream) -> Copied:
 
 
 def _why_not_copied(container: InputContainer, stream: VideoStream, size: int) -> str:
-    """Tell why a stream cannot be trained on as it is; empty if it can."""
+    """Say why training cannot use a stream as it is; empty if it can."""
     found = f"{stream.width}x{stream.height}"
     if stream.codec_context.name != "h264":
         return f"is {stream.codec_context.name}, not h264"
@@ -92,4 +84,4 @@ def _why_not_copied(container: InputContainer, stream: VideoStream, size: int) -
     if guessed_colours(first) is not None:
         return "does not name its colour space (BT.601 or BT.709)"
     turned = first.side_data.get("DISPLAYMATRIX") is not None
-    return "is stored turned or mirrored" if turned else ""
+    return "is stored rotated or mirrored" if turned else ""

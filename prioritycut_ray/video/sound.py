@@ -1,4 +1,4 @@
-"""The sound of a video: surveyed, and resampled to go with the pictures."""
+"""The sound of a video: surveyed, and resampled in step with its pictures."""
 
 import itertools
 from collections import Counter
@@ -7,24 +7,17 @@ from itertools import chain
 from typing import NamedTuple
 
 import av
-import av.filter
 import numpy as np
 from av.audio import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
 
 from prioritycut_ray.video.decoding import open_video
-from prioritycut_ray.video.images import (
-    is_picture_file,
-)
+from prioritycut_ray.video.images import is_picture_file
 from prioritycut_ray.video.source import Source
 
 SOUND_RATE = 48_000
-
-
-AAC_SAMPLES = 1024
-
-
+"""Samples per second."""
 _SOUND_SLACK = SOUND_RATE // 50
 
 
@@ -33,8 +26,8 @@ class Sound(NamedTuple):
 
     Attributes:
         source: a file in which :func:`survey_sound` finds sound.
-        offset: time of the first picture in seconds; sound before it is left out.
-        seconds: duration of the pictures; sound after it is left out.
+        offset: time of the first picture in seconds; earlier sound is left out.
+        seconds: duration of the pictures; later sound is left out.
     """
 
     source: Source
@@ -70,14 +63,14 @@ def survey_sound(source: Source) -> SoundInfo | None:
 
 
 def sound_in_step(sound: Sound) -> Iterator[NDArray[np.float32]]:
-    """Decode a sound from the first picture to the last, ``[2, N]``; gaps in it are silent."""
+    """Decode a sound from the first picture to the last, ``[2, N]``; gaps become silence."""
     place, end = 0, round(sound.seconds * SOUND_RATE)
     for piece in _resampled(sound.source):
         if piece is None:
             continue
         start = place if piece.time is None else round((piece.time - sound.offset) * SOUND_RATE)
         samples = np.asarray(piece.to_ndarray(), np.float32)
-        # Times are rounded: small differences are neither gaps nor overlaps.
+        # Times are rounded, so small differences are neither gaps nor overlaps.
         if abs(start - place) > (_SOUND_SLACK if place else 0):
             samples = samples[:, max(0, place - start) :]
             while place < min(start, end):
@@ -93,8 +86,8 @@ def sound_in_step(sound: Sound) -> Iterator[NDArray[np.float32]]:
 
 
 def _resampled(source: Source) -> Iterator[av.AudioFrame | None]:
-    """Decode a sound as stereo at 48 kHz, float; None for each piece that is damaged."""
-    # A track may change its layout or rate, which one resampler cannot follow.
+    """Decode a sound to stereo float samples at 48 kHz; None for each damaged piece."""
+    # A track may change its layout or rate; a resampler handles only one.
     for form, group in itertools.groupby(_sound_frames(source), _sound_form):
         if form is None:
             yield from (None for _ in group)
@@ -114,7 +107,7 @@ def _sound_form(frame: av.AudioFrame | None) -> tuple[str, str, int] | None:
 
 
 def _sound_frames(source: Source) -> Iterator[av.AudioFrame | None]:
-    """Decode a sound; None for each piece that is damaged."""
+    """Decode a sound; None for each damaged piece."""
     with open_video(source) as (container, _):
         stream = _sound_stream(container)
         if stream is None:
@@ -133,6 +126,6 @@ def _sound_frames(source: Source) -> Iterator[av.AudioFrame | None]:
 
 
 def _sound_stream(container: InputContainer) -> AudioStream | None:
-    """Take the first sound that can be decoded."""
+    """Return the first sound that can be decoded."""
     known = (stream for stream in container.streams.audio if stream.codec_context is not None)
     return next(known, None)

@@ -1,10 +1,11 @@
-"""What can be decoded, and what is wrong with it."""
+"""Sources of frames, and the error for those that cannot be used."""
 
 import errno
 import io
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,25 @@ from numpy.typing import NDArray
 from prioritycut_ray.errors import UserError
 
 Frame = NDArray[np.uint8]
-
-
+"""RGB ``[H, W, 3]`` in 0..255."""
 Source = str | Path | io.BufferedIOBase
-
-
+"""A file path, or a seekable binary file."""
 TOO_LARGE = 400_000_000
-"""More pixels than cameras take: they would need gigabytes, however small the file is."""
+"""More pixels than any camera has: decoding them would take gigabytes, however small the file."""
+
+
+class TimedFrame(NamedTuple):
+    """A frame and when it is shown.
+
+    Attributes:
+        image: RGB ``uint8 [H, W, 3]``.
+        start: seconds, counted as the file counts them; None if it does not.
+        duration: seconds; 0 if unknown.
+    """
+
+    image: Frame
+    start: float | None
+    duration: float
 
 
 class VideoError(UserError):
@@ -37,18 +50,18 @@ class VideoError(UserError):
 
 
 def name_of(source: Source) -> str:
-    """What to call a file before people."""
+    """Return the name of a file, for messages."""
     return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
 
 
-def said(error: Exception) -> str:
-    """What a library says, on one line."""
+def message_of(error: Exception) -> str:
+    """Return the message of a library's error, on one line."""
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(words.split())
 
 
 def check_regular(source: Source) -> None:
-    """Refuse anything but a regular file: reading a pipe or a device may never end.
+    """Check that a path is a regular file: reading a pipe or a device may never end.
 
     Raises:
         VideoError: it is a folder, a pipe, a socket or a device.
@@ -66,16 +79,13 @@ def check_regular(source: Source) -> None:
 
 
 def check_pixels(source: Source, width: int, height: int, most: int) -> None:
-    """Refuse a picture that is too large.
+    """Check that a picture is not too large.
 
     Raises:
-        VideoError: it is.
+        VideoError: it has more than ``most`` pixels.
     """
     if width * height > most:
         raise VideoError(
             name_of(source),
             f"has {width}x{height} pixels, more than {most / 1e6:.1f} megapixels; shrink it",
         )
-
-
-SIZE_STEP = 32

@@ -213,7 +213,7 @@ def test_a_person_drops_files_sees_crops_and_compares(
         browser.set_window_size(1280, 1600)
         browser.get(url)
         _drop(browser, "driving", tmp_path / "page.mp4")
-        _wait(lambda: "page.mp4: is no video" in _text(browser), "no complaint about a bad file")
+        _wait(lambda: "page.mp4: is not a video" in _text(browser), "no complaint about a bad file")
         assert "/uploads/" not in _text(browser)
         browser.get(url)
         _drop(browser, "source", inputs.picture)

@@ -28,9 +28,10 @@ from prioritycut_ray.packing.inspection import verify
 from prioritycut_ray.packing.pipeline import PackProgress, append_videos, pack_videos
 from prioritycut_ray.packing.splits import assign_splits
 from prioritycut_ray.packing.tasks import make_parts
-from prioritycut_ray.video.decoding import frames_upright, read_all
+from prioritycut_ray.video.decoding import frames_upright
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import center_square, resize
+from prioritycut_ray.video.random_access import read_all
 from tests.places import BAD
 
 pytestmark = [
@@ -317,7 +318,7 @@ def test_strict_names_what_is_rejected_and_goes_on_when_it_is_mended(tmp_path: P
     good = (films / "b.mp4").read_bytes()
     (films / "b.mp4").write_bytes(b"<html>")
     out = str(tmp_path / "out")
-    with pytest.raises(UserError, match=r"1 rejected, and --strict .*b\.mp4: is no video"):
+    with pytest.raises(UserError, match=r"1 rejected, and --strict .*b\.mp4: is not a video"):
         pack_videos([str(films)], out, size=32, strict=True)
     assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["rejected.csv"]
     (films / "b.mp4").write_bytes(good)

@@ -21,7 +21,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage import reading
 from prioritycut_ray.training.trainer import prepare, training_batches
 from prioritycut_ray.training.worker import Worker
-from prioritycut_ray.video.decoding import DECODERS
+from prioritycut_ray.video.random_access import DECODERS
 from prioritycut_ray.video.source import Frame
 from tests.clip_sets import clip_member, damage, write_members, write_set
 from tests.s3_server import S3

@@ -466,7 +466,7 @@ def test_bad_inputs_are_one_line_and_leave_nothing(animated: Animated, tmp_path:
         ("driving", "cut.mp4", "damaged or cut off"),
         ("driving", "sound.wav", "sound.wav"),
         ("driving", "missing.mp4", "No such file"),
-        ("source", "page.png", "is no video"),
+        ("source", "page.png", "is not a video"),
         ("source", "missing.png", "No such file"),
     ):
         for out in ("out.mp4", "out.gif", "out"):

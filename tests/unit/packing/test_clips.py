@@ -14,8 +14,9 @@ from prioritycut_ray.packing.entries import Entry, Span
 from prioritycut_ray.packing.manifest import FrameRange
 from prioritycut_ray.packing.tasks import make_part_within
 from prioritycut_ray.video.boxes import Box
-from prioritycut_ray.video.decoding import frames_upright, read_all
+from prioritycut_ray.video.decoding import frames_upright
 from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.random_access import read_all
 
 ENCODE = Recipe(size=64, copy=False, max_frames=100)
 COPY = Recipe(size=64, copy=True, max_frames=100)
@@ -116,7 +117,7 @@ def test_video_out_of_a_tar_is_read_by_its_bytes(tmp_path: Path) -> None:
     inside = {"span": Span(777, len(data) + 500), "size": len(data) + 500}
     assert "is cut off after" in outcome(path, **inside).rejected
     assert outcome(path, span=Span(0, 0), size=0).rejected == "is empty (0 bytes)"
-    assert "is no video" in outcome(path, span=Span(0, 700), size=700).rejected
+    assert "is not a video" in outcome(path, span=Span(0, 700), size=700).rejected
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_video_cut_anywhere_is_rejected_in_words(tmp_path: Path) -> None:
         for length in range(0, len(whole) - 20, max(1, len(whole) // 12)):
             cut.write_bytes(whole[:length])
             reason = outcome(cut).rejected
-            assert reason.startswith(("is empty", "is no video", "is damaged", "has no "))
+            assert reason.startswith(("is empty", "is not a video", "is damaged", "has no "))
             # The bytes of a tar or from afar take another way in.
             assert outcome(cut, span=Span(0, length)).rejected.startswith(reason[:9])
 
@@ -170,7 +171,7 @@ def test_playlist_in_disguise_opens_nothing(tmp_path: Path) -> None:
         f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{tmp_path}/private.mp4\n#EXT-X-ENDLIST\n"
     )
     for name in ("list.mp4", "hls.mp4"):
-        assert "is no video" in outcome(tmp_path / name).rejected
+        assert "is not a video" in outcome(tmp_path / name).rejected
 
 
 def test_name_that_is_no_unicode_is_only_a_name(tmp_path: Path) -> None:

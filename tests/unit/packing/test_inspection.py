@@ -103,7 +103,7 @@ def test_a_damaged_header_is_named(data: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"frames": 9}, "clip 'c0': has 8 frames, none numbered 8"),
+        ({"frames": 9}, "clip 'c0': has 8 frames, but not number 8"),
         ({"frames": 7}, "has 8 frames of 32x32; the index says 7 of 32x32"),
         ({"width": 64, "height": 64}, "the index says 8 of 64x64"),
         ({"key": "other"}, "has no member 'other.mp4', which the index lists"),

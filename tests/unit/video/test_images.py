@@ -134,7 +134,7 @@ def test_a_still_picture_that_cannot_be_read_is_no_video(brand: bytes, tmp_path:
 
 def test_a_picture_of_an_unknown_kind_is_told_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bytes(200))
-    with pytest.raises(VideoError, match=r"a\.jxl: is no video.*; if it is a picture, save it"):
+    with pytest.raises(VideoError, match=r"a\.jxl: is not a video.*; if it is a picture, save it"):
         read_image(tmp_path / "a.jxl")
 
 
@@ -255,7 +255,7 @@ def test_what_is_transparent_is_black_as_source_and_as_driving(kind: str, tmp_pa
     expected = np.asarray(quarters()).copy()
     expected[24:] = 0
     assert_alike(read_image(tmp_path / f"a.{kind}"), expected)
-    if kind != "tif":  # Which is no video.
+    if kind != "tif":  # Which is not a video.
         assert_alike(next(frames_upright(tmp_path / f"a.{kind}")), expected)
 
 
