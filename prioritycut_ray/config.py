@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from prioritycut_ray.errors import UserError, reason_of
-from prioritycut_ray.storage.paths import expanded, resolved
+from prioritycut_ray.storage.paths import expanded, is_url, resolved
 from prioritycut_ray.validation import describe_problems, keys_of, mapping_values, section_type
 from prioritycut_ray.yaml_text import Loader, Number, TextLoader, parse_yaml
 
@@ -426,7 +426,7 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
 
 
 def parse_section(section: type[AnySection], tree: Mapping[str, Any], source: str) -> AnySection:
-    """Validate a tree of plain values as a section that is not :class:`Config`.
+    """Validate a tree of plain values as a section.
 
     Raises:
         UserError: if a key or a value is not valid; it names the nearest valid key.
@@ -485,7 +485,7 @@ def read_mapping(source: str) -> dict[str, Any]:
     shipped = shipped_configs()
     path = str(shipped.get(source, source))
     try:
-        content = _read_url(path) if "://" in path else Path(path).read_bytes()
+        content = _read_url(path) if is_url(path) else Path(path).read_bytes()
         tree = parse_yaml(content)
     except UserError:
         raise

@@ -21,7 +21,7 @@ COPIES = 4
 """Copies of remote checkpoints that a process keeps; each may be a gigabyte."""
 
 
-class Progress(BaseModel):
+class RunProgress(BaseModel):
     """How far a run has come.
 
     Attributes:
@@ -51,7 +51,7 @@ def read_config(directory: Path) -> Config:
     return parse_config(read_mapping(path), path)
 
 
-def read_progress(directory: Path) -> Progress:
+def read_progress(directory: Path) -> RunProgress:
     """Read how far the run had come.
 
     Raises:
@@ -59,11 +59,11 @@ def read_progress(directory: Path) -> Progress:
     """
     path = directory / "progress.json"
     try:
-        return Progress.model_validate_json(path.read_bytes())
+        return RunProgress.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(
             f"{path}: was written by another version of this project "
-            f"({describe_problems(error, Progress)}); train with that version, or set another "
+            f"({describe_problems(error, RunProgress)}); train with that version, or set another "
             "name=... to start a new run"
         ) from error
 

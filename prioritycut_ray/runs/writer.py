@@ -16,7 +16,7 @@ from prioritycut_ray.storage.folder import Folder
 
 REPORT = "report.json"
 """File of a checkpoint: the attempt that wrote it, and the scalars at its step."""
-_ROWS_A_PART = 64
+_ROWS_PER_PART = 64
 
 Write = Callable[[Path], None]
 """Fills an empty directory with the files of a checkpoint."""
@@ -164,7 +164,7 @@ class RunWriter:
         # Objects cannot be appended to: rewrite a part of bounded size.
         self._rows.append(line)
         self.folder.write(self._rows_file(), "".join(self._rows).encode())
-        if len(self._rows) == _ROWS_A_PART:
+        if len(self._rows) == _ROWS_PER_PART:
             self._rows, self._part = [], self._part + 1
 
     def _rows_file(self) -> str:

@@ -26,7 +26,7 @@ from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.checkpoints import steps, write_checkpoint
-from prioritycut_ray.runs.locate import Progress, local_copy, read_config, read_progress
+from prioritycut_ray.runs.locate import RunProgress, local_copy, read_config, read_progress
 from prioritycut_ray.runs.manifest import MANIFEST, seal, verify
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.tensors import not_finite, read_tensors, read_weights
@@ -42,7 +42,7 @@ class Snapshot(NamedTuple):
     weights: dict[str, dict[str, Tensor]]
     optimizers: dict[str, Any]
     config: Config
-    progress: Progress
+    progress: RunProgress
 
 
 def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
@@ -59,7 +59,7 @@ def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
         "animator": state.animator_optimizer.state_dict(),
         "discriminator": state.discriminator_optimizer.state_dict(),
     }
-    progress = Progress(
+    progress = RunProgress(
         step=state.step,
         samples=state.samples,
         skipped=state.skipped,
