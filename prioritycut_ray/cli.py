@@ -65,10 +65,10 @@ Run = Annotated[
 @app.command(epilog="Example: `prioritycut quickstart --out quickstart`")
 def quickstart(
     overrides: Overrides = None,
-    out: Annotated[Path, local_path("Folder for everything it makes.")] = Path("quickstart"),
+    out: Annotated[Path, local_path("Folder for all files that it creates.")] = Path("quickstart"),
     debug: Debug = False,
 ) -> None:
-    """Run the whole job on synthetic puppets: shard, train, evaluate, animate."""
+    """Run all steps on synthetic puppets: shard, train, evaluate, animate."""
     from prioritycut_ray.commands.quickstart import run_quickstart
 
     with writing_to(out):
@@ -277,27 +277,30 @@ def evaluate_verb(
         list[str] | None,
         typer.Option(help="Another run to compare with the first; may be repeated."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which clips.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of the data set to evaluate on.")] = "test",
     workers: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Ray tasks at once, the scores are the same for any number; all that the "
-            "cluster has room for unless given; 0 runs without Ray.",
+            help="Ray tasks at a time; by default as many as the cluster has room for. 0 runs "
+            "without Ray. The scores are the same for any number.",
         ),
     ] = None,
     lpips: Annotated[
         str,
         typer.Option(
-            help="`hub` (LPIPS, AlexNet by torchvision), a file of torchvision's AlexNet or VGG-16 "
-            "weights, or `proxy` (another network, offline; not LPIPS)."
+            help="`hub` (LPIPS with torchvision's AlexNet), a file of torchvision's AlexNet or "
+            "VGG-16 weights, or `proxy` (another network, works offline; not LPIPS)."
         ),
     ] = "proxy",
     faces: Annotated[
-        bool, typer.Option("--faces", help="Also AKD, MKR and AED, by the extra `faces`; slow.")
+        bool,
+        typer.Option(
+            "--faces", help="Also measure AKD, MKR and AED; slow, requires the extra `faces`."
+        ),
     ] = False,
     out: Annotated[
-        Path | None, local_path("Folder of the results; RUN/evaluation if not given.")
+        Path | None, local_path("Folder of the report; RUN/evaluation/SPLIT by default.")
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -321,8 +324,8 @@ def evaluate_verb(
 Model = Annotated[
     str,
     typer.Argument(
-        help="A run, a checkpoint, a folder of `prioritycut export`, or OWNER/NAME on the Hugging "
-        "Face hub."
+        help="A run, a checkpoint, a folder written by `prioritycut export`, or OWNER/NAME on the "
+        "Hugging Face Hub."
     ),
 ]
 
@@ -333,40 +336,42 @@ Model = Annotated[
 )
 def animate_verb(
     run: Model,
-    source: Annotated[str, typer.Option(help="An image, or a video for its first frame.")],
-    driving: Annotated[str, typer.Option(help="The video that gives the motion.")],
+    source: Annotated[
+        str, typer.Option(help="An image, or a video, of which the first frame is used.")
+    ],
+    driving: Annotated[str, typer.Option(help="A video with the motion to apply.")],
     out: Annotated[
-        Path, local_path("A .mp4, a .gif, or a new folder for PNG frames (no extension).")
+        Path, local_path("A .mp4, a .gif, or a new folder (no extension) for PNG frames.")
     ],
     relative: Annotated[
         bool,
-        typer.Option(help="Move by the change since the initial driving frame; or take its pose."),
+        typer.Option(help="Apply the motion since the initial driving frame, or the pose itself."),
     ] = True,
     adapt_scale: Annotated[
-        bool, typer.Option("--adapt-scale", help="Scale relative motion to the source's size.")
+        bool, typer.Option("--adapt-scale", help="Scale relative motion to the size of the source.")
     ] = False,
     best_frame: Annotated[
         bool,
         typer.Option(
-            "--best-frame", help="Start from the driving frame whose pose is nearest the source's."
+            "--best-frame", help="Start from the driving frame whose pose best matches the source."
         ),
     ] = False,
     crop: Annotated[
         str,
         typer.Option(
-            help="What the model sees of both: `auto` (largest square, on the motion), `none` "
-            "(everything, squeezed), or LEFT,TOP,RIGHT,BOTTOM in pixels."
+            help="What the model sees of both: `auto` (largest square, where the motion is), "
+            "`none` (everything, squeezed), or LEFT,TOP,RIGHT,BOTTOM in pixels."
         ),
     ] = "auto",
     source_crop: Annotated[
-        str | None, typer.Option(help="Of the source, where it differs from --crop.")
+        str | None, typer.Option(help="Crop of the source, if it differs from --crop.")
     ] = None,
     panel: Annotated[
-        bool, typer.Option("--panel", help="Source, driving and result side by side.")
+        bool, typer.Option("--panel", help="Show source, driving frame and result side by side.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Move a source image like a driving video."""
+    """Animate a source image with the motion of a driving video."""
     from prioritycut_ray.commands.animate import animate
     from prioritycut_ray.inference.scene import Motion
 
@@ -387,16 +392,16 @@ def animate_verb(
 @app.command("export", epilog="Example: `prioritycut export runs/vox --out vox --torch-export`")
 def export_verb(
     run: Run,
-    out: Annotated[Path, local_path("New folder of the model.")],
+    out: Annotated[Path, local_path("New folder for the model.")],
     torch_export: Annotated[
         bool,
         typer.Option(
-            "--torch-export", help="Also the inference path as a graph, compared with the model."
+            "--torch-export", help="Also export a torch.export graph, checked against the model."
         ),
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model as the Hugging Face hub has them: safetensors, config.json, model card."""
+    """Export a model for the Hugging Face Hub: safetensors, config.json, model card."""
     from prioritycut_ray.commands.export import export
 
     with writing_to(out):
@@ -406,15 +411,17 @@ def export_verb(
 @app.command("app", epilog="Example: `prioritycut app runs/vox runs/baseline`")
 def app_verb(
     runs: Annotated[
-        list[str], typer.Argument(help="One or two models, as of `animate`.", metavar="RUN [RUN2]")
+        list[str], typer.Argument(help="One or two models, as for `animate`.", metavar="RUN [RUN2]")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="The first free one from 7860 on.")] = None,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Of one upload.")] = 50,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Of a driving video.")] = 30.0,
+    port: Annotated[
+        int | None, typer.Option(help="By default, the first free port from 7860.")
+    ] = None,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Limit of an upload.")] = 50,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Limit of a driving video.")] = 30.0,
     debug: Debug = False,
 ) -> None:
-    """Animate on a local web page, by one model or two side by side (extra `app`)."""
+    """Serve a local web page that animates with one or two models (extra `app`)."""
     from prioritycut_ray.commands.app import serve
 
     serve(
