@@ -1,4 +1,4 @@
-"""The main job on an embedded default: synthetic puppets, no download, minutes on two cores."""
+"""``prioritycut quickstart``: all steps on synthetic puppets, without a download."""
 
 import shlex
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ FPS = 16.0
 
 
 def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> None:
-    """Render puppets, pack them, train, evaluate and animate; run it again to resume.
+    """Render puppets, pack them, train, evaluate and animate; run again to resume.
 
     Args:
-        out: folder for everything it makes.
+        out: folder for all files that it creates.
         overrides: changes to the quickstart configuration, as ``dotted.key=value``.
-        console: where the summary goes.
+        console: where to print the summary.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder contains other files.
     """
     if out.exists() and any(out.iterdir()) and not (out / "videos").is_dir():
-        raise UserError(f"{out}: this folder holds something else; give another --out")
+        raise UserError(f"{out}: contains other files; choose another --out")
     places = [f"data.url={out / 'data'}", f"storage={out / 'runs'}"]
     config = load_config("quickstart", [*places, *overrides])
     size = config.data.size
@@ -44,21 +44,21 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
         shard([str(out / "videos")], str(data), size=size, console=console)
     console.print(f"[3/5] training with Ray Train on {config.train.workers} workers")
     run = Path(train(config))
-    console.print("[4/5] evaluating on clips that it has not seen")
+    console.print("[4/5] evaluating on held-out clips")
     evaluate_and_print(run, str(data), out=out / "evaluation", console=console)
-    console.print("[5/5] animating one puppet by another")
+    console.print("[5/5] animating one puppet with the motion of another")
     source, driving = videos[-2:]
     animation = out / "animation.mp4"
     animate(run, source, driving, animation, console=console)
     console.print(
         "",
-        f"Made in {out} (synthetic puppets; small networks; a proxy perceptual loss):",
+        f"Created in {out} (synthetic puppets; small networks; a proxy perceptual loss):",
         "  videos/                 the puppets          data/  their WebDataset shards",
         f"  {run.relative_to(out.absolute())}         checkpoints and TensorBoard logs",
         "  evaluation/columns.png  source, driving, generated, occlusion, PriorityCut mask, mixed",
         "  evaluation/report.html  scores with intervals, best and worst clips as videos",
-        "  animation.mp4           one puppet moved like another",
-        "Look at it:",
+        "  animation.mp4           one puppet with the motion of another",
+        "View it:",
         f"  {shlex.join(['tensorboard', '--logdir', str(run)])}",
         f"  {shlex.join(['xdg-open', str(animation)])}   (macOS: open)",
         sep="\n",
@@ -67,7 +67,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
 
 
 def render_videos(folder: Path, size: int) -> list[Path]:
-    """Write the puppet clips as mp4; clips that exist are kept."""
+    """Write the puppet clips as mp4; existing clips are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"puppet_{seed:03d}.mp4" for seed in range(CLIPS)]
     with ProgressBar("rendering", CLIPS) as bar:
