@@ -68,13 +68,15 @@ def train_and_record(arguments: dict[str, Any]) -> None:
 
     def grow() -> None:
         taken: list[bytes] = []
-        while sum(map(len, taken)) < int(os.environ.get("GROW_BYTES", 0)):
-            if len(steps) >= 10 and rank == 1:
+        deadline = time.monotonic() + 240
+        while sum(map(len, taken)) < int(os.environ["GROW_BYTES"]) and time.monotonic() < deadline:
+            if len(steps) >= 10:
                 taken.append(os.urandom(50_000_000))
             time.sleep(0.1)
 
     trainer.prepare = recorded
-    threading.Thread(target=grow, daemon=True).start()
+    if rank == 1 and "GROW_BYTES" in os.environ:
+        threading.Thread(target=grow, daemon=True).start()
     train_on_worker(arguments)
 
 

@@ -1,4 +1,4 @@
-"""Attempts of one run, each with its own Ray: killed while they save, and overlapping."""
+"""Attempts of one run, each with its own Ray: killed while saving, and overlapping."""
 
 import os
 import re
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900
 
 
 def await_step(step: int, run: str, training: Training, *, begun: bool = False) -> None:
-    """Wait until a checkpoint of this step or a later one is there, or has been begun."""
+    """Wait until a checkpoint of this step or a later one exists, or is being written."""
     pattern = re.compile(r"\.?step_(\d+).*" if begun else r"step_(\d+)")
     deadline = time.monotonic() + PATIENCE_S
     while True:

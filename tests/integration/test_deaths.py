@@ -1,4 +1,4 @@
-"""Deaths by the real thing: what docs/failures.md says, on processes that are truly killed."""
+"""What docs/failures.md says happens, with real processes that are really killed."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-import ray
 
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.data.stream import FramePairs
+from prioritycut_ray.ray_cluster.compat import node_memory
 from prioritycut_ray.runs.locate import find_checkpoint
 from tests.conftest import TINY
 from tests.runs import BATCH, Start, assert_same_weights
@@ -46,7 +46,7 @@ def test_the_driver_is_killed_and_the_same_command_resumes(start: Start, undistu
     assert_same_weights(undisturbed, start.run)
 
 
-def test_a_truncated_checkpoint_is_passed_over(start: Start, undisturbed: Path) -> None:
+def test_a_truncated_checkpoint_is_skipped(start: Start, undisturbed: Path) -> None:
     with start() as training:
         training.at_step(12)
         training.process.kill()
@@ -61,7 +61,7 @@ def test_a_truncated_checkpoint_is_passed_over(start: Start, undisturbed: Path) 
     assert_same_weights(undisturbed, start.run)
 
 
-def test_a_worker_is_told_to_go_and_no_step_is_lost(start: Start, undisturbed: Path) -> None:
+def test_a_worker_gets_sigterm_and_no_step_is_lost(start: Start, undisturbed: Path) -> None:
     with start() as training:
         os.kill(training.at_step(7)[1].pid, signal.SIGTERM)
         assert training.end() == 0, training.output()
@@ -86,10 +86,10 @@ def test_ctrl_c_reaches_all_processes_and_the_run_saves(start: Start, undisturbe
 
 
 def test_two_sigterms_save_as_one_does(start: Start, undisturbed: Path) -> None:
-    """As `kubectl delete rayjob` sends them: the operator's stop, then the head's preStop hook."""
+    """As sent by `kubectl delete rayjob`: the operator's stop, then the head's preStop hook."""
     with start() as training:
         victim = training.at_step(7)[1]
-        os.kill(victim.pid, signal.SIGSTOP)  # so that the save is not over before the second
+        os.kill(victim.pid, signal.SIGSTOP)  # so that the save has not ended before the second one
         training.process.terminate()
         training.await_output("SIGTERM: saving at this step")
         training.process.terminate()
@@ -106,7 +106,7 @@ def test_two_sigterms_save_as_one_does(start: Start, undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["a second Ctrl-C", "the grace period is over"])
-def test_a_run_that_cannot_save_ends_all_the_same(start: Start, why: str) -> None:
+def test_a_run_that_cannot_save_still_ends(start: Start, why: str) -> None:
     grace = 600 if why == "a second Ctrl-C" else 5
     with start(f"train.grace_seconds={grace}") as training:
         os.kill(training.at_step(7)[1].pid, signal.SIGSTOP)
@@ -119,7 +119,7 @@ def test_a_run_that_cannot_save_ends_all_the_same(start: Start, why: str) -> Non
         assert f"{find_checkpoint(start.run)}; resume with: " in training.output()
 
 
-def test_a_frozen_rank_is_a_collective_time_out_with_its_name(start: Start) -> None:
+def test_a_frozen_rank_is_a_collective_timeout_that_names_it(start: Start) -> None:
     with start("train.collective_timeout_s=10") as training:
         os.kill(training.at_step(7)[1].pid, signal.SIGSTOP)
         assert training.end() == 74, training.output()
@@ -127,7 +127,7 @@ def test_a_frozen_rank_is_a_collective_time_out_with_its_name(start: Start) -> N
         assert "its process has been silent for" in training.output()
 
 
-def test_the_monitor_is_killed_and_nobody_minds(start: Start, undisturbed: Path) -> None:
+def test_the_monitor_is_killed_without_effect(start: Start, undisturbed: Path) -> None:
     with start() as training:
         training.at_step(7)
         os.kill(training.actor("monitor"), signal.SIGKILL)
@@ -136,7 +136,7 @@ def test_the_monitor_is_killed_and_nobody_minds(start: Start, undisturbed: Path)
     assert_same_weights(undisturbed, start.run)
 
 
-def test_rays_controller_is_killed_and_the_run_goes_on(start: Start, undisturbed: Path) -> None:
+def test_rays_controller_is_killed_and_the_run_continues(start: Start, undisturbed: Path) -> None:
     with start() as training:
         training.at_step(7)
         os.kill(training.actor("controller"), signal.SIGKILL)
@@ -163,8 +163,7 @@ def test_the_same_error_twice_at_one_step_ends_the_run(start: Start) -> None:
 
 
 def test_memory_that_grows_is_ended_by_rays_monitor(start: Start) -> None:
-    total = ray._common.utils.get_system_memory()
-    used = ray._private.utils.get_used_memory()
+    used, total = node_memory()
     grown = int(min(12e9, (total - used) / 2))
     limits = {
         "GROW_BYTES": str(grown),
@@ -179,7 +178,7 @@ def test_memory_that_grows_is_ended_by_rays_monitor(start: Start) -> None:
 
 
 def order(folder: Path) -> list[list[int]]:
-    """The seeds of every step's samples, in what order so ever within the step."""
+    """Return the seeds of every step's samples, sorted within the step."""
     files = [path.read_text().splitlines() for path in sorted(folder.glob("rank*.jsonl"))]
     return [sorted(chain(*map(json.loads, lines))) for lines in zip(*files, strict=True)]
 
@@ -201,7 +200,7 @@ def test_other_numbers_of_workers_see_the_same_samples(
 
 
 def expected_order(start: Start, steps: int) -> list[list[int]]:
-    """By the stream itself, which knows no ranks."""
+    """Return the order of the stream itself, which does not depend on ranks."""
     config = load_config(str(TINY), start.words)
     index = read_index(config.data.url)
     pairs = FramePairs(
@@ -218,13 +217,13 @@ def expected_order(start: Start, steps: int) -> list[list[int]]:
 
 @pytest.fixture
 def small_disk(undisturbed: Path, tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for two checkpoints and a half."""
+    """A separate file system with room for two and a half checkpoints."""
     size = sum(path.stat().st_size for path in find_checkpoint(undisturbed).iterdir())
     folder = tmp_path / "runs"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size * 5 // 2}", "none", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("file systems can be mounted by root alone")
+        pytest.skip("mounting file systems requires root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 

@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 Checks = dict[tuple[str, str], CheckResult]
 
 
-def examined(prioritycut: Prioritycut, *words: Any) -> tuple[Result, Checks]:
-    """Run it; this machine itself may be short of disk or memory, so the exit code is open."""
+def checked(prioritycut: Prioritycut, *words: Any) -> tuple[Result, Checks]:
+    """Run doctor with any exit code: this machine itself may be short of disk or memory."""
     result = prioritycut("doctor", "--json", *map(str, words))
     checks = [CheckResult(**row) for row in json.loads(result.stdout)]
     assert result.returncode == (0 if all(check.ok for check in checks) else 1)
@@ -26,7 +26,7 @@ def examined(prioritycut: Prioritycut, *words: Any) -> tuple[Result, Checks]:
 def test_driver_and_node_are_checked(
     prioritycut: Prioritycut, shards: Path, tmp_path: Path
 ) -> None:
-    _, checks = examined(prioritycut, "--storage", tmp_path / "runs", "--data", shards)
+    _, checks = checked(prioritycut, "--storage", tmp_path / "runs", "--data", shards)
     names = {"torch", "decoder", "/dev/shm", "disk", "memory", "CPUs", "storage", "data"}
     assert {name for place, name in checks if place == "driver"} == names
     assert {name for place, name in checks if place == "node"} == {*names, "versions", "clock"}
@@ -45,7 +45,7 @@ def test_each_finding_comes_with_its_fix(
         shard.write_bytes(b"\0" * shard.stat().st_size)
     (tmp_path / "file").touch()
     words = ["--storage", tmp_path / "file" / "runs", "--data", shards_copy]
-    result, checks = examined(prioritycut, *words)
+    result, checks = checked(prioritycut, *words)
     assert result.returncode == 1
     assert "storage (driver)" in result.stderr
     for place in ("driver", "node"):

@@ -1,4 +1,4 @@
-"""Several nodes on this machine, truly started and truly killed."""
+"""Several nodes on this machine that are really started and killed."""
 
 import json
 import subprocess
@@ -69,8 +69,8 @@ def test_a_run_grows_and_shrinks_with_the_cluster(cluster: Cluster, start: Start
         assert at >= 5
         training.at_step(at + 7, workers=2)
         added.kill()
-        await_truth(lambda: "lost node: " in training.output(), "the loss is told")
-        await_truth(lambda: training.starts()[-1] > at, "a start with what is left")
+        await_truth(lambda: "lost node: " in training.output(), "the loss is reported")
+        await_truth(lambda: training.starts()[-1] > at, "a start with the remaining node")
         training.at_step(at + 7, workers=1)
         training.process.terminate()
         assert training.end() == 75, training.output()
@@ -79,29 +79,29 @@ def test_a_run_grows_and_shrinks_with_the_cluster(cluster: Cluster, start: Start
 
 
 @pytest.mark.parametrize("hidden", ["storage", "data"])
-def test_a_place_that_one_node_does_not_see_is_refused(
+def test_a_place_that_one_node_does_not_see_is_rejected(
     cluster: Cluster, start: Start, shards: Path, hidden: str
 ) -> None:
     start.run.parent.mkdir(parents=True)
     place = start.run.parent if hidden == "storage" else shards
     own = ["unshare", "--mount", "bash", "-c", f'mount -t tmpfs none {place} && exec "$@"', "node"]
     if subprocess.run([*own, "true"], capture_output=True).returncode:
-        pytest.skip("file systems can be mounted by root alone")
+        pytest.skip("mounting file systems requires root")
     cluster.add(own)
 
-    def refusal() -> str:
+    def rejection() -> str:
         with start(RAY_ADDRESS=cluster.address) as training:
             assert training.end() == 1, training.output()
             return "" if "the cluster has 1: " in training.output() else training.output()
 
-    told = await_truth(refusal, "the node joins").strip().splitlines()[-1]
-    assert f"node 127.0.0.3: {place if hidden == 'data' else f'storage={place}'}" in told
-    assert ("all nodes share" if hidden == "storage" else "there is no index") in told
+    message = await_truth(rejection, "the node joins").strip().splitlines()[-1]
+    assert f"node 127.0.0.3: {place if hidden == 'data' else f'storage={place}'}" in message
+    assert ("all nodes share" if hidden == "storage" else "there is no index") in message
     assert steps(Folder(str(start.run))) == []
 
 
-def examined(cluster: Cluster, cwd: Path, *words: str) -> dict[str, set[str]]:
-    """Names of what doctor found wrong, by place; it must not crash."""
+def findings(cluster: Cluster, cwd: Path, *words: str) -> dict[str, set[str]]:
+    """Return the names of doctor's findings, by place; asserts that it did not crash."""
     command = ["doctor", "--address", cluster.address, "--json", *words]
     result = prioritycut(*command, cwd=cwd, environ=ENVIRON)
     assert result.stdout.startswith("["), result.stdout + result.stderr
@@ -124,12 +124,12 @@ def test_doctor_names_the_node_that_differs(cluster: Cluster, tmp_path: Path) ->
     mounts = f"mount -t tmpfs -o size=160m none /dev/shm && mount -t tmpfs none {storage} && "
     own = ["unshare", "--mount", "bash", "-c", mounts + 'exec "$@"', "node"]
     if subprocess.run([*own, "true"], capture_output=True).returncode:
-        pytest.skip("file systems can be mounted by root alone")
+        pytest.skip("mounting file systems requires root")
     added = cluster.add(own, PYTHONPATH=f"{other}:{ENVIRON['PYTHONPATH']}")
     same: dict[str, Any] = {}
 
     def both() -> bool:
-        same.update(examined(cluster, tmp_path, "--storage", str(storage)))
+        same.update(findings(cluster, tmp_path, "--storage", str(storage)))
         return "node 127.0.0.3" in same
 
     await_truth(both, "the node joins")
@@ -137,11 +137,11 @@ def test_doctor_names_the_node_that_differs(cluster: Cluster, tmp_path: Path) ->
     for place in ("driver", "node 127.0.0.2"):
         assert not {"storage", "versions", "torch", "decoder", "clock"} & same[place]
     added.kill()
-    found = examined(cluster, tmp_path)
+    found = findings(cluster, tmp_path)
     assert found.get("node 127.0.0.3", {"checks"}) == {"checks"}, "gone, or a finding"
 
 
-def test_doctor_on_a_cluster_that_asks_for_its_token(cluster: Cluster, tmp_path: Path) -> None:
+def test_doctor_on_a_cluster_that_requires_a_token(cluster: Cluster, tmp_path: Path) -> None:
     environ = {**ENVIRON, "RAY_AUTH_TOKEN": "f" * 32}
     result = prioritycut("doctor", "--address", cluster.address, cwd=tmp_path, environ=environ)
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""Jobs on a real Ray head that asks for a token, from the outside, as a user's laptop would."""
+"""Jobs on a real Ray head that requires a token, submitted from outside as by a user's laptop."""
 
 import subprocess
 import time
@@ -53,13 +53,13 @@ def test_a_job_trains_and_the_same_submission_resumes(
     assert listed.stdout.count("SUCCEEDED") >= 2
 
 
-def test_the_drivers_exit_code_and_its_reason_come_back(
+def test_the_drivers_exit_code_and_reason_are_reported(
     address: str, here: Path, tmp_path: Path
 ) -> None:
     result = submitted(here, address, f"data.url={tmp_path}/none", f"storage={tmp_path}")
     assert result.returncode == 1
     assert "FAILED, exit code 1" in result.stdout
-    assert "prioritycut shard" in result.stdout, "what the driver said"
+    assert "prioritycut shard" in result.stdout, "the driver's message"
     assert "Traceback" not in result.stderr
 
 
@@ -90,7 +90,7 @@ def test_a_detached_job_is_followed_stopped_and_resumable(
 
 
 @pytest.mark.parametrize("token", ["", "f" * 32])
-def test_without_the_clusters_token_the_way_out_is_told(
+def test_without_the_clusters_token_the_fix_is_reported(
     address: str, here: Path, tmp_path: Path, token: str
 ) -> None:
     changes = {"RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
