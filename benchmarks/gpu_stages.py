@@ -40,9 +40,8 @@ from whole_step import REFERENCE, Run, make_run
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.data.stream import FramePairs, batches
-from prioritycut_ray.launch.worker import DETERMINISTIC_CUBLAS
 from prioritycut_ray.training.checkpoint import load_checkpoint, save_checkpoint
-from prioritycut_ray.training.worker import Worker
+from prioritycut_ray.training.worker import DETERMINISTIC_CUBLAS, Worker
 
 ROOT = Path(__file__).parents[1]
 

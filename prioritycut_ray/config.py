@@ -54,11 +54,20 @@ Place = Annotated[str, AfterValidator(expanded)]
 
 
 def _check_workers(workers: int | str) -> int | str:
-    if re.fullmatch(r"[1-9]\d*", str(workers)):
+    if re.fullmatch(r"0|[1-9]\d*", str(workers)):
         return int(workers)
     if re.fullmatch(r"[1-9]\d*\.\.[1-9]\d*", str(workers)):
         return workers
-    raise ValueError('give a number of processes, or "A..B" to start with A and grow up to B')
+    raise ValueError(
+        'give a number of processes, "A..B" to start with A and grow to at most B, or 0 to train '
+        "in this process"
+    )
+
+
+def _refuse_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number, not a boolean")
+    return value
 
 
 AutoYesNo = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_word)]
@@ -259,8 +268,13 @@ class TrainConfig(Section):
     """Global batch size, divided equally among the workers."""
     accumulate: Count = 1
     """Micro-batches that a worker's share of a batch is split into."""
-    workers: Annotated[int | str, AfterValidator(_check_workers)] = 1
-    """Training processes: ``N``, or ``"A..B"`` to start with A and grow to at most B."""
+    workers: Annotated[
+        int | str, BeforeValidator(_refuse_boolean), AfterValidator(_check_workers)
+    ] = 1
+    """Training processes: ``N``, or ``"A..B"`` to start with A and grow to at most B.
+
+    0 trains in this process, without Ray, and computes what one worker computes.
+    """
     cpus_per_worker: Count = 1
     use_gpu: AutoYesNo = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -295,8 +309,8 @@ class TrainConfig(Section):
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """The minimum and the maximum number of workers."""
-        first, _, last = str(self.workers).partition("..")
+        """The minimum and the maximum number of workers; this process counts as one."""
+        first, _, last = str(self.workers or 1).partition("..")
         return int(first), int(last or first)
 
 

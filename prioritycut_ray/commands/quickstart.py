@@ -42,7 +42,9 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     data = out / "data"
     if not (data / "index.json").exists():
         shard([str(out / "videos")], str(data), size=size, console=console)
-    console.print(f"[3/5] training with Ray Train on {config.train.workers} workers")
+    workers = config.train.workers
+    place = f"with Ray Train on {workers} workers" if workers else "in this process"
+    console.print(f"[3/5] training {place}")
     run = Path(train(config))
     console.print("[4/5] evaluating on held-out clips")
     evaluate_and_print(run, str(data), out=out / "evaluation", console=console)

@@ -40,6 +40,11 @@ def submit(
     """
     here = Path.cwd()
     config = load_config(source, overrides)
+    if config.train.workers == 0:
+        raise UserError(
+            "train.workers=0 trains in the process of the command itself, which is not what a "
+            "cluster is for: set train.workers=1 or more"
+        )
     command = ["prioritycut", "train", source, *overrides]
     variables = {JOB_STOP_WAIT: _SAVE_SECONDS, **job_variables(environment)}
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,6 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.shards import clips_of, read_index
 from prioritycut_ray.errors import ExitCode, UserError
 from prioritycut_ray.launch.failures import Failure, RunEnded, diagnose_controller, explain
 from prioritycut_ray.launch.heartbeat import (
@@ -40,9 +39,9 @@ from prioritycut_ray.ray_cluster.filesystem import ray_storage
 from prioritycut_ray.ray_cluster.resources import check_capacity, uses_gpu
 from prioritycut_ray.ray_cluster.session import start_ray
 from prioritycut_ray.runs.attempts import claim_run
-from prioritycut_ray.runs.compatibility import check_resumable
-from prioritycut_ray.runs.locate import find_checkpoint, has_checkpoint
+from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.training.run import check_run
 
 Progress = Callable[[Mapping[str, float]], None]
 Warn = Callable[[str], None]
@@ -71,10 +70,7 @@ def launch(config: Config, on_progress: Progress, on_warning: Warn) -> str:
         UserError: the data, the configuration or an older run of this name does not fit.
         RunFailed: the run ended early; the message says why and how to resume.
     """
-    index = read_index(config.data.index or config.data.url)
-    clips_of(index, config.data.split)
-    if has_checkpoint(config.run):
-        check_resumable(config, index.fingerprint)
+    check_run(config)
     start_ray()
     check_capacity(config)
     check_nodes(config, on_warning)

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,12 +14,16 @@ class StopSignals:
 
     Python allows signal handlers only in the main thread; in other threads it collects nothing.
 
+    Args:
+        on_signal: called with the name of each signal, in the main thread.
+
     Attributes:
         received: names of the signals, in order of arrival.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_signal: Callable[[str], None] = lambda name: None) -> None:
         self.received: list[str] = []
+        self._on_signal = on_signal
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -36,4 +41,6 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        self.received.append(name)
+        self._on_signal(name)

@@ -1,6 +1,5 @@
 """The worker's side of a run: the train function and its reports."""
 
-import logging
 import signal
 import tempfile
 import time
@@ -21,13 +20,12 @@ from prioritycut_ray.launch.crash_evidence import record_crashes
 from prioritycut_ray.launch.failures import is_caused_by_peer
 from prioritycut_ray.launch.heartbeat import HeartbeatMonitor, HeartbeatThread, terminated
 from prioritycut_ray.runs.attempts import claim_run
-from prioritycut_ray.runs.checkpoints import fetch, newest_intact
-from prioritycut_ray.runs.retention import Retention
+from prioritycut_ray.runs.checkpoints import fetch
 from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.storage.folder import Folder
-from prioritycut_ray.training.checkpoint import take_snapshot, write_snapshot
+from prioritycut_ray.training.run import forwarded_warnings, open_run, save_state
 from prioritycut_ray.training.state import TrainState
-from prioritycut_ray.training.worker import Worker, WorkerStatus
+from prioritycut_ray.training.worker import DETERMINISTIC_CUBLAS, Worker, WorkerStatus
 
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -39,9 +37,6 @@ KEEP_FREED_MEMORY = {
 Otherwise the kernel provides new pages for the large tensors of every step: a seventh of its CPU
 time.
 """
-
-DETERMINISTIC_CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-"""For ``train.deterministic``: eight workspaces of 4 MiB, not shared between streams."""
 
 _PEER_ERROR_DELAY_S = 5.0
 """A rank that lost a peer waits this long, so that the cause is reported before the consequence."""
@@ -69,11 +64,13 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     )
     monitor: HeartbeatMonitor = arguments["monitor"]
     status = WorkerStatus()
-    logging.getLogger("prioritycut_ray").addHandler(_ForwardWarnings(monitor, worker.rank))
     record_crashes()
 
     index = read_index(config.data.index or config.data.url)
-    with tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch:
+    with (
+        forwarded_warnings(lambda text: monitor.send_message(f"rank {worker.rank}: {text}")),
+        tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch,
+    ):
         timeout_s = config.train.collective_timeout_s + HANG_MARGIN_S
         with HeartbeatThread(monitor, status, worker.rank, timeout_s):
             writer, checkpoint = _begin(config, arguments["launch"], worker.rank, Path(scratch))
@@ -112,14 +109,7 @@ def _begin(
         step = broadcast_from_rank_zero(None)
         return None, None if step is None else fetch(storage, step, scratch)
     claim = claim_run(storage, launch, first=False)
-    step, checkpoint = newest_intact(storage, scratch) or (None, None)
-    options = config.train
-    writer = RunWriter(
-        claim,
-        start=step or 0,
-        retention=Retention(options.keep_checkpoints, options.keep_best, options.keep_every),
-        metric=options.best_metric,
-    )
+    writer, step, checkpoint = open_run(config, claim, scratch)
     broadcast_from_rank_zero(step)
     return writer, checkpoint
 
@@ -137,22 +127,8 @@ def _report(
     when one on its list has been removed, by retention or by another attempt.
     """
     if state is not None and writer is not None:
-        writer.wait()  # before the copy, so that at most two states are in memory
-        write = partial(write_snapshot, take_snapshot(state, config, data))
-        writer.save(state.step, metrics, write)
+        save_state(writer, state, metrics, config, data)
     ray.train.report(dict(metrics))
-
-
-class _ForwardWarnings(logging.Handler):
-    """Sends a worker's warnings to the driver."""
-
-    def __init__(self, monitor: HeartbeatMonitor, rank: int) -> None:
-        super().__init__(logging.WARNING)
-        self._monitor, self._rank = monitor, rank
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Called by the logger."""
-        self._monitor.send_message(f"rank {self._rank}: {record.getMessage()}")
 
 
 def note_sigterm() -> None:

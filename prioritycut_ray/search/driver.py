@@ -161,6 +161,11 @@ def concurrency(search: SearchConfig, configs: list[Config]) -> int:
     Raises:
         UserError: a trial does not fit on the cluster.
     """
+    if any(config.train.workers == 0 for config in configs):
+        raise UserError(
+            f"search {search.name}: train.workers=0 trains in the process of the command, but "
+            "trials run on Ray: set train.workers=1 or more"
+        )
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = [float(resources.get("CPU", 0)) for resources in nodes]
     largest = max(configs, key=lambda c: c.train.worker_range[1] * c.train.cpus_per_worker)

@@ -1,4 +1,4 @@
-"""Who a process is among those that train together, and what it is doing."""
+"""A worker's place among the processes that train together, and what it is doing."""
 
 import time
 from dataclasses import dataclass, field
@@ -15,6 +15,12 @@ class Worker(NamedTuple):
     device: torch.device
 
 
+DETERMINISTIC_CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""Environment for ``train.deterministic``, needed before the first CUDA call.
+
+Eight workspaces of 4 MiB, not shared between streams.
+"""
+
 PHASES = (
     "starting",
     "waiting for data",
@@ -23,19 +29,19 @@ PHASES = (
     "update",
     "reporting",
 )
-"""What a rank does, in the order of a step."""
+"""Phases of a rank's work, in the order of a step."""
 
 
 @dataclass
 class WorkerStatus:
-    """What a rank is doing, noted by its training thread and read by the one that reports it.
+    """What a rank is doing: written by its training thread, read by the one that reports it.
 
     Attributes:
-        started_from: optimiser steps taken by earlier processes, 0 until that is known.
+        started_from: optimiser steps taken by earlier processes; 0 until that is known.
         step: optimiser steps taken.
         phase: one of :data:`PHASES`.
-        since: when the phase began, by this process's monotonic clock, in seconds.
-        stop: set from outside: the run is to save its state and end at the next step.
+        since: when the phase began, in seconds of this process's monotonic clock.
+        stop: set from outside to make the run save its state and end after the next step.
     """
 
     started_from: int = 0
@@ -45,7 +51,7 @@ class WorkerStatus:
     stop: bool = False
 
     def mark(self, step: int, phase: str) -> None:
-        """Note the begin of a phase."""
+        """Note that a phase begins."""
         if self.phase == PHASES[0]:
             self.started_from = step
         self.step, self.phase, self.since = step, phase, time.monotonic()

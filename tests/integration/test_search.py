@@ -165,6 +165,7 @@ def test_a_search_that_does_not_fit_is_refused_before_anything_starts(
         ({"objective": {"metric": "l2", "split": "test"}}, "use one of l1, psnr"),
         ({"objective": {"split": "val"}}, "objective.split"),
         ({"set": {"train.workers": 2}}, "CPUs"),
+        ({"set": {"train.workers": 0}}, "train.workers=0"),
     ]:
         search = prepare(tmp_path, shards, ASHA_SEARCH | changes)
         with pytest.raises(UserError, match=words):

@@ -131,6 +131,11 @@ def _storage_rules(config: Config, cluster: Object, place: str) -> Findings:
 
 def _capacity_rules(config: Config, cluster: Object, place: str) -> Findings:
     train = config.train
+    if train.workers == 0:
+        yield error(
+            place, "train.workers=0 trains on the head, without Ray: set train.workers=1 or more"
+        )
+        return
     places, gpus = 0, train.use_gpu == "yes"
     for _, group in parts.worker_groups(cluster, ""):
         fit = [parts.offered(group, "cpu", "num-cpus") // train.cpus_per_worker]

@@ -52,6 +52,7 @@ def test_nobody_at_the_address_is_one_line(prioritycut: Prioritycut) -> None:
         (["quickstart", *REMOTE, "loss.perceptual.weights=v.pth"], ["v.pth", "no such file"]),
         (["quickstart", *REMOTE, "--env", "NAME"], ["--env NAME", "KEY=VALUE"]),
         (["quickstart", *REMOTE, "train.worker=2"], ["train.workers"]),
+        (["quickstart", *REMOTE, "train.workers=0"], ["train.workers=0", "set train.workers=1"]),
         (["nowhere.yaml", *REMOTE, "--kubernetes"], ["shipped"]),
     ],
 )

@@ -1,0 +1,107 @@
+"""A run's folder in training: where to start from, and what to save."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from prioritycut_ray.config import Config
+from prioritycut_ray.data.shards import ClipIndex, clips_of, read_index
+from prioritycut_ray.runs.checkpoints import newest_intact
+from prioritycut_ray.runs.compatibility import check_resumable
+from prioritycut_ray.runs.locate import has_checkpoint
+from prioritycut_ray.runs.retention import Retention
+from prioritycut_ray.runs.writer import RunWriter
+from prioritycut_ray.storage.claims import Claim
+from prioritycut_ray.training.checkpoint import take_snapshot, write_snapshot
+from prioritycut_ray.training.state import TrainState
+
+
+class OpenRun(NamedTuple):
+    """A run that is ready to train.
+
+    Attributes:
+        writer: writes into the run's folder.
+        step: step of the checkpoint to resume from; None to start from scratch.
+        checkpoint: directory of that checkpoint on this machine.
+    """
+
+    writer: RunWriter
+    step: int | None
+    checkpoint: Path | None
+
+
+def check_run(config: Config) -> ClipIndex:
+    """Check that a configuration fits its data and an older run of the same name.
+
+    Returns:
+        The index of the training data.
+
+    Raises:
+        UserError: the data, the split or the older run does not fit.
+    """
+    index = read_index(config.data.index or config.data.url)
+    clips_of(index, config.data.split)
+    if has_checkpoint(config.run):
+        check_resumable(config, index.fingerprint)
+    return index
+
+
+def open_run(config: Config, claim: Claim, scratch: Path) -> OpenRun:
+    """Find the newest intact checkpoint of a claimed run, and start to write after it.
+
+    Args:
+        config: the run's configuration.
+        claim: the claim of this attempt.
+        scratch: local folder for a copy of a remote checkpoint.
+    """
+    step, checkpoint = newest_intact(claim.folder, scratch) or (None, None)
+    options = config.train
+    writer = RunWriter(
+        claim,
+        start=step or 0,
+        retention=Retention(options.keep_checkpoints, options.keep_best, options.keep_every),
+        metric=options.best_metric,
+    )
+    return OpenRun(writer, step, checkpoint)
+
+
+def save_state(
+    writer: RunWriter, state: TrainState, metrics: Mapping[str, float], config: Config, data: str
+) -> None:
+    """Copy the state, and write it as a checkpoint in the background.
+
+    Args:
+        writer: writer of the run's folder.
+        state: state to save.
+        metrics: metrics at its step.
+        config: the run's configuration.
+        data: fingerprint of the data set.
+    """
+    writer.wait()  # before the copy, so that at most two states are in memory
+    write = partial(write_snapshot, take_snapshot(state, config, data))
+    writer.save(state.step, metrics, write)
+
+
+@contextmanager
+def forwarded_warnings(send: Callable[[str], None]) -> Iterator[None]:
+    """Pass the package's warnings on while the body runs."""
+    handler = _WarningHandler(send)
+    logger = logging.getLogger("prioritycut_ray")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _WarningHandler(logging.Handler):
+    def __init__(self, send: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by the logger."""
+        self._send(record.getMessage())
