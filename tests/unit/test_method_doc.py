@@ -1,4 +1,4 @@
-"""docs/method.md names functions that exist."""
+"""Every function that docs/method.md names exists."""
 
 import importlib
 import re
@@ -11,7 +11,7 @@ REFERENCE = re.compile(r"`(?:([\w/]+)\.py)?::([\w.]+)`")
 
 
 def named_functions() -> list[tuple[str, str]]:
-    """Module and name of each; `::name` alone stands in the file named before it."""
+    """The module and name of each reference; `::name` refers to the file named before it."""
     found, module = [], ""
     for path, name in REFERENCE.findall((ROOT / "docs" / "method.md").read_text()):
         module = path.replace("/", ".") or module
@@ -24,7 +24,7 @@ def test_the_document_names_functions() -> None:
 
 
 @pytest.mark.parametrize(("module", "name"), named_functions())
-def test_each_function_is_there(module: str, name: str) -> None:
+def test_each_named_function_exists(module: str, name: str) -> None:
     found = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
