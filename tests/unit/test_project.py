@@ -99,3 +99,13 @@ def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in slugs(target), link
+
+
+def test_every_page_is_reachable_and_every_page_that_code_names_exists() -> None:
+    linked = set(local_links(ROOT / "README.md"))
+    pages = {str(path.relative_to(ROOT)) for path in DOCUMENTS} - {"README.md"}
+    assert pages <= linked, "a page that README does not link to"
+    code = [*ROOT.glob("prioritycut_ray/**/*.py"), *ROOT.glob("prioritycut_ray/**/*.j2")]
+    named = {name for path in code for name in re.findall(r"docs/\w+\.md", path.read_text())}
+    assert len(named) >= 5
+    assert named <= pages
