@@ -43,15 +43,15 @@ from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.run import check_run
 
-Progress = Callable[[Mapping[str, float]], None]
-Warn = Callable[[str], None]
+OnProgress = Callable[[Mapping[str, float]], None]
+OnWarning = Callable[[str], None]
 
 _RESIZE_INTERVAL_S = 15.0
 _WAIT_CHECK_INTERVAL_S = 5.0
 _NOTICE_AFTER_S = 60.0
 
 
-def launch(config: Config, on_progress: Progress, on_warning: Warn) -> str:
+def launch(config: Config, on_progress: OnProgress, on_warning: OnWarning) -> str:
     """Train with Ray Train, resuming the run of the same name if there is one.
 
     SIGTERM or Ctrl-C makes the workers finish their step, save and stop. A second Ctrl-C, or the
@@ -154,8 +154,8 @@ def _wait(
     monitor: HeartbeatMonitor,
     config: Config,
     signals: StopSignals,
-    on_progress: Progress,
-    on_warning: Warn,
+    on_progress: OnProgress,
+    on_warning: OnWarning,
 ) -> None:
     """Forward messages and stop signals until the run has ended.
 
@@ -190,7 +190,9 @@ def _stopped(reason: str, monitor: HeartbeatMonitor) -> ControllerError:
     return ControllerError(RunEnded(Failure(ExitCode.PREEMPTED, reason, None, "", step)))
 
 
-def _forward_messages(monitor: HeartbeatMonitor, on_progress: Progress, on_warning: Warn) -> None:
+def _forward_messages(
+    monitor: HeartbeatMonitor, on_progress: OnProgress, on_warning: OnWarning
+) -> None:
     for message in monitor.take_messages():
         if isinstance(message, str):
             on_warning(message)
@@ -201,7 +203,7 @@ def _forward_messages(monitor: HeartbeatMonitor, on_progress: Progress, on_warni
 class WorkerWaitNotice:
     """Warns when no worker has run for a minute: the cluster may be too small now."""
 
-    def __init__(self, config: Config, on_warning: Warn) -> None:
+    def __init__(self, config: Config, on_warning: OnWarning) -> None:
         self._config, self._on_warning = config, on_warning
         self._running_at = self._checked_at = time.monotonic()
 

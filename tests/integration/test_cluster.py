@@ -1,8 +1,8 @@
 """The manifests' own command lines on a Ray cluster of several hosts, with S3 for storage.
 
-Hosts are network namespaces on this machine (tests/network.py). What KubeRay would do with a
-manifest is done here: `ray start` with its parameters on one host a pod, its environment, its
-entrypoint as a Ray job. Options of the manifests make the training tiny, and nothing else does.
+Hosts are network namespaces on this machine (tests/network.py). The test does with a manifest what
+KubeRay would do: `ray start` with its parameters on one host per pod, with its environment, and its
+entrypoint as a Ray job. Only options of the manifests make the training tiny.
 """
 
 import csv
@@ -58,7 +58,7 @@ AUTOSCALER = {
     "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
 }
-"""What Ray's autoscaler asks of the head's environment where nodes are processes."""
+"""What Ray's autoscaler needs in the head's environment when nodes are processes."""
 AUTOSCALER_LISTS = (
     "setup_commands",
     "head_setup_commands",
@@ -68,12 +68,12 @@ AUTOSCALER_LISTS = (
     "initialization_commands",
     "cluster_synced_files",
 )
-"""Keys that its configuration must have."""
+"""Keys that its configuration requires."""
 Object = dict[str, Any]
 
 
 class Bucket(NamedTuple):
-    """What the storage holds, asked for over HTTP from a host of its network."""
+    """Contents of the storage, read over HTTP from a host of its network."""
 
     host: Host
     url: str
@@ -88,26 +88,26 @@ class Bucket(NamedTuple):
         return names
 
     def steps(self, run: str) -> list[int]:
-        """Steps of the whole checkpoints of a run."""
+        """Return the steps of the complete checkpoints of a run."""
         pattern = re.compile(rf"runs/{re.escape(run)}/step_(\d+)/manifest\.json")
         matches = map(pattern.fullmatch, self.keys(f"runs/{run}/step_"))
         return [int(match[1]) for match in matches if match]
 
     def weights(self, run: str) -> dict[str, str]:
-        """Checksums of the last checkpoint's networks."""
+        """Return the checksums of the networks in the last checkpoint."""
         step = self.steps(run)[-1]
         manifest = json.loads(self.request(f"/runs/{run}/step_{step:07d}/manifest.json"))
         return {name: manifest[name] for name in WEIGHTS}
 
 
 class Stage(NamedTuple):
-    """The network, the storage with a data set, and what the manifests say.
+    """The network, the storage with a data set, and the manifests.
 
     Attributes:
-        network: to which every cluster adds its hosts.
-        client: the host of a user, and of the operator's submitter.
-        home: what the image has in its working directory.
-        environ: of every container.
+        network: network that every cluster adds its hosts to.
+        client: the host of the user and of the operator's submitter.
+        home: contents of the image's working directory.
+        environ: environment of every container.
         manifests: objects by file.
     """
 
@@ -120,7 +120,7 @@ class Stage(NamedTuple):
     manifests: dict[str, list[Object]]
 
     def run(self, *words: str) -> str:
-        """A command line of a user whose machine reaches the cluster and the storage."""
+        """Run a command line as a user whose machine reaches the cluster and the storage."""
         result = subprocess.run(
             [*self.client.prefix, str(BIN / "prioritycut"), *words],
             cwd=self.folder,
@@ -133,7 +133,7 @@ class Stage(NamedTuple):
         return result.stdout
 
     def write_videos(self, kind: str, splits: Sequence[str]) -> Path:
-        """Puppets of their own identities; gives the table that says which split each is of."""
+        """Write puppets of separate identities; returns the table with the split of each."""
         table = self.folder / f"{kind}.csv"
         with table.open("w", newline="") as file:
             rows = csv.writer(file)
@@ -146,7 +146,7 @@ class Stage(NamedTuple):
         return table
 
     def ray_job(self, verb: str) -> Object:
-        """The RayJob of a manifest."""
+        """Return the RayJob of a manifest."""
         if verb == "retrain":
             config_map = self.manifests["cronjob-retrain.yaml"][0]
             return dict(yaml.safe_load(config_map["data"]["rayjob.yaml"]))
@@ -181,7 +181,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def options(endpoint: str) -> ManifestOptions:
-    """Small pods without GPUs, and a small training; everything else as it comes."""
+    """Small pods without GPUs and a small training; defaults otherwise."""
     pod = {"cpus": 1, "memory_gib": 4, "shm_gib": 1}
     return ManifestOptions.model_validate(
         {
@@ -197,7 +197,7 @@ def options(endpoint: str) -> ManifestOptions:
 
 
 def home_of_image(folder: Path) -> Path:
-    """What the Dockerfile copies into the working directory."""
+    """Copy what the Dockerfile copies to the working directory."""
     folder.mkdir()
     dockerfile = (ROOT / "Dockerfile").read_text()
     copied = re.findall(r"^COPY (\S+) /home/ray/(\S*)$", dockerfile, re.MULTILINE)
@@ -212,7 +212,7 @@ def home_of_image(folder: Path) -> Path:
 
 
 def variables(manifests: dict[str, list[Object]]) -> dict[str, str]:
-    """The environment of the head's container; the operator adds the token."""
+    """Return the environment of the head's container; the operator adds the token."""
     cluster = manifests["rayjob-train.yaml"][0]["spec"]["rayClusterSpec"]
     container = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
     secret = manifests["storage-secret.yaml"][0]["stringData"]
@@ -221,7 +221,7 @@ def variables(manifests: dict[str, list[Object]]) -> dict[str, str]:
 
 
 class Pods:
-    """A RayJob's cluster: one host a pod, started as the operator would; a context manager."""
+    """A RayJob's cluster, one host per pod, started as by the operator; a context manager."""
 
     def __init__(self, stage: Stage, verb: str) -> None:
         self._stage = stage
@@ -244,22 +244,22 @@ class Pods:
         self.close()
 
     def close(self) -> None:
-        for node in self._nodes.values():  # all at once; then one by one, until they are gone
+        for node in self._nodes.values():  # all at once, then one by one until they have ended
             node.process.terminate()
         for node in self._nodes.values():
             node.end()
 
     @property
     def url(self) -> str:
-        """Of the head's dashboard."""
+        """URL of the head's dashboard."""
         return f"http://{self.host('head').address}:8265"
 
     def node(self, name: str) -> Node:
-        """A node: head, worker1, ..."""
+        """Return a node: head, worker1, ..."""
         return self._nodes[name]
 
     def host(self, name: str) -> Host:
-        """The host of a node."""
+        """Return the host of a node."""
         return self._hosts[name]
 
     def start_head(self) -> None:
@@ -271,7 +271,7 @@ class Pods:
         self._await_node("head")
 
     def _autoscaling_config(self) -> Path:
-        """Ray's autoscaler of the manifest's groups; its nodes are processes on the head's host."""
+        """Write the manifest's groups for Ray's autoscaler; nodes are processes of the head."""
         options, groups = self.spec["autoscalerOptions"], self.spec["workerGroupSpecs"]
         assert options["version"] == "v2"
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -307,12 +307,12 @@ class Pods:
 
     def start_workers(self, *names: str) -> None:
         address = f"--address={self.host('head').address}:6379"
-        for name in names:  # one by one: hosts share the session's folder, where two would collide
+        for name in names:  # one by one: hosts share the session's folder, and two would collide
             self._start(name, self.spec["workerGroupSpecs"][0], [address])
             self._await_node(name)
 
     def _await_node(self, name: str) -> None:
-        """Wait until the head counts it as alive: the operator submits to a whole cluster."""
+        """Wait until the head reports it alive: the operator submits to a complete cluster."""
         client, address, node = self._stage.client, self.host(name).address, self.node(name)
 
         def alive() -> bool:
@@ -338,7 +338,7 @@ class Pods:
         self._nodes[name] = node
 
     def submit(self, job_id: str, *more: str) -> "Job":
-        """Run the manifest's entrypoint as the operator's submitter does."""
+        """Run the manifest's entrypoint like the operator's submitter."""
         return Job(self._stage, self.url, job_id, self.job["spec"]["entrypoint"], more)
 
 
@@ -350,11 +350,11 @@ class Job:
     """A Ray job, and the submitter that follows it.
 
     Args:
-        stage: where it runs.
-        url: of the head's dashboard.
+        stage: the stage that it runs on.
+        url: URL of the head's dashboard.
         job_id: its submission id.
-        entrypoint: of the manifest.
-        more: words that are added to it.
+        entrypoint: entrypoint of the manifest.
+        more: words to append to it.
     """
 
     def __init__(
@@ -382,7 +382,7 @@ class Job:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.id} still runs\n{self.output()}") from None
+            raise AssertionError(f"{self.id} is still running\n{self.output()}") from None
         finally:
             self.abandon()
 
@@ -391,7 +391,7 @@ class Job:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def await_step(self, run: str, step: int) -> None:
-        """Wait until the run has a checkpoint of this step or a later one."""
+        """Wait until the run has a checkpoint of this step or later."""
 
         def there() -> bool:
             assert self.process.poll() is None, self.output()
@@ -405,7 +405,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def trained(stage: Stage) -> str:
-    """The run of the training job that nothing happened to."""
+    """The run of an undisturbed training job."""
     with Pods(stage, "train") as pods:
         job = pods.submit("train")
         assert job.end() == 0, job.output()
@@ -421,7 +421,7 @@ def test_train(stage: Stage, trained: str) -> None:
     assert any(key.startswith(f"runs/{trained}/metrics/") for key in keys)
 
 
-def test_a_job_that_cannot_go_on_fails_with_its_reason(stage: Stage) -> None:
+def test_a_job_that_cannot_continue_fails_with_its_reason(stage: Stage) -> None:
     with Pods(stage, "train") as pods:
         job = pods.submit("wrong", "name=wrong", f"data.url=s3://{BUCKET}/none")
         assert job.end() == 1
@@ -493,17 +493,17 @@ def test_a_link_is_cut_for_20_s(stage: Stage, trained: str) -> None:
         time.sleep(20)
         during = stage.bucket.steps("link-cut")
         host.mend()
-        assert during[-1] < STEPS, "the cut came too late"
+        assert during[-1] < STEPS, "the link was cut too late"
         assert job.end() == 0, job.output()
     assert stage.bucket.weights("link-cut") == stage.bucket.weights(trained)
 
 
 def test_the_head_dies_and_a_new_cluster_resumes_the_run(stage: Stage, trained: str) -> None:
-    """While the workers of the old one still train.
+    """Test this while the workers of the old one are still training.
 
-    The new cluster is that of the RayJob which the user puts in the place of the failed one
-    (`kubectl replace --force`), or of SidecarMode's next attempt: the operator does not retry a job
-    of K8sJobMode whose head is lost.
+    The new cluster is that of the RayJob that replaces the failed one (`kubectl replace --force`),
+    or of SidecarMode's next attempt: the operator does not retry a job of K8sJobMode whose head is
+    lost.
     """
     with Pods(stage, "train") as old:
         first = old.submit("head-dies-0", "name=head-dies")

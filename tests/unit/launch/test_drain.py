@@ -22,7 +22,7 @@ from tests.runs import await_truth
         ("raylet", False),
     ],
 )
-def test_only_processes_with_tasks_or_actors_are_at_work(title: str, busy: bool) -> None:
+def test_only_processes_with_tasks_or_actors_are_busy(title: str, busy: bool) -> None:
     mark = f"{title} of-this-test"
     process = subprocess.Popen([mark, "60"], executable="/bin/sleep")
     try:
@@ -40,7 +40,7 @@ def test_only_processes_with_tasks_or_actors_are_at_work(title: str, busy: bool)
     assert not any(found.startswith(mark) for found in busy_workers())
 
 
-def test_without_its_head_a_node_ends_at_once(
+def test_a_node_without_a_head_ends_at_once(
     prioritycut: Prioritycut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`ray drain-node` alone tries for minutes, and a machine with GPUs waits for it."""

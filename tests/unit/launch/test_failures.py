@@ -1,4 +1,4 @@
-"""Kinds of failure told apart, in the words that Ray, torch and the system have for them."""
+"""Diagnosis of failures from the messages of Ray, torch, CUDA and the system."""
 
 import errno
 import shlex
@@ -51,7 +51,7 @@ CPP_FRAMES = (
 
 
 def cuda(words: str) -> Exception:
-    """As torch tells an error of the CUDA runtime: what happened comes first."""
+    """Return torch's error for the CUDA runtime: the cause comes first."""
     return torch.AcceleratorError(f"CUDA error: {words}{CUDA_ADVICE}")
 
 
@@ -69,7 +69,7 @@ INVALID_USAGE = "invalid usage (run with NCCL_DEBUG=WARN for details)"
 
 
 class HealthCheckFailed(Exception):
-    """As Ray Train wraps what it met when it asked after a worker."""
+    """Like Ray Train's wrapper of an error that a health check met."""
 
     def __init__(self, failure: Exception) -> None:
         super().__init__("A worker health check failed.")
@@ -138,13 +138,13 @@ OUT_OF_SPACE = OSError(errno.ENOSPC, "No space left on device", "/runs/vox")
         (ValueError("first\nlast"), ALIVE, ExitCode.WORKER_ERROR, "ValueError: last"),
     ],
 )
-def test_kinds_are_told_apart(
+def test_kinds_are_distinguished(
     error: Exception,
     inspect: Callable[[Heartbeat], CrashEvidence | None],
     kind: ExitCode,
     words: str,
 ) -> None:
-    """And the rank that it began with is named, not those that only lost the connection to it."""
+    """Also the rank that failed first is named, not one that only lost the connection to it."""
     errors = {0: GLOO_CLOSED, 1: error}
     failure = diagnose(errors, {0: received(0), 1: received(1)}, TIMEOUT, inspect)
     assert (failure.kind, failure.rank, failure.address) == (kind, 1, "10.0.0.1")
@@ -298,7 +298,7 @@ def test_kinds_are_told_apart(
         ),
     ],
 )
-def test_what_gpus_and_their_libraries_say_is_told_apart(
+def test_errors_of_gpus_and_their_libraries_are_distinguished(
     error: Exception, kind: ExitCode, words: str
 ) -> None:
     failure = diagnose({0: error}, {0: received(0), 1: received(1)}, TIMEOUT, ALIVE)
@@ -343,8 +343,8 @@ def test_what_gpus_and_their_libraries_say_is_told_apart(
         WorkerHealthCheckTimeoutError("A worker health check has been hanging for 600 seconds."),
     ],
 )
-def test_every_way_to_say_it_is_a_collective_time_out(error: Exception) -> None:
-    """And the rank that hangs is named, not the one that said so."""
+def test_every_timeout_is_a_collective_timeout(error: Exception) -> None:
+    """Also the rank that hangs is named, not the one that reported it."""
     heartbeats = {0: received(0), 1: received(1, age_s=500)}
     failure = diagnose({0: error}, heartbeats, TIMEOUT, ALIVE)
     assert (failure.kind, failure.rank) == (ExitCode.HANG, 1)
@@ -394,7 +394,7 @@ def test_the_end_of_the_controller_is_explained(
     assert words in failure.reason
 
 
-def test_a_lost_connection_alone_leads_to_the_rank_that_is_gone() -> None:
+def test_a_lost_connection_leads_to_the_rank_that_is_gone() -> None:
     both = {0: received(0), 1: received(1)}
     assert diagnose({0: GLOO_CLOSED}, both, TIMEOUT, GONE)[:3] == (
         ExitCode.WORKER_KILLED,
@@ -422,14 +422,14 @@ def test_a_lost_connection_alone_leads_to_the_rank_that_is_gone() -> None:
         ([received(0), received(1)], "rank 0 hangs at 'generator step'; so do ranks 1"),
     ],
 )
-def test_a_time_out_names_the_rank_that_hangs(ranks: list[ReceivedHeartbeat], name: str) -> None:
+def test_a_timeout_names_the_rank_that_hangs(ranks: list[ReceivedHeartbeat], name: str) -> None:
     heartbeats = {h.heartbeat.rank: h for h in ranks}
     failure = diagnose({0: GLOO_TIMEOUT}, heartbeats, TIMEOUT, ALIVE)
     assert failure.kind is ExitCode.HANG
     assert failure.reason.startswith(name)
 
 
-def test_a_rank_that_ended_itself_for_hanging_is_a_time_out() -> None:
+def test_a_rank_that_ended_itself_because_it_hung_is_a_timeout() -> None:
     heartbeat = received(1).heartbeat._replace(phase_seconds=TIMEOUT)
     failure = diagnose(
         {1: died()}, {0: received(0), 1: ReceivedHeartbeat(heartbeat, 0.1)}, TIMEOUT, GONE
@@ -456,11 +456,11 @@ def ends(policy: FailurePolicy, failure: Failure, started_from: int) -> bool:
         ExitCode.SUPERSEDED,
     ],
 )
-def test_what_would_fail_again_is_not_tried_again(kind: ExitCode) -> None:
+def test_what_would_fail_again_is_not_retried(kind: ExitCode) -> None:
     assert ends(FailurePolicy(max_failures=3), a(kind, 5), started_from=0)
 
 
-def test_the_same_error_at_the_same_step_is_not_tried_for_ever() -> None:
+def test_the_same_error_at_the_same_step_is_not_retried_forever() -> None:
     policy = FailurePolicy(max_failures=100)
     assert not ends(policy, a(ExitCode.WORKER_ERROR, 5, "ValueError: at 0x123"), started_from=0)
     assert ends(policy, a(ExitCode.WORKER_ERROR, 5, "ValueError: at 0x456"), started_from=0)
@@ -473,7 +473,7 @@ def test_the_same_error_at_the_same_step_is_not_tried_for_ever() -> None:
         )
 
 
-def test_errors_of_a_gpu_are_the_same_only_if_they_say_the_same() -> None:
+def test_errors_of_a_gpu_are_the_same_only_if_their_texts_are() -> None:
     def failure(words: str) -> Failure:
         return diagnose({0: cuda(words)}, {0: received(0)}, TIMEOUT, ALIVE)
 

@@ -36,7 +36,7 @@ def test_an_address_that_is_no_dashboard_is_named(address: str) -> None:
         Cluster(address)
 
 
-def test_nobody_at_the_address_is_one_line(prioritycut: Prioritycut) -> None:
+def test_an_address_without_a_dashboard_is_one_line(prioritycut: Prioritycut) -> None:
     words = ["submit", "quickstart", *REMOTE, "--address", "http://127.0.0.1:9"]
     assert_one_line(prioritycut(*words), "http://127.0.0.1:9", "no Ray dashboard answers")
 
@@ -56,14 +56,14 @@ def test_nobody_at_the_address_is_one_line(prioritycut: Prioritycut) -> None:
         (["nowhere.yaml", *REMOTE, "--kubernetes"], ["shipped"]),
     ],
 )
-def test_what_a_cluster_could_not_find_is_refused_here(
+def test_what_a_cluster_could_not_find_is_rejected_here(
     prioritycut: Prioritycut, tmp_path: Path, words: list[str], fragments: list[str]
 ) -> None:
     (tmp_path.parent / "config.yaml").write_text("name: mine\n")
     assert_one_line(prioritycut("submit", *words, "--dry-run"), *fragments)
 
 
-def test_dry_run_says_what_would_travel(prioritycut: Prioritycut, tmp_path: Path) -> None:
+def test_dry_run_shows_what_would_be_packed(prioritycut: Prioritycut, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     result = prioritycut("submit", "mine.yaml", *REMOTE, "--dry-run")
     assert result.returncode == 0, result.stderr
@@ -72,7 +72,7 @@ def test_dry_run_says_what_would_travel(prioritycut: Prioritycut, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["ignored.yaml", "runs/a.yaml", "data/a.yaml", "link/a.yaml"])
-def test_the_configuration_always_travels(
+def test_the_configuration_is_always_packed(
     prioritycut: Prioritycut, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -85,7 +85,7 @@ def test_the_configuration_always_travels(
     assert "1 file," in result.stdout
 
 
-def test_local_perceptual_weights_travel(prioritycut: Prioritycut, tmp_path: Path) -> None:
+def test_local_perceptual_weights_are_packed(prioritycut: Prioritycut, tmp_path: Path) -> None:
     (tmp_path / "vgg.safetensors").write_text("weights")
     words = ["quickstart", *REMOTE, "loss.perceptual.weights=vgg.safetensors", "--dry-run"]
     assert "1 file," in prioritycut("submit", *words).stdout
@@ -107,12 +107,12 @@ def test_dry_run_for_kubernetes_prints_a_valid_job(prioritycut: Prioritycut) -> 
     assert "name=bodies" in result.stdout
 
 
-def test_a_job_that_its_cluster_cannot_hold_is_refused(prioritycut: Prioritycut) -> None:
+def test_a_job_that_does_not_fit_its_cluster_is_rejected(prioritycut: Prioritycut) -> None:
     result = prioritycut("submit", "vox256", "train.workers=8", "--kubernetes", "--dry-run")
     assert_one_line(result, "train.workers=8", "room for 4")
 
 
-def test_without_kubectl_the_way_out_is_told(
+def test_without_kubectl_the_fix_is_reported(
     prioritycut: Prioritycut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
@@ -134,7 +134,7 @@ def test_rendering_and_checking(prioritycut: Prioritycut, tmp_path: Path) -> Non
     assert_one_line(result, "1 error; see above")
 
 
-def test_files_of_the_image_are_looked_for_here(prioritycut: Prioritycut, tmp_path: Path) -> None:
+def test_files_of_the_image_must_exist_here(prioritycut: Prioritycut, tmp_path: Path) -> None:
     for word in ("tune=tune_configs/mine.yaml", "retrain=nightly.yaml"):
         assert_one_line(prioritycut("k8s", "render", word), word, "is not a file below this folder")
     (tmp_path / "nightly.yaml").write_text("data: data\nbudget: 100\nreplai: 0.5\n")
@@ -149,7 +149,7 @@ def test_files_of_the_image_are_looked_for_here(prioritycut: Prioritycut, tmp_pa
     assert_one_line(result, "retrain=/setting/a.yaml")
 
 
-def test_sizes_that_no_job_accepts_are_refused(prioritycut: Prioritycut, tmp_path: Path) -> None:
+def test_sizes_that_no_job_accepts_are_rejected(prioritycut: Prioritycut, tmp_path: Path) -> None:
     result = prioritycut("k8s", "render", "max_workers=3")
     assert_one_line(result, "max_workers=3", "train.batch_size=40")
     assert not (tmp_path / "cluster").exists()
@@ -159,7 +159,7 @@ def test_sizes_that_no_job_accepts_are_refused(prioritycut: Prioritycut, tmp_pat
     assert_one_line(result, "worker.gpus=3", "train.batch_size=40")
 
 
-def test_an_image_that_nobody_has_is_told(prioritycut: Prioritycut) -> None:
+def test_a_placeholder_image_is_reported(prioritycut: Prioritycut) -> None:
     assert "placeholder" in prioritycut("k8s", "render").stdout
     image = "image=ghcr.io/me/prioritycut-ray:0.1.0-ray2.60.0-cpu"
     assert "placeholder" not in prioritycut("k8s", "render", image).stdout

@@ -85,7 +85,7 @@ def test_an_ignore_file_may_have_any_encoding(here: Path) -> None:
     assert packed(here) == {"a.txt", ".gitignore"}
 
 
-def test_a_name_that_is_not_utf8_is_refused(here: Path) -> None:
+def test_a_name_that_is_not_utf8_is_rejected(here: Path) -> None:
     (here / os.fsdecode(b"caf\xe9.txt")).write_text("x")
     with pytest.raises(UserError, match=r"caf\\xe9\.txt: the file name is not UTF-8.*--exclude"):
         packed(here)
@@ -99,7 +99,7 @@ def test_an_invalid_pattern_names_its_source(here: Path, source: str) -> None:
         packed(here, *(["!"] if source == "--exclude" else []))
 
 
-def test_linked_folders_travel(here: Path, tmp_path: Path) -> None:
+def test_linked_folders_are_packed(here: Path, tmp_path: Path) -> None:
     write(tmp_path / "elsewhere", "code.py", "ignored.tmp")
     (here / "lib").symlink_to(tmp_path / "elsewhere")
     (here / "script.py").symlink_to(tmp_path / "elsewhere" / "code.py")
@@ -107,7 +107,7 @@ def test_linked_folders_travel(here: Path, tmp_path: Path) -> None:
     assert packed(here) == {"lib/code.py", "script.py", ".rayignore"}
 
 
-def test_a_link_to_a_folder_around_it_ends(here: Path, tmp_path: Path) -> None:
+def test_a_link_to_its_own_parent_is_left_out(here: Path, tmp_path: Path) -> None:
     write(here, "sub/a.txt")
     (here / "sub" / "up").symlink_to(here)
     package = pack(here, tmp_path / "package.zip")
@@ -115,7 +115,7 @@ def test_a_link_to_a_folder_around_it_ends(here: Path, tmp_path: Path) -> None:
     assert package.left_out == ("sub/up (a link to a folder that contains it)",)
 
 
-def test_what_is_not_a_file_is_left_out_by_name(here: Path, tmp_path: Path) -> None:
+def test_special_files_are_left_out_and_listed(here: Path, tmp_path: Path) -> None:
     write(here, "a.txt")
     os.mkfifo(here / "pipe")
     (here / "dangling").symlink_to("/no/such/target")
@@ -135,12 +135,12 @@ def test_what_is_not_a_file_is_left_out_by_name(here: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("seconds", [0, 5_000_000_000])
-def test_files_of_any_date_travel(here: Path, seconds: int) -> None:
+def test_files_of_any_date_are_packed(here: Path, seconds: int) -> None:
     write(here, "old.txt")
     os.utime(here / "old.txt", (seconds, seconds))
     assert packed(here) == {"old.txt"}
 
 
-def test_required_files_travel_whatever_is_ignored(here: Path) -> None:
+def test_required_files_are_packed_even_if_ignored(here: Path) -> None:
     write(here, "runs/a.yaml", "b.txt")
     assert packed(here, "*.yaml", required=("./runs/a.yaml",)) == {"runs/a.yaml", "b.txt"}
