@@ -43,7 +43,7 @@ def _word(value: Any) -> Any:
 
 def _check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError("use letters, digits, '.', '_' and '-', a letter or digit first")
+        raise ValueError("use letters, digits, '.', '_' and '-', and start with a letter or digit")
     return name
 
 
@@ -59,14 +59,14 @@ def _check_workers(workers: int | str) -> int | str:
     if re.fullmatch(r"[1-9]\d*\.\.[1-9]\d*", str(workers)):
         return workers
     raise ValueError(
-        'give a number of processes, "A..B" to start with A and grow to at most B, or 0 to train '
+        'must be a number of processes, "A..B" to start with A and grow to at most B, or 0 to train '
         "in this process"
     )
 
 
 def _refuse_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("give a number, not a boolean")
+        raise ValueError("must be a number, not a boolean")
     return value
 
 

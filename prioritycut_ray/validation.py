@@ -37,18 +37,18 @@ def _problem(item: ErrorDetails, key: str, kind: Any) -> str:
         case "extra_forbidden":
             return f"unknown key {key!r}{_suggestion(key, kind)}"
         case "model_type" | "model_attributes_type":
-            message = "is a section: give its keys"
-            message += ", or null to switch it off" if type(None) in get_args(kind) else ""
+            message = "is a section: set its keys"
+            message += ", or null to disable it" if type(None) in get_args(kind) else ""
         case "string_type" if value is None:
-            message = "an empty value, null and ~ mean nothing in YAML; to mean text, quote it"
+            message = "an empty value, null and ~ are null in YAML; if it is text, quote it"
         case "string_type" if isinstance(value, bool | int | float):
             kind_read = "boolean" if isinstance(value, bool) else "number"
-            message = f"YAML reads this as a {kind_read}; to mean text, quote it"
+            message = f"YAML reads this as a {kind_read}; if it is text, quote it"
             message += f" ({key}='\"{json.dumps(value)}\"' on the command line)"
         case "int_from_float" | "int_parsing":
-            message = "takes a whole number"
+            message = "must be a whole number"
         case "dict_type":
-            message = "takes keys and values, as {key: value}"
+            message = "must be a mapping, such as {key: value}"
         case "missing":
             message = "is required"
     if not key:
