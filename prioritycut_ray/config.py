@@ -59,8 +59,8 @@ def _check_workers(workers: int | str) -> int | str:
     if re.fullmatch(r"[1-9]\d*\.\.[1-9]\d*", str(workers)):
         return workers
     raise ValueError(
-        'must be a number of processes, "A..B" to start with A and grow to at most B, or 0 to train '
-        "in this process"
+        'must be a number of processes, "A..B" to start with A and grow to at most B, or 0 to '
+        "train in this process"
     )
 
 

@@ -24,6 +24,7 @@ from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
 from PIL import Image
 
+from prioritycut_ray.errors import reason_of
 from prioritycut_ray.video.images import (
     Picture,
     is_picture_file,
@@ -40,7 +41,6 @@ from prioritycut_ray.video.source import (
     VideoError,
     check_pixels,
     check_regular,
-    message_of,
     name_of,
 )
 
@@ -122,7 +122,7 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
         except VideoError as error:
             raise VideoError(name_of(source), error.reason) from None
         except Exception as error:  # Libraries raise anything for a strange frame.
-            raise VideoError(name_of(source), _damage(decoded, message_of(error))) from None
+            raise VideoError(name_of(source), _damage(decoded, reason_of(error))) from None
         declared = _declared_packets(container, stream)
         duration = _declared_seconds(container, stream)
     # Packets, not frames: an edit list hides frames, and a cut may make some undecodable.
@@ -216,7 +216,7 @@ def _why_not_opened(source: Source, error: Exception) -> str:
     # EINVAL is how FFmpeg refuses a format that is not on the list.
     no_video = isinstance(error, av.InvalidDataError | av.EOFError | av.ArgumentError)
     if is_path and not no_video:
-        return message_of(error)
+        return reason_of(error)
     if _size(source) == 0:
         return "is empty (0 bytes)"
     return _NO_VIDEO
@@ -287,7 +287,7 @@ def _rgb(frame: av.VideoFrame) -> Frame:
         image = frame.reformat(format=form, src_colorspace=guessed_colours(frame)).to_ndarray()
     except av.FFmpegError as error:
         reason = (
-            f"has colours that cannot be converted (matrix {frame.colorspace}): {message_of(error)}"
+            f"has colours that cannot be converted (matrix {frame.colorspace}): {reason_of(error)}"
         )
         raise VideoError("video", reason) from None
     return np.array(on_black(Image.fromarray(image))) if has_alpha else np.asarray(image)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
+from prioritycut_ray.errors import reason_of
 from prioritycut_ray.video.source import (
     Frame,
     Source,
@@ -26,7 +27,6 @@ from prioritycut_ray.video.source import (
     VideoError,
     check_pixels,
     check_regular,
-    message_of,
     name_of,
 )
 
@@ -186,7 +186,7 @@ def _opened(source: Source) -> Iterator[Image.Image | None]:
     except _Unfit as error:
         raise VideoError(name_of(source), str(error)) from None
     except Exception as error:  # Each of Pillow's formats has errors of its own.
-        reason = getattr(error, "strerror", None) or f"is damaged or cut off: {message_of(error)}"
+        reason = getattr(error, "strerror", None) or f"is damaged or cut off: {reason_of(error)}"
         raise VideoError(name_of(source), reason) from None
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from av.container import InputContainer
 from av.video import VideoStream
 
+from prioritycut_ray.errors import reason_of
 from prioritycut_ray.video.decoding import guessed_colours, open_video
 from prioritycut_ray.video.encoding import open_mp4
 from prioritycut_ray.video.images import is_picture_file
-from prioritycut_ray.video.source import Source, VideoError, message_of, name_of
+from prioritycut_ray.video.source import Source, VideoError, name_of
 
 
 class Copied(NamedTuple):
@@ -49,7 +50,7 @@ def copy_stream(source: Source, size: int) -> Copied:
             container.seek(0)
             return _copied(container, stream)
         except av.FFmpegError as error:
-            raise VideoError(name_of(source), f"cannot be copied: {message_of(error)}") from None
+            raise VideoError(name_of(source), f"cannot be copied: {reason_of(error)}") from None
 
 
 def _copied(container: InputContainer, stream: VideoStream) -> Copied:

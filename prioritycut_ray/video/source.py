@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, reason_of
 
 Frame = NDArray[np.uint8]
 """RGB ``[H, W, 3]`` in 0..255."""
@@ -54,12 +54,6 @@ def name_of(source: Source) -> str:
     return str(source if isinstance(source, str | Path) else getattr(source, "name", "video"))
 
 
-def message_of(error: Exception) -> str:
-    """Return the message of a library's error, on one line."""
-    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(words.split())
-
-
 def check_regular(source: Source) -> None:
     """Check that a path is a regular file: reading a pipe or a device may never end.
 
@@ -71,8 +65,7 @@ def check_regular(source: Source) -> None:
     try:
         mode = os.stat(source).st_mode
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(str(source), reason) from None
+        raise VideoError(str(source), reason_of(error)) from None
     if not stat.S_ISREG(mode):
         kind = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "is not a regular file"
         raise VideoError(str(source), kind)
