@@ -1,1 +1,1 @@
-"""Videos, shards, and the stream of frame pairs."""
+"""Shards, and the stream of frame pairs that training draws from them."""

@@ -1,7 +1,7 @@
-"""Augmentation of frame pairs, on the batch and on its device.
+"""Augmentation of frame pairs, on the batch and its device.
 
 Each sample's parameters come from its own seed, so they are the same in any batch, on any rank
-and on any device. Both frames of a pair are changed alike: the motion between them must remain.
+and on any device. Both frames of a pair are changed alike, to keep the motion between them.
 """
 
 from typing import NamedTuple
@@ -33,18 +33,18 @@ def augment(
     """Flip, swap and recolour pairs at random.
 
     The colour changes are those of torchvision's ``ColorJitter``, always in the order brightness,
-    contrast, saturation, hue. Contrast is about each frame's own mean gray.
+    contrast, saturation, hue. Contrast is relative to each frame's own mean gray.
 
     Args:
         source: RGB in [0, 1].
         driving: RGB in [0, 1].
-        seeds: one a sample, 0 or more.
-        horizontal_flip: mirror every other pair, on average.
-        time_flip: swap source and driving of every other pair, on average.
+        seeds: one per sample, 0 or more.
+        horizontal_flip: mirror half of the pairs, on average.
+        time_flip: swap source and driving in half of the pairs, on average.
         brightness: x, for factors from [max(0, 1 - x), 1 + x]; 0 turns it off.
         contrast: the same.
         saturation: the same.
-        hue: largest turn of the colour circle, either way, in turns (0 to 0.5); 0 turns it off.
+        hue: maximum rotation on the colour circle, either way, in turns (0 to 0.5); 0 turns it off.
 
     Returns:
         Source and driving, RGB in [0, 1].
@@ -71,7 +71,7 @@ def augment(
 
 
 class _Draws(NamedTuple):
-    """Uniform numbers from [0, 1), one a sample."""
+    """Uniform numbers from [0, 1), one per sample."""
 
     time: Float[Tensor, " B"]
     mirror: Float[Tensor, " B"]
@@ -82,7 +82,7 @@ class _Draws(NamedTuple):
 
 
 def _draw(seeds: Int64[Tensor, " B"], like: Tensor) -> _Draws:
-    # All are drawn always: turning one change off must not alter the others.
+    # All are always drawn: turning one change off must not alter the others.
     rows = [np.random.default_rng(seed).random(len(_Draws._fields)) for seed in seeds.tolist()]
     table = torch.from_numpy(np.stack(rows)).to(like.dtype)
     return _Draws(*send(table, like.device).unbind(dim=1))
@@ -114,7 +114,7 @@ def _gray(images: Images) -> Float[Tensor, "B 1 H W"]:
 
 
 def _turn_hue(images: Images, turns: Float[Tensor, "B 1 1 1"]) -> Images:
-    """Turn the hue of HSV by a fraction of the circle, leaving saturation and value."""
+    """Rotate the hue in HSV by a fraction of the circle; keep saturation and value."""
     red, green, blue = images.unbind(dim=1)
     value, low = images.amax(dim=1), images.amin(dim=1)
     chroma = value - low

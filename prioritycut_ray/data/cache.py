@@ -1,8 +1,8 @@
 """A bounded folder of clips from remote shards, shared by all processes of a machine.
 
-diskcache keeps the books in SQLite, so any number of processes may read, write and evict at once,
-and one that is killed leaves nothing half-written that is ever read. Clips go by their SHA-256 and
-are checked against it by whoever reads them.
+diskcache keeps its index in SQLite, so any number of processes may read, write and evict at once,
+and a killed one leaves nothing incomplete that is ever read. Clips are stored under their SHA-256,
+which readers verify.
 """
 
 import functools
@@ -15,31 +15,31 @@ import diskcache
 
 from prioritycut_ray.errors import UserError
 
-# What its operations raise where the disk is full, gone or held too long by others.
+# Raised by operations when the disk is full or gone, or locked by others for too long.
 _FAILURES = (OSError, sqlite3.Error, diskcache.Timeout)
 
 
 class ClipCache(NamedTuple):
-    """Where the cache is and how large it may grow; it may be sent to other processes.
+    """Place and size limit of the cache; it can be sent to other processes.
 
     Attributes:
-        folder: on a local disk; made if need be.
-        limit: bytes; a process that has just stored a clip evicts the oldest ones above it.
+        folder: on a local disk; created if needed.
+        limit: bytes; a process that stores a clip evicts the oldest ones above this limit.
     """
 
     folder: str
     limit: int
 
     def check(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            UserError: if it cannot be made or written.
+            UserError: it cannot be created or written.
         """
         try:
-            # Private: what others put into it would be believed.
+            # Private: what others put into it would be trusted.
             Path(self.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Closed again: loader workers are forked, and SQLite must not be carried along.
+            # Closed again: loader workers are forked, and must not inherit SQLite's connection.
             _open(self.folder, self.limit).close()
         except _FAILURES as error:
             raise UserError(
@@ -48,7 +48,7 @@ class ClipCache(NamedTuple):
             ) from None
 
     def get(self, sha256: str) -> bytes | None:
-        """Look up a clip; None if it is not there. Not verified."""
+        """Return the unverified bytes of a clip; None if it is not in the cache."""
         try:
             data: bytes | None = _opened(self.folder, self.limit, os.getpid()).get(sha256)
         except _FAILURES:
@@ -56,7 +56,7 @@ class ClipCache(NamedTuple):
         return data
 
     def put(self, sha256: str, data: bytes) -> None:
-        """Store a clip and evict others; a disk that is full is no reason to stop."""
+        """Store a clip and evict others; failures such as a full disk are ignored."""
         try:
             _opened(self.folder, self.limit, os.getpid()).set(sha256, data)
         except _FAILURES:
@@ -65,11 +65,11 @@ class ClipCache(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _opened(folder: str, limit: int, pid: int) -> diskcache.Cache:
-    """Keep the cache open in this process, and in none that is forked from it."""
+    """Open the cache once per process: a forked process opens its own."""
     return _open(folder, limit)
 
 
 def _open(folder: str, limit: int) -> diskcache.Cache:
-    # The order of the stream is random, so the oldest clip is as good to evict as any, and
-    # reading need not write down when it read.
+    # The order of the stream is random, so evicting the oldest clip is as good as any policy, and
+    # reads need not record their time.
     return diskcache.Cache(folder, size_limit=limit, eviction_policy="least-recently-stored")

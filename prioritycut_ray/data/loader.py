@@ -1,9 +1,9 @@
-"""Loader workers: processes that read batches ahead, in order, and any of which may die.
+"""Loader workers: processes that prefetch batches in order, any of which may die.
 
-A video decoder can die of a damaged file (a segfault) or hang, which is ended by an alarm, and a
-process can die of too little memory. None ends the training: the work goes on in new processes at
-the first batch that was not delivered. A clip that a worker dies of twice in a row is treated like
-a damaged one, which is the same on every rank, for it would die there too.
+A video decoder can crash on a damaged file (a segfault) or hang, which an alarm ends, and a process
+can run out of memory. None of these ends the training: new processes continue at the first batch
+that was not delivered. A clip that kills a worker twice in a row is treated like a damaged one, on
+every rank alike, since it would kill a worker there too.
 """
 
 import logging
@@ -29,11 +29,11 @@ from prioritycut_ray.errors import UserError
 log = logging.getLogger(__name__)
 
 PACKAGE_LOG = "prioritycut_ray"
-# So many deaths in a row, with nothing delivered and no clip to blame, end the run.
+# More deaths in a row, with no batch delivered and no clip to blame, end the run.
 MOST_DEATHS = 5
 # A decoder that takes longer over the frames of one clip hangs.
 PATIENCE_S = 120
-# What a decoder dies of, or is ended by. Others come from outside: no clip is to blame for them.
+# Signals of a crash or of the alarm. Others come from outside: no clip is to blame for them.
 CRASHES = (
     signal.SIGSEGV,
     signal.SIGBUS,
@@ -43,16 +43,15 @@ CRASHES = (
     signal.SIGALRM,
 )
 IDLE = -1
-# A worker that broke a connection has ended by then, core dump included.
+# A worker that broke a connection has exited by then, including its core dump.
 DEATH_WAIT_S = 10
 
 T = TypeVar("T")
 
-
 Decoding = Callable[[int], AbstractContextManager[object]]
-"""Within it, the clip at a position is decoded."""
+"""The context in which the clip at a position is decoded."""
 Read = Callable[[Sequence[int], Mapping[int, str], Decoding], T]
-"""Reads a batch: sample numbers, clips to avoid (position → reason), and what to decode within."""
+"""Reads a batch, given sample numbers, clips to avoid (position → reason), and the context."""
 
 
 def load(
@@ -66,18 +65,18 @@ def load(
     """Read batches in order.
 
     Args:
-        read: reads one batch; runs in the workers. Errors for users are passed on as they are.
+        read: reads one batch; runs in the workers. Its :class:`UserError` is raised here.
         shares: the sample numbers of each batch.
-        workers: number of processes, forked; 0 reads in this one, where nothing survives a crash.
-        name_of: names a clip by its position, for messages.
-        patience_s: how long a worker may decode one clip.
-        pin_for: the GPU that the tensors go to; with workers they lie in pinned memory then.
+        workers: number of forked processes; 0 reads in this process, which a crash ends.
+        name_of: returns the name of the clip at a position, for messages.
+        patience_s: seconds that a worker may decode one clip.
+        pin_for: the GPU to which the tensors go; workers then use pinned memory.
 
     Yields:
-        What ``read`` gives for each batch.
+        The result of ``read`` for each batch.
 
     Raises:
-        UserError: that of ``read``, or if workers die again and again.
+        UserError: from ``read``, or workers die repeatedly.
     """
     if workers == 0:
         yield from (read(share, {}, unwatched) for share in shares)
@@ -100,15 +99,15 @@ def load(
             died = team.deaths()
             del team  # Before the next one starts: its workers hold memory.
             crashes.update(death.clip for death in died if death.is_crash and death.clip != IDLE)
-            # Once may be bad luck, and then it must not change what is read.
+            # A first death may be bad luck, which must not change what is read.
             blamed = {d.clip: f"its decoder dies ({d.how})" for d in died if crashes[d.clip] > 1}
             avoid |= blamed
             deaths = 0 if blamed else deaths + 1
-            _tell_or_give_up(died, deaths, name_of)
+            _report_deaths(died, deaths, name_of)
 
 
 def unwatched(clip: int) -> AbstractContextManager[object]:
-    """Decoding in this very process, which a crash takes with it."""
+    """Decode in this process, which a crash ends."""
     return nullcontext()
 
 
@@ -124,21 +123,26 @@ class _Answer(NamedTuple):
     records: list[logging.LogRecord]
 
 
-def _tell_or_give_up(died: Sequence[_Death], deaths: int, name_of: Callable[[int], str]) -> None:
+def _report_deaths(died: Sequence[_Death], deaths: int, name_of: Callable[[int], str]) -> None:
+    """Log deaths.
+
+    Raises:
+        UserError: there were too many in a row.
+    """
     how = ", ".join(
         death.how if death.clip == IDLE else f"{death.how} at clip {name_of(death.clip)}"
         for death in died
     )
     if deaths > MOST_DEATHS:
         raise UserError(
-            f"loader workers died {deaths} times in a row ({how}); if it was for want of memory, "
+            f"loader workers died {deaths} times in a row ({how}); if they ran out of memory, "
             "lower data.loader_workers or train.batch_size"
         )
     log.warning("a loader worker died (%s); its batch is read again by a new one", how)
 
 
 class _Work(Dataset[_Answer], Generic[T]):
-    """One item is one batch. Also the board on which each worker notes the clip it has open."""
+    """A data set whose items are batches, and the shared record of each worker's open clip."""
 
     def __init__(
         self,
@@ -150,7 +154,7 @@ class _Work(Dataset[_Answer], Generic[T]):
     ) -> None:
         self._read, self._shares, self._avoid = read, shares, avoid
         self._patience_s = patience_s
-        # For each worker its process id and its clip, in memory that all share.
+        # Each worker's process id and clip, in shared memory.
         self._board = multiprocessing.get_context("fork").RawArray("q", [0, IDLE] * workers)
 
     def __getitem__(self, place: int) -> _Answer:
@@ -177,13 +181,13 @@ class _Work(Dataset[_Answer], Generic[T]):
         self._board[2 * worker.id : 2 * worker.id + 2] = [os.getpid(), clip]
 
     def clip_of(self, pid: int | None) -> int:
-        """Look up what a process had open last."""
+        """Return the clip that a process had open last."""
         clips: dict[int | None, int] = dict(zip(self._board[::2], self._board[1::2], strict=True))
         return clips.get(pid, IDLE)
 
 
 class _Team:
-    """A set of workers that ends with its first death."""
+    """A set of workers that ends when the first of them dies."""
 
     def __init__(
         self, work: _Work[Any], places: range, workers: int, pin_for: torch.device | None
@@ -197,9 +201,9 @@ class _Team:
             collate_fn=_same,
             worker_init_fn=_begin_worker,
             pin_memory=pin_for is not None,
-            # Its own generator: else each iterator would draw from, and so shift, the global one.
+            # Otherwise each iterator would draw from the global generator and so shift it.
             generator=torch.Generator(),
-            # Fork: the package need not be imported again, which takes seconds in every process.
+            # Fork: importing the package again would take seconds in every process.
             multiprocessing_context="fork",
         )
         before = set(multiprocessing.active_children())
@@ -207,15 +211,15 @@ class _Team:
         self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - before
 
     def answers(self) -> Iterator[_Answer]:
-        """Yield what the workers give, in order, until all is done or one of them dies."""
+        """Yield the workers' answers in order, until all are done or a worker dies."""
         while True:
             try:
                 answer = next(self._iterator)
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError):
-                # torch's word for a death, or a broken connection: a worker can also die while
-                # this process takes over the memory of a batch that it had finished.
+                # torch reports a death, or a connection broke: a worker can also die while this
+                # process takes over the memory of a finished batch.
                 self._wait_for_death()
                 if not self.deaths():
                     raise
@@ -223,7 +227,7 @@ class _Team:
             yield answer
 
     def _wait_for_death(self) -> None:
-        """Wait until a worker has ended: its connections close before its exit code is there."""
+        """Wait until a worker has exited: its connections close before its exit code is known."""
         by_sentinel = {process.sentinel: process for process in self._processes}
         for ended in multiprocessing.connection.wait([*by_sentinel], timeout=DEATH_WAIT_S):
             assert isinstance(ended, int)
@@ -243,14 +247,14 @@ def _begin(loader: DataLoader[_Answer], pin_for: torch.device | None) -> Iterato
 
     def begin() -> Iterator[_Answer]:
         if pin_for is not None:
-            # torch's pinning thread takes the device of this one, or else opens the first GPU.
+            # torch's pinning thread uses this thread's device, and would open the first GPU.
             torch.cuda.set_device(pin_for)
         return iter(loader)
 
     if threading.current_thread() is not threading.main_thread():
         return begin()
-    # Begun in the main thread, torch would raise for a death in the middle of whatever that
-    # thread does then, and not when the batch is asked for.
+    # If started in the main thread, torch would raise for a death in the middle of whatever that
+    # thread is doing, not when the batch is requested.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(begin).result()
 
@@ -267,8 +271,8 @@ _records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
 
 
 def _begin_worker(worker: int) -> None:
-    """Keep what this worker logs, to go with its answer: handlers may not outlive a fork."""
-    # Ends the process: no Python handler runs while a decoder hangs.
+    """Queue this worker's log records for its answer: handlers may not survive a fork."""
+    # The default action ends the process: no Python handler runs while a decoder hangs.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     package = logging.getLogger(PACKAGE_LOG)
     package.handlers, package.propagate = [QueueHandler(_records)], False

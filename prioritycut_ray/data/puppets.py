@@ -1,10 +1,9 @@
-"""Synthetic clips of jointed, textured puppets, with the exact truth of what each pixel shows.
+"""Synthetic clips of jointed, textured puppets, with exact ground truth of what each pixel shows.
 
-A puppet is a stack of flat parts, like a paper doll. Every part has a shape and a texture fixed
-in its own frame, and moves rigidly about the joint that ties it to its parent. Because every
-pose is known, so is the place in any other frame of the surface point behind any pixel, and
-whether it can be seen there: that is what makes these clips a ground truth as well as a toy
-data set.
+A puppet is a stack of flat parts, like a paper doll. Every part has a shape and a texture fixed in
+its own coordinates, and moves rigidly about the joint with its parent. Because every pose is known,
+so is the position of any visible surface point in any other frame, and whether it is visible there:
+these clips are a ground truth as well as a toy data set.
 
 Lengths that describe a puppet are fractions of the frame side, so one seed is one puppet at every
 frame size. In the image x points right and y points down; pixel (row, column) has its centre at
@@ -25,7 +24,7 @@ Pattern = Literal["stripes", "dots", "patches"]
 # Odd, so that the middle sample of a pixel is its centre: the part map is then a plain slice.
 SAMPLES_PER_PIXEL = 3
 RIM = 0.018  # Width of the darker edge of every part, in frame fractions.
-SOFT_EDGE = 0.018  # Width over which a decal fades in: about a pixel of a frame of 64.
+SOFT_EDGE = 0.018  # Width over which a decal fades in: about a pixel at frame size 64.
 
 
 class Blob(NamedTuple):
@@ -80,7 +79,7 @@ class Joint(NamedTuple):
 
 
 class PuppetClip(NamedTuple):
-    """A rendered clip of one puppet, and all that is needed to follow its surface through it."""
+    """A rendered clip of one puppet, and everything needed to track its surface."""
 
     frames: NDArray[np.uint8]  # [T, H, W, 3] RGB in 0..255.
     parts: NDArray[np.uint8]  # [T, H, W] part that owns the pixel's centre; 0 is the background.
@@ -89,17 +88,17 @@ class PuppetClip(NamedTuple):
 
 
 def render_clip(seed: int, *, size: int = 64, frames: int = 32) -> PuppetClip:
-    """Draw the puppet of a seed in motion.
+    """Render the puppet of a seed in motion.
 
     Args:
-        seed: 0 or more; decides the puppet, its background and its motion.
-        size: height and width of the frames in pixels. It changes the sharpness and nothing else.
+        seed: 0 or more; determines the puppet, its background and its motion.
+        size: height and width of the frames in pixels. It changes nothing but the sharpness.
         frames: number of frames T. A longer clip begins with the shorter one.
 
     Returns:
-        The clip: RGB frames [T, size, size, 3] and their truth.
+        The clip: RGB frames [T, size, size, 3] and their ground truth.
     """
-    # Two streams: how the puppet looks must not depend on how it moves, nor the reverse.
+    # Two generators: looks and motion must not depend on each other.
     puppet, joints = _make_puppet(np.random.default_rng([seed, 0]))
     poses = _animate(puppet, joints, np.random.default_rng([seed, 1]), frames)
     poses[..., 2] *= size
@@ -114,16 +113,16 @@ def render_clip(seed: int, *, size: int = 64, frames: int = 32) -> PuppetClip:
 
 
 def foreground(clip: PuppetClip, frame: int) -> Mask:
-    """Tell which pixels of a frame show the puppet: [H, W], True where no background shows."""
+    """Return the mask of the puppet in a frame: [H, W], True where it hides the background."""
     shown: Mask = clip.parts[frame] != 0
     return shown
 
 
 def disoccluded(clip: PuppetClip, source: int, driving: int) -> Mask:
-    """Tell which pixels of the driving frame show a surface that the source frame does not.
+    """Return the mask of a driving frame's pixels whose surface the source frame does not show.
 
-    A pixel centre is carried with the part that owns it to its exact place in the source frame.
-    It is visible there if it falls inside the frame and no other part lies on top of it.
+    A pixel centre moves with its part to its exact position in the source frame. It is visible
+    there if it is inside the frame and no other part lies on top of it.
 
     Args:
         clip: the clip that both frames belong to.
@@ -218,14 +217,14 @@ def _painted(paint: Paint, points: Floats) -> Floats:
         case "patches":
             level = _smoothstep(0.5 + 2.2 * (grain - 0.5))
     dark, light = np.array(paint.dark), np.array(paint.light)
-    # The fine grain is brightness only: it gives flat stretches something to hold on to.
+    # The fine grain only changes brightness: it gives flat areas texture to track.
     shade = 0.82 + 0.36 * _noise(paint.lattice.T, points / paint.pitch * 1.3)
     painted: Floats = (dark + level[..., None] * (light - dark)) * shade[..., None]
     return painted
 
 
 def _noise(lattice: Floats, points: Floats) -> Floats:
-    """Interpolate a lattice that repeats for ever, smoothly, at points [2, ...]: [...] in 0..1."""
+    """Interpolate a periodic lattice, smoothly, at points [2, ...]: [...] in 0..1."""
     n = len(lattice)
     corner = np.floor(points).astype(np.intp)
     right, down = _smoothstep(points - corner)

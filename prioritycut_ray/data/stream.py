@@ -1,9 +1,9 @@
-"""An endless, repeatable stream of frame pairs, sliced by rank.
+"""An endless, reproducible stream of frame pairs, sliced by rank.
 
-Samples are numbered 0, 1, 2, ... for a whole run. What sample ``n`` holds (clip, two frames,
-augmentation) is a function of the seed, the data set's fingerprint and ``n`` alone. Ranks and
-loader workers only divide the numbers among themselves, so any number of them sees the same
-order, and "samples consumed" is all there is to save and resume.
+Samples are numbered 0, 1, 2, ... for a whole run. What sample ``n`` contains (clip, two frames,
+augmentation) is a function of the seed, the data set's fingerprint and ``n`` only. Ranks and
+loader workers just divide the numbers among themselves, so the order is the same for any number
+of them, and "samples consumed" is the whole state to save and resume.
 """
 
 import functools
@@ -36,17 +36,17 @@ from prioritycut_ray.video.source import VideoError
 
 log = logging.getLogger(__name__)
 
-# This many damaged clips in a row are no accident: the data set is broken.
+# More damaged clips in a row are not an accident: the data set is broken.
 MOST_SUBSTITUTES = 8
 
 
 class Batch(NamedTuple):
-    """One rank's part of a global batch; its frames lie channels last, as decoded.
+    """One rank's part of a global batch; its frames are in channels-last memory, as decoded.
 
     Attributes:
         source: RGB in 0..255.
         driving: RGB in 0..255; another frame of the same clip, if it has two.
-        augment_seeds: one a sample, 0 or more; each decides the sample's augmentation.
+        augment_seeds: one per sample, 0 or more; each determines the sample's augmentation.
     """
 
     source: UInt8[Tensor, "B 3 H W"]
@@ -55,18 +55,18 @@ class Batch(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A clip that could not be used, and why."""
+    """A clip that cannot be used, and why."""
 
     clip: str
     reason: str
 
 
 class Draw(NamedTuple):
-    """What a sample's number decides.
+    """What a sample's number determines.
 
     Attributes:
-        clips: positions of the clip to use and, in their order, of those to use in its stead.
-        places: of source and driving, in [0, 1): turned into frame numbers by :func:`two_frames`.
+        clips: positions of the clip to use, then of its substitutes in order.
+        places: of source and driving in [0, 1); :func:`two_frames` gives their frame numbers.
         augment_seed: 0 or more.
     """
 
@@ -78,7 +78,7 @@ class Draw(NamedTuple):
 class FramePairs:
     """The stream over one split of a data set.
 
-    It holds no open file, so it may be sent to other processes.
+    It keeps no file open, so it can be sent to other processes.
     """
 
     def __init__(
@@ -96,28 +96,28 @@ class FramePairs:
         known: ClipIndex | None = None,
         replay: float = 0.0,
     ) -> None:
-        """Describe the stream; no shard is opened yet.
+        """Set up the stream; no shard is opened yet.
 
         Args:
             url: the folder of the data set.
             index: its index.
             split: which clips to use.
-            size: side of the frames in pixels; best the size that the clips were packed at.
+            size: side of the frames in pixels; ideally the size at which the clips were packed.
             seed: 0 or more.
             num_repeats: how often an epoch visits each clip, on average.
-            pairs_per_visit: samples in a row from one clip, for one fetch and one opening of it.
+            pairs_per_visit: consecutive samples from a clip, fetched and opened once.
             decoder: ``decord`` or ``pyav``.
-            cache: where clips of a remote data set are kept.
-            known: clips that an earlier model has seen; None treats all clips alike.
-            replay: share of an epoch that shows known clips; the rest shows new ones.
+            cache: for clips of a remote data set.
+            known: index of the clips that an earlier model has seen; None treats all clips alike.
+            replay: share of an epoch for known clips; the rest is for new ones.
 
         Raises:
-            UserError: if the split has no clips, or the decoder or the cache cannot be used.
+            UserError: the split has no clips, or the decoder or the cache cannot be used.
         """
         check_decoder(decoder)
         if cache is not None:
             cache.check()
-        # The order of the shards must not matter.
+        # The order in the shards must not matter.
         self.clips = sorted(clips_of(index, split), key=lambda clip: clip.key)
         self.url = url
         self.size = size
@@ -126,19 +126,21 @@ class FramePairs:
         self.decoder = decoder
         self.cache = cache
         self.entropy = (seed, int(index.fingerprint[:32], 16))
-        self._visits = None if known is None else _visits(self.clips, known, num_repeats, replay)
+        self._clip_of_place = (
+            None if known is None else _clip_of_place(self.clips, known, num_repeats, replay)
+        )
 
     @property
     def epoch_length(self) -> int:
-        """Samples in an epoch."""
+        """Number of samples in an epoch."""
         return len(self.clips) * self.num_repeats * self.pairs_per_visit
 
     def draw(self, number: int) -> Draw:
-        """Decide sample ``number``, without reading anything."""
+        """Determine sample ``number`` without reading anything."""
         visits = len(self.clips) * self.num_repeats
         epoch, position = divmod(number // self.pairs_per_visit, visits)
         order = _epoch_order(self.entropy, epoch, visits)
-        clips = _next_distinct(order, position, len(self.clips), self._visits)
+        clips = _next_distinct(order, position, len(self.clips), self._clip_of_place)
         rng = _generator(self.entropy, "sample", number)
         first, second = rng.random(2).tolist()
         return Draw(clips, (first, second), int(rng.integers(2**63)))
@@ -151,25 +153,25 @@ class FramePairs:
     ) -> tuple[Batch, list[Damage]]:
         """Read samples.
 
-        A damaged clip is replaced by the next one of the epoch's order.
+        A damaged clip is replaced by the next one in the epoch's order.
 
         Args:
-            numbers: of the samples, from 0, at least one.
+            numbers: of the samples, from 0; at least one.
             avoid: positions of clips to treat as damaged, with the reason.
-            decoding: given the position of a clip, what it is decoded within.
+            decoding: context in which the clip at a position is decoded.
 
         Returns:
-            The samples, and what was damaged, once for each sample that it was drawn for.
+            The samples, and the damaged clips, once for each sample for which they were drawn.
 
         Raises:
-            DataError: if all clips that could stand in are damaged too.
-            UserError: if the storage fails.
+            DataError: all substitutes are damaged too.
+            UserError: the storage cannot be read.
         """
         draws = [self.draw(number) for number in numbers]
         pictures = torch.empty((2, len(draws), self.size, self.size, 3), dtype=torch.uint8)
         damage: list[Damage] = []
         done = 0
-        # Neighbours of one visit name the same clips, and are read together.
+        # Consecutive samples of one visit have the same clips, and are read together.
         for _, group in itertools.groupby(draws, key=lambda draw: draw.clips):
             visit = list(group)
             frames, missed = self._read_visit(visit, avoid or {}, decoding)
@@ -184,7 +186,7 @@ class FramePairs:
     def _read_visit(
         self, visit: Sequence[Draw], avoid: Mapping[int, str], decoding: Decoding
     ) -> tuple[NDArray[np.uint8], list[Damage]]:
-        """Read the frames of draws of one clip, ``uint8 [2 len(visit), size, size, 3]``."""
+        """Read the frames of all draws of a visit, ``uint8 [2 len(visit), size, size, 3]``."""
         damage: list[Damage] = []
         for position in visit[0].clips:
             clip = self.clips[position]
@@ -200,11 +202,11 @@ class FramePairs:
                 damage.append(Damage(clip.key, str(error)))
         raise DataError(
             f"{self.url}: {len(damage)} clips in a row cannot be read (the last: "
-            f"{damage[-1].clip!r}: {damage[-1].reason}); restore the data set or pack it anew"
+            f"{damage[-1].clip!r}: {damage[-1].reason}); restore the data set or pack it again"
         )
 
     def _fetch(self, clip: Clip) -> bytes:
-        """Get the verified bytes of a clip, from the cache if they are there."""
+        """Return the verified bytes of a clip, from the cache if possible."""
         if self.cache is None:
             return read_clip(self.url, clip)
         data = self.cache.get(clip.sha256)
@@ -217,7 +219,7 @@ class FramePairs:
 def two_frames(places: tuple[float, float], frames: int) -> tuple[int, int]:
     """Turn two draws from [0, 1) into two frame numbers, distinct if there are two frames.
 
-    Both are uniform, and so is the pair over all ordered pairs of distinct frames.
+    The result is uniform over all ordered pairs of distinct frames.
     """
     source = int(places[0] * frames)
     if frames == 1:
@@ -239,39 +241,40 @@ def batches(
 ) -> Iterator[Batch]:
     """Iterate over one rank's share of the global batches from ``start`` to ``stop``.
 
-    Global batch ``b`` is the samples from ``start + b G``; rank ``r`` of ``W`` gets the ``r``-th
-    of its ``W`` equal parts. Only whole batches are given, so every rank gets equally many.
+    Global batch ``b`` consists of the ``G`` samples from ``start + b G``; rank ``r`` of ``W`` gets
+    the ``r``-th of its ``W`` equal parts. Only complete batches are yielded, so all ranks get
+    equally many.
 
     Args:
         pairs: the stream.
-        start: first sample number; what it costs to begin does not depend on it.
+        start: first sample number; the start-up cost does not depend on it.
         stop: sample number to end before.
         global_batch: samples G in a batch over all ranks.
         rank: of this process, from 0.
         world_size: number of ranks W.
-        loader_workers: processes that read ahead; 0 reads in this one.
-        pin_for: the GPU that the batches go to; those of loader workers lie in pinned memory then.
+        loader_workers: processes that prefetch batches; 0 reads in this process.
+        pin_for: the GPU to which the batches go; loader workers then use pinned memory.
 
     Yields:
         Batches of G / W samples.
 
     Raises:
-        UserError: if G cannot be divided by W; from the iterator, if the data cannot be read.
+        UserError: G is not a multiple of W; from the iterator: the data cannot be read.
     """
     if global_batch % world_size:
         raise UserError(
-            f"a global batch of {global_batch} cannot be shared by {world_size} workers: "
+            f"a global batch of {global_batch} cannot be divided among {world_size} workers: "
             f"choose a multiple of {world_size}"
         )
     share = global_batch // world_size
     firsts = range(start + rank * share, stop - global_batch + 1 + rank * share, global_batch)
     name_of = lambda position: pairs.clips[position].key  # noqa: E731
     shares = _Shares(firsts, share)
-    return _told(pairs, load(pairs.read, shares, loader_workers, name_of, pin_for=pin_for))
+    return _log_damage(pairs, load(pairs.read, shares, loader_workers, name_of, pin_for=pin_for))
 
 
-def _told(pairs: FramePairs, loaded: Iterator[tuple[Batch, list[Damage]]]) -> Iterator[Batch]:
-    """Pass batches on, with a warning of what was damaged."""
+def _log_damage(pairs: FramePairs, loaded: Iterator[tuple[Batch, list[Damage]]]) -> Iterator[Batch]:
+    """Yield the batches, and log warnings about damaged clips."""
     total = 0
     clips: set[str] = set()
     for batch, damage in loaded:
@@ -317,10 +320,10 @@ def _epoch_order(entropy: tuple[int, int], epoch: int, length: int) -> NDArray[n
     return _generator(entropy, "epoch", epoch).permutation(length)
 
 
-def _visits(
+def _clip_of_place(
     clips: Sequence[Clip], known: ClipIndex, num_repeats: int, replay: float
 ) -> NDArray[np.int64]:
-    """Which clip each place of an epoch shows: known and new ones in turn, by their shares."""
+    """Assign a clip to each place of an epoch: known and new ones in turn, by their shares."""
     seen = were_seen(clips, known)
     old = [place for place, is_old in enumerate(seen) if is_old]
     new = [place for place, is_old in enumerate(seen) if not is_old]
@@ -332,13 +335,13 @@ def _visits(
 
 
 def _next_distinct(
-    order: NDArray[np.int64], position: int, clips: int, visits: NDArray[np.int64] | None
+    order: NDArray[np.int64], position: int, clips: int, clip_of_place: NDArray[np.int64] | None
 ) -> list[int]:
-    """List the clip at a position, and the next other ones: those that may stand in for it."""
+    """List the clip at a position and the next different ones, which may replace it."""
     found: list[int] = []
     for step in range(len(order)):
         place = int(order[(position + step) % len(order)])
-        clip = place % clips if visits is None else int(visits[place])
+        clip = place % clips if clip_of_place is None else int(clip_of_place[place])
         if clip not in found:
             found.append(clip)
         if len(found) > min(MOST_SUBSTITUTES, clips - 1):

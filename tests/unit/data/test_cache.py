@@ -1,10 +1,10 @@
-"""The cache stays below its limit, and bears several processes and damage."""
+"""The cache stays below its limit, and tolerates several processes and damage."""
 
 import hashlib
 import multiprocessing
 import os
 import signal
-import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -21,11 +21,11 @@ def clip(number: int) -> tuple[str, bytes]:
 
 
 def bytes_of_clips(folder: Path) -> int:
-    """Without the books, which take some megabytes at most."""
+    """Size without the database, which takes a few megabytes."""
     return sum(path.stat().st_size for path in folder.rglob("*.val"))
 
 
-def test_what_is_put_is_got(tmp_path: Path) -> None:
+def test_stored_clips_are_returned(tmp_path: Path) -> None:
     cache = ClipCache(str(tmp_path / "new" / "folder"), 10**6)
     cache.check()
     name, data = clip(1)
@@ -35,7 +35,7 @@ def test_what_is_put_is_got(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "folder").stat().st_mode & 0o77 == 0
 
 
-def test_oldest_give_way(tmp_path: Path) -> None:
+def test_oldest_clips_are_evicted(tmp_path: Path) -> None:
     limit = 20 * CLIP
     cache = ClipCache(str(tmp_path), limit)
     cache.check()
@@ -46,11 +46,13 @@ def test_oldest_give_way(tmp_path: Path) -> None:
     assert cache.get(clip(0)[0]) is None
 
 
-def hammer(cache: ClipCache, seed: int, rounds: int) -> None:
+def hammer(cache: ClipCache, seed: int, rounds: int, begun: Event | None = None) -> None:
     for step in range(rounds):
         name, data = clip((seed * 7 + step * 3) % 40)
         assert cache.get(name) in (None, data)
         cache.put(name, data)
+        if begun is not None:
+            begun.set()
 
 
 def test_several_processes_share_it_and_one_may_be_killed(tmp_path: Path) -> None:
@@ -58,28 +60,30 @@ def test_several_processes_share_it_and_one_may_be_killed(tmp_path: Path) -> Non
     cache.check()
     cache.put(*clip(0))  # Opened here too, before the others are forked.
     context = multiprocessing.get_context("fork")
+    begun = context.Event()
     processes = [context.Process(target=hammer, args=(cache, seed, 60)) for seed in range(3)]
-    victim = context.Process(target=hammer, args=(cache, 9, 10**9))
+    victim = context.Process(target=hammer, args=(cache, 9, 10**9, begun))
     for process in [*processes, victim]:
         process.start()
-    time.sleep(0.3)
+    assert begun.wait(100), "the victim never stored a clip"
     assert victim.pid is not None
     os.kill(victim.pid, signal.SIGKILL)
     for process in [*processes, victim]:
         process.join(100)
+    assert victim.exitcode == -signal.SIGKILL
     assert [process.exitcode for process in processes] == [0, 0, 0]
     hammer(cache, 5, 20)
     # The killed one may leave behind what it was storing and evicting: eleven files.
     assert bytes_of_clips(tmp_path) <= 28 * CLIP
 
 
-def test_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_unusable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"data\.cache_dir=.*file.*cannot be used"):
         ClipCache(str(tmp_path / "file"), 10**6).check()
 
 
-def test_damaged_books_are_no_reason_to_stop(tmp_path: Path) -> None:
+def test_a_damaged_database_does_not_stop_training(tmp_path: Path) -> None:
     cache = ClipCache(str(tmp_path), 10**6)
     (tmp_path / "cache.db").write_bytes(b"no database" * 1000)
     with pytest.raises(UserError, match="cannot be used"):
