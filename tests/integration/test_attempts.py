@@ -16,9 +16,9 @@ from tests.runs import ENVIRON, PATIENCE_S, WORDS, Training, assert_same_weights
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def await_step(step: int, run: str, training: Training, *, begun: bool = False) -> None:
+def await_step(step: int, run: str, training: Training, *, started: bool = False) -> None:
     """Wait until a checkpoint of this step or a later one exists, or is being written."""
-    pattern = re.compile(r"\.?step_(\d+).*" if begun else r"step_(\d+)")
+    pattern = re.compile(r"\.?step_(\d+).*" if started else r"step_(\d+)")
     deadline = time.monotonic() + PATIENCE_S
     while True:
         matches = filter(None, map(pattern.fullmatch, Folder(run).names()))
@@ -39,7 +39,7 @@ def test_killed_while_saving_and_started_again(
         environ = request.getfixturevalue("server").variables
     run, words = f"{storage}/tiny", [str(TINY), f"data.url={shards}", f"storage={storage}", *WORDS]
     with Training(tmp_path / "killed", words, ENVIRON | environ) as training:
-        await_step(10, run, training, begun=True)
+        await_step(10, run, training, started=True)
         os.killpg(training.process.pid, signal.SIGKILL)
         assert training.end() == -signal.SIGKILL
     with Training(tmp_path / "again", words, ENVIRON | environ) as training:
