@@ -1,1 +1,1 @@
-"""How well a clip was rebuilt."""
+"""Metrics of how well a clip is rebuilt."""

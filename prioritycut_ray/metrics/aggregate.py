@@ -1,8 +1,8 @@
-"""From frames to means: over a clip, over clips, over frames, with bootstrap intervals.
+"""Frame scores to means over a clip, over clips and over frames, with bootstrap intervals.
 
-Every metric is a ratio of two sums over frames (:class:`Tally`), finished by a function of it. A
-frame that a metric is not defined on (no face was found) counts in neither sum, and how many frames
-did count stands beside each mean.
+Every metric is a function of the ratio of two sums over frames (:class:`Tally`). A frame on which a
+metric is not defined (no face was found) counts in neither sum; each mean comes with the number of
+frames that count.
 """
 
 import math
@@ -17,19 +17,19 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 HIGHEST_PSNR = 100.0
-"""In dB; stands for the infinite value of identical images, so that averages stay finite."""
+"""In dB; replaces the infinite value of identical images, so that means stay finite."""
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 
 class Metric(BaseModel):
-    """What a number means.
+    """Name and meaning of a metric.
 
     Attributes:
-        key: its name in files.
-        label: its name for people.
-        definition: how it is computed, by what, in one line.
-        decimals: digits that are shown.
+        key: name in files.
+        label: name in tables.
+        definition: how it is computed, and by which software, in one line.
+        decimals: number of decimals to show.
         higher_is_better: the direction of improvement.
     """
 
@@ -43,32 +43,32 @@ class Metric(BaseModel):
 
 
 class Tally(NamedTuple):
-    """What each frame adds to a metric's two sums, float64 `[T]`."""
+    """The contribution of each frame to the two sums of a metric, float64 `[T]`."""
 
     numerator: NDArray[np.float64]
     denominator: NDArray[np.float64]
 
     def sums(self) -> tuple[float, float]:
-        """Both sums over the frames."""
+        """Return both sums over the frames."""
         return float(self.numerator.sum()), float(self.denominator.sum())
 
 
 FrameScores = dict[str, Tally]
-"""Tallies by the key of their metric."""
+"""Tallies by metric key."""
 
 
 class Estimate(BaseModel):
     """A mean and its interval.
 
     Attributes:
-        value: the mean; None if no frame counted. Not finite where a prediction was not: in JSON
-            the text ``NaN`` or ``Infinity``.
+        value: the mean; None if no frame counts. It is not finite if a prediction is not; JSON
+            then contains the text ``NaN`` or ``Infinity``.
         low: lower end of the 95 % interval; None with fewer than two identities, or if the mean is
             not finite.
         high: upper end.
-        clips: how many clips counted.
-        frames: how many frames counted.
-        identities: how many identities were resampled.
+        clips: number of clips that count.
+        frames: number of frames that count.
+        identities: number of identities that are resampled.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -82,13 +82,13 @@ class Estimate(BaseModel):
 
 
 def every_frame(values: Float[Tensor, " T"]) -> Tally:
-    """The tally of a metric that is defined on every frame."""
+    """Tally a metric that is defined on every frame."""
     numerator = values.detach().cpu().double().numpy()
     return Tally(numerator, np.ones_like(numerator))
 
 
 def concatenate(parts: Sequence[FrameScores]) -> FrameScores:
-    """The frames of several batches as one."""
+    """Concatenate the frames of several batches."""
     return {
         key: Tally(
             np.concatenate([part[key].numerator for part in parts]),
@@ -99,13 +99,13 @@ def concatenate(parts: Sequence[FrameScores]) -> FrameScores:
 
 
 def spoiled(scores: FrameScores, finite: NDArray[np.bool_]) -> FrameScores:
-    """The scores with every metric of a frame that was not predicted as finite numbers set to NaN.
+    """Set every metric of a frame whose prediction is not finite to NaN.
 
-    Some metrics clamp, or see 8 bits: without this they would rate such a frame like any other.
+    Some metrics clamp or quantise their input, and would score such a frame like any other.
 
     Args:
         scores: of a model.
-        finite: whether each frame's prediction is finite, `[T]`.
+        finite: whether the prediction of each frame is finite, `[T]`.
     """
     return {
         key: Tally(
@@ -117,7 +117,7 @@ def spoiled(scores: FrameScores, finite: NDArray[np.bool_]) -> FrameScores:
 
 
 def value_of(key: str, tally: Tally) -> float | None:
-    """A metric over some frames; None if it is defined on none of them."""
+    """Return a metric over the frames of a tally; None if it is defined on none of them."""
     numerator, denominator = tally.sums()
     if denominator == 0:
         return None
@@ -125,26 +125,26 @@ def value_of(key: str, tally: Tally) -> float | None:
 
 
 def mean_over_clips(key: str, tallies: Sequence[Tally], identities: Sequence[str]) -> Estimate:
-    """The mean of the clips' values: a short clip counts as much as a long one."""
+    """Return the mean of the clips' values: short and long clips have the same weight."""
     return _estimate_over_clips(key, [(tally,) for tally in tallies], identities)
 
 
 def mean_over_frames(key: str, tallies: Sequence[Tally], identities: Sequence[str]) -> Estimate:
-    """The metric over all frames together, as First Order Motion reports it."""
+    """Return the metric over all frames together, as First Order Motion reports it."""
     return _estimate_over_frames(key, [(tally,) for tally in tallies], identities)
 
 
 def difference_over_clips(
     key: str, pairs: Sequence[tuple[Tally, Tally]], identities: Sequence[str]
 ) -> Estimate:
-    """Mean over clips of first − second, on the frames that count in both."""
+    """Return the mean over clips of first − second, on the frames that count in both."""
     return _estimate_over_clips(key, [_in_both(*pair) for pair in pairs], identities)
 
 
 def difference_over_frames(
     key: str, pairs: Sequence[tuple[Tally, Tally]], identities: Sequence[str]
 ) -> Estimate:
-    """First − second over all frames together that count in both."""
+    """Return first − second over all frames together that count in both."""
     return _estimate_over_frames(key, [_in_both(*pair) for pair in pairs], identities)
 
 
@@ -154,11 +154,11 @@ def _in_both(first: Tally, second: Tally) -> tuple[Tally, Tally]:
 
 
 Group = tuple[Tally, ...]
-"""A clip's tally of one model, or of the two models that are compared on it."""
+"""The tally of a clip for one model, or for two models that are compared."""
 
 
 def _estimate_over_clips(key: str, groups: Sequence[Group], identities: Sequence[str]) -> Estimate:
-    """Values are averaged over clips."""
+    """Average the values of the clips."""
     sums: dict[str, list[float]] = {}
     frames = 0
     for group, identity in zip(groups, identities, strict=True):
@@ -178,7 +178,7 @@ def _estimate_over_clips(key: str, groups: Sequence[Group], identities: Sequence
 
 
 def _estimate_over_frames(key: str, groups: Sequence[Group], identities: Sequence[str]) -> Estimate:
-    """Sums are taken over all frames, then divided and finished."""
+    """Sum over all frames, then divide and finish."""
     sums: dict[str, list[float]] = {}
     frames = 0
     for group, identity in zip(groups, identities, strict=True):
@@ -228,16 +228,16 @@ def _bootstrapped(
 
 
 def _finish(key: str, ratio: Any) -> Any:
-    """PSNR (dB, for values in [0, 1]) from the mean squared error; all else is the ratio."""
+    """Convert the mean squared error to PSNR (dB, for values in [0, 1]); keep other ratios."""
     if key != "psnr":
         return ratio
     return -10 * np.log10(np.maximum(ratio, 10 ** (-HIGHEST_PSNR / 10)))
 
 
 def is_better(metric: Metric, difference: Estimate) -> bool | None:
-    """Whether first − second is an improvement; None where the interval contains zero.
+    """Return whether first − second is an improvement; None if the interval contains zero.
 
-    What is not finite is never an improvement.
+    A difference that is not finite is never an improvement.
     """
     low, high = difference.low, difference.high
     if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):

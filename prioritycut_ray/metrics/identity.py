@@ -1,4 +1,4 @@
-"""Identity: is the generated face still the same person? AED, by dlib's face embedding."""
+"""AED: whether the generated face is still the same person, by dlib's face embedding."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from prioritycut_ray.metrics.landmarks import Face, dlib_version, over_faces
 
 
 def identity_metric() -> Metric:
-    """AED, and how it is computed."""
+    """Describe AED."""
     return Metric(
         key="aed",
         label="AED (dlib)",
@@ -23,7 +23,7 @@ def identity_metric() -> Metric:
 
 
 def identity_scores(true: Sequence[Face | None], predicted: Sequence[Face | None]) -> FrameScores:
-    """AED frame by frame."""
+    """Return AED for each frame."""
     return {"aed": over_faces(true, predicted, _embedding_distance)}
 
 

@@ -1,7 +1,7 @@
-"""Facial landmarks: do the generated faces have the pose and expression of the true ones?
+"""AKD and MKR: whether generated faces have the pose and expression of the true ones.
 
-AKD is the average distance of the landmarks, MKR the share of faces that are missing from the
-generated frames. The optional extra ``faces`` brings the extractor, dlib.
+AKD is the average distance between facial landmarks, MKR the share of faces that are missing from
+the generated frames. The optional extra ``faces`` installs the extractor, dlib.
 """
 
 import importlib.util
@@ -18,15 +18,15 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.metrics.aggregate import FrameScores, Metric, Tally
 
 SMALLEST_SIDE = 256
-"""dlib finds no face below 80 pixels: smaller frames are enlarged to this side first."""
+"""Smaller frames are enlarged to this side: dlib does not find faces below 80 pixels."""
 
 
 class Face(NamedTuple):
     """The largest face of a frame.
 
     Attributes:
-        landmarks: float64 `[68, 2]`, (x, y) in pixels of the frame as it was given.
-        embedding: float64 `[128]`; who it is, for :mod:`prioritycut_ray.metrics.identity`.
+        landmarks: float64 `[68, 2]`, (x, y) in pixels of the original frame.
+        embedding: float64 `[128]`; see :mod:`prioritycut_ray.metrics.identity`.
     """
 
     landmarks: NDArray[np.float64]
@@ -34,7 +34,7 @@ class Face(NamedTuple):
 
 
 def landmark_metrics() -> tuple[Metric, Metric]:
-    """AKD and MKR, and how they are computed."""
+    """Describe AKD and MKR."""
     extractor = f"largest face and 68 landmarks by dlib {dlib_version()}"
     return (
         Metric(
@@ -80,7 +80,7 @@ class FaceFinder:
         )
 
     def find(self, frame: NDArray[np.uint8]) -> Face | None:
-        """The largest face of an RGB frame `[H, W, 3]`, or None."""
+        """Return the largest face of an RGB frame `[H, W, 3]`, or None."""
         scale = max(1.0, SMALLEST_SIDE / min(frame.shape[:2]))
         if scale > 1:
             height, width = (round(side * scale) for side in frame.shape[:2])
@@ -97,26 +97,26 @@ class FaceFinder:
 
 
 def dlib_version() -> str:
-    """Of the installed dlib, under whichever name it was installed."""
+    """Return the version of dlib, whichever distribution installed it."""
     return str(import_module("dlib").__version__)
 
 
 def check_installed() -> None:
-    """Refuse to measure faces without their extractor.
+    """Check that the extra ``faces`` is installed.
 
     Raises:
-        UserError: the extra ``faces`` is not installed.
+        UserError: it is not.
     """
     for module in ("dlib", "face_recognition_models"):
         if importlib.util.find_spec(module) is None:
             raise UserError(
-                f"--faces needs the package {module}: install the extra with "
+                f"--faces requires the package {module}: install the extra with "
                 "`pip install 'prioritycut_ray[faces]'`"
             )
 
 
 def landmark_scores(true: Sequence[Face | None], predicted: Sequence[Face | None]) -> FrameScores:
-    """AKD and MKR frame by frame."""
+    """Return AKD and MKR for each frame."""
     there = np.array([face is not None for face in true], np.float64)
     missing = np.array(
         [t is not None and p is None for t, p in zip(true, predicted, strict=True)], np.float64

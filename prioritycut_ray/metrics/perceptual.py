@@ -1,4 +1,4 @@
-"""How different two pictures look to a network: LPIPS, or a proxy that never bears its name."""
+"""Perceptual distance: LPIPS, or a proxy that is never called LPIPS."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, describe
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.models.perceptual import perceptual_features
 from prioritycut_ray.storage.tensors import read_weights
@@ -29,7 +29,7 @@ PROXY_METRIC = Metric(
 
 
 class ProxyDistance(nn.Module):
-    """The form of LPIPS without its learned weights, on EfficientNet-Lite0."""
+    """The formula of LPIPS without its learned weights, on EfficientNet-Lite0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,11 +47,12 @@ class ProxyDistance(nn.Module):
 
 
 class Lpips(nn.Module):
-    """LPIPS (Zhang et al., 2018) by torchmetrics, its learned weights included.
+    """LPIPS (Zhang et al., 2018) as in torchmetrics, with its learned weights.
 
     Args:
-        network: the backbone; ``None`` of ``backbone`` fetches it by torchvision.
-        backbone: ImageNet weights of torchvision's AlexNet or VGG-16.
+        network: the backbone.
+        backbone: ImageNet weights of torchvision's AlexNet or VGG-16; downloaded by torchvision if
+            None.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Lpips(nn.Module):
         super().__init__()
         self.lpips = _LPIPS(net=network, pnet_rand=backbone is not None)
         if backbone is not None:
-            # torchmetrics cuts "features.3" into slices: "slice2.3".
+            # torchmetrics groups layers in slices: "features.3" is "slice2.3".
             names = list(self.lpips.net.state_dict())
             given = {n: backbone[f"features.{n.partition('.')[2]}"] for n in names}
             self.lpips.net.load_state_dict(given)
@@ -74,14 +75,14 @@ class Lpips(nn.Module):
 
 
 def perceptual_metric(choice: str) -> Metric:
-    """What the distance of a choice is called; loads no network.
+    """Describe the metric of a choice, without loading a network.
 
     Args:
-        choice: ``proxy``, ``hub`` (LPIPS, AlexNet fetched by torchvision) or a file of
+        choice: ``proxy``, ``hub`` (LPIPS, with AlexNet downloaded by torchvision), or a file of
             torchvision's AlexNet or VGG-16 weights.
 
     Raises:
-        UserError: the file is missing or of another network.
+        UserError: the file does not exist or contains another network.
     """
     if choice == PROXY:
         return PROXY_METRIC
@@ -96,10 +97,10 @@ def perceptual_metric(choice: str) -> Metric:
 
 
 def perceptual_distance(choice: str) -> nn.Module:
-    """Build the distance of a choice, see :func:`perceptual_metric`; never a silent fall-back.
+    """Build the distance of a choice, see :func:`perceptual_metric`; it never falls back silently.
 
     Raises:
-        UserError: the weights cannot be had or do not fit.
+        UserError: the weights cannot be loaded or do not fit.
     """
     if choice == PROXY:
         return ProxyDistance().eval()
@@ -108,14 +109,17 @@ def perceptual_distance(choice: str) -> nn.Module:
             return Lpips("alex")
         except (URLError, OSError) as error:
             raise UserError(
-                f"--lpips hub: AlexNet cannot be fetched by torchvision ({error}); give a local "
-                f"file, or leave the option out for the offline proxy"
+                f"--lpips hub: torchvision cannot download AlexNet ({error}); give a local file of "
+                "its weights, or drop --lpips to use the offline proxy"
             ) from error
     state = _read_backbone(choice)
     try:
         return Lpips(_network_of(state, choice), state)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"--lpips {choice}: the weights do not fit the backbone: {error}") from None
+        raise UserError(
+            f"--lpips {choice}: the weights do not fit the backbone ({describe(error)}); give the "
+            "complete state dict of torchvision's AlexNet or VGG-16"
+        ) from error
 
 
 def _read_backbone(path: str) -> dict[str, Tensor]:
@@ -123,7 +127,7 @@ def _read_backbone(path: str) -> dict[str, Tensor]:
 
 
 def _network_of(state: dict[str, Tensor], path: str) -> Literal["alex", "vgg"]:
-    """Tell AlexNet from VGG-16 by their first layer."""
+    """Distinguish AlexNet and VGG-16 by their first layer."""
     first = state.get("features.0.weight")
     shape = tuple(first.shape) if first is not None else ()
     if shape == (64, 3, 11, 11):
@@ -131,8 +135,8 @@ def _network_of(state: dict[str, Tensor], path: str) -> Literal["alex", "vgg"]:
     if shape == (64, 3, 3, 3) and "features.28.weight" in state:
         return "vgg"
     raise UserError(
-        f"--lpips {path}: is no state dict of torchvision's AlexNet or VGG-16; give such a file, "
-        f"{HUB!r} or {PROXY!r}"
+        f"--lpips {path}: is not a state dict of torchvision's AlexNet or VGG-16; give such a "
+        f"file, {HUB!r} or {PROXY!r}"
     )
 
 

@@ -11,10 +11,10 @@ from prioritycut_ray.metrics.aggregate import FrameScores, every_frame
 def reconstruction_scores(
     predicted: Float[Tensor, "T 3 H W"], true: Float[Tensor, "T 3 H W"]
 ) -> FrameScores:
-    """Similarity frame by frame, of values in [0, 1].
+    """Return L1, PSNR and SSIM for each frame, of values in [0, 1].
 
-    L1 is the mean absolute difference; ``psnr`` is tallied as the squared error it comes from;
-    SSIM is torchmetrics' (Gaussian window 11, σ 1.5, data range 1).
+    L1 is the mean absolute difference; ``psnr`` is tallied as the mean squared error; SSIM is that
+    of torchmetrics (Gaussian window 11, σ 1.5, data range 1).
     """
     predicted, true = predicted.contiguous(), true.contiguous()
     ssim = structural_similarity_index_measure(
