@@ -29,9 +29,9 @@ CORE_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 TRAIN_ENVIRONMENT = {
     # Else every line that a worker prints appears twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # The default of 2 s delays the end of a run, and the notice of a dead worker.
+    # With the default of 2 s, short runs take longer and dead workers are noticed later.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Our monitor tells the workers of a draining node; Ray's watcher would count it as a failure.
+    # Our monitor tells the workers of a draining node; Ray's watcher would wait, and count twice.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # A node that has just died still counts as ready: request other places soon.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
@@ -42,7 +42,7 @@ HEALTH_CHECK_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 """Read like those above."""
 
 TUNE_ENVIRONMENT = {
-    # Keeps Tune quiet; ``verbose=0`` alone still prints tables.
+    # The only way to silence Tune's own output.
     "RAY_AIR_NEW_OUTPUT": "0",
     # The search reports in one line why a trial failed; the traceback is in its error.txt.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -60,10 +60,10 @@ def set_core_environment() -> None:
 
 
 def set_train_environment(health_check_timeout_s: float) -> None:
-    """Set what ``TorchTrainer.fit`` reads; values of the user's stay, but for the timeout.
+    """Set what ``TorchTrainer.fit`` reads; only the timeout replaces what the user has set.
 
     Args:
-        health_check_timeout_s: after which Ray Train gives up a worker that does not respond.
+        health_check_timeout_s: how long Ray Train waits for a worker that does not respond.
     """
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -88,7 +88,7 @@ class Memory(NamedTuple):
 def node_memory() -> Memory:
     """Return what Ray's memory monitor compares with its limit.
 
-    Ray has no public call for it, and other libraries do not know about the limits of containers.
+    Ray has no public call for it, and psutil does not know the limits of containers.
     """
     return Memory(get_used_memory(), get_system_memory())
 
@@ -105,7 +105,7 @@ IDLE_PROCESSES = (
 )
 """Titles of Ray's own processes, which outlive every job, start with these.
 
-From outside the cluster the titles are the only sign of what runs on a node.
+A machine that is being drained reads the titles of its processes, without connecting to Ray.
 """
 
 
@@ -124,12 +124,12 @@ def print_cluster_messages_to_stderr() -> None:
 
 
 def draining_nodes() -> set[str]:
-    """Return the ids, in hex, of nodes that are about to be removed; ``ray.nodes`` omits this."""
+    """Return the ids, in hex, of nodes that are about to be removed; there is no public call."""
     return set(ray._private.state.state.get_draining_nodes() or ())
 
 
 def reports_autoscaler() -> bool:
-    """Return whether an autoscaler has reported to this cluster; no public call tells."""
+    """Return whether an autoscaler has reported to this cluster; there is no public call."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
