@@ -47,14 +47,7 @@ ADVICE = {
     ExitCode.HANG: "check that rank's node, storage and network, or raise "
     "train.collective_timeout_s",
 }
-RETRIED = (
-    ExitCode.GPU_FAULT,
-    ExitCode.LOST_NODE,
-    ExitCode.WORKER_ERROR,
-    ExitCode.OUT_OF_MEMORY,
-    ExitCode.WORKER_KILLED,
-)
-"""Kinds that may not happen again in another attempt."""
+"""What to do, for kinds whose reason does not say it already."""
 
 
 class Failure(NamedTuple):

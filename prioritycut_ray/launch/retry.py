@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from prioritycut_ray.errors import ExitCode
-from prioritycut_ray.launch.failures import RETRIED, Failure
+from prioritycut_ray.launch.failures import Failure
+
+RETRIED = (
+    ExitCode.GPU_FAULT,
+    ExitCode.LOST_NODE,
+    ExitCode.WORKER_ERROR,
+    ExitCode.OUT_OF_MEMORY,
+    ExitCode.WORKER_KILLED,
+)
+"""Kinds that may not happen again in another attempt."""
 
 
 class FailureDecision(Enum):
