@@ -4,7 +4,6 @@ A local file system is used as it is. Every other one is wrapped, so that whatev
 becomes a :class:`StorageError` that names the URL, the reason, and the way out.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -14,9 +13,6 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from prioritycut_ray.errors import UserError, describe
-
-log = logging.getLogger(__name__)
-
 
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Raised if a file does not exist or is of another kind; a missing bucket is another error."""

@@ -118,6 +118,17 @@ def test_an_attempt_whose_claim_was_removed_writes_nothing(url: str) -> None:
     assert claim_run(Folder(url), "new", first=True).number == 1
 
 
+def test_the_file_of_an_attempt_is_read(url: str) -> None:
+    folder = Folder(url)
+    content = (
+        b'{"number":3,"launch":"5d1f","host":"gpu-1","pid":7,"started":"2026-11-29T03:00:00+00:00"}'
+    )
+    folder.write("attempts/000003.json", content)
+    with pytest.raises(Superseded, match="host gpu-1, process 7, since 2026-11-29T03:00:00"):
+        claim_run(folder, "another", first=False)
+    assert claim_run(folder, "5d1f", first=False).number == 4
+
+
 def test_workers_of_an_older_command_do_not_take_over(url: str) -> None:
     folder = Folder(url)
     claim_run(folder, "old", first=True)

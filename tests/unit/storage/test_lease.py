@@ -67,6 +67,16 @@ def test_the_lease_of_a_dead_holder_is_held_until_it_expires(models: Folder) -> 
         pass
 
 
+def test_the_file_of_a_released_lease_is_read(models: Folder) -> None:
+    content = (
+        b'{"owner":"gpu-1, process 7, 0f1e2d3c","renewed":"2026-11-29T03:00:00.123456Z",'
+        b'"seconds":60.0,"renewals":40,"released":true}'
+    )
+    models.write("lease/000007.json", content)
+    with leased(models, 60) as lease:
+        assert lease.token == 8
+
+
 @pytest.mark.parametrize("hours", [-5, 5])
 def test_the_lease_of_a_dead_holder_expires_whatever_its_clock_said(
     models: Folder, hours: float
