@@ -1,4 +1,4 @@
-"""The command line: one verb a job. Heavy packages are imported when a verb runs, not before."""
+"""The command line: verbs and options. Heavy packages are imported only when a verb runs."""
 
 import os
 import shlex
@@ -38,12 +38,12 @@ def _show_tracebacks(debug: bool) -> bool:
 
 def _on_this_machine(path: str | Path) -> Path:
     if "://" in str(path):
-        raise UserError(f"{path}: a URL cannot be written to here; give a path on this machine")
+        raise UserError(f"{path}: is a URL; use a path on this machine")
     return Path(expanded(str(path)))
 
 
 def local_path(text: str) -> OptionInfo:
-    """An option for what is written to this machine: a shell leaves ``--out=~/x`` as it is."""
+    """Return an option for a local path; shells do not expand ``~`` in ``--out=~/x``."""
     return cast(OptionInfo, typer.Option(help=text, parser=_on_this_machine, metavar="PATH"))
 
 
@@ -55,11 +55,9 @@ Debug = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Changes to the config as `dotted.key=value`.", metavar="KEY=VALUE"),
+    typer.Argument(help="Changes to the configuration: `dotted.key=value`.", metavar="KEY=VALUE"),
 ]
-Run = Annotated[
-    str, typer.Argument(help="A run or one of its checkpoints: a folder, or an fsspec URL.")
-]
+Run = Annotated[str, typer.Argument(help="Run or checkpoint: a folder or an fsspec URL.")]
 
 
 @app.command(epilog="Example: `prioritycut quickstart --out quickstart`")
@@ -78,31 +76,36 @@ def quickstart(
 Videos = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders, globs, WebDataset `.tar` shards, or `.csv` manifests "
-        "(file, identity, split, start, end, left, top, right, bottom); local, or fsspec URLs."
+        help="Video files, folders, globs, WebDataset `.tar` shards, or `.csv` manifests (file, "
+        "identity, split, start, end, left, top, right, bottom): paths or fsspec URLs."
     ),
 ]
-Data = Annotated[str, typer.Argument(help="Folder of `prioritycut shard`, or an fsspec URL.")]
+Data = Annotated[
+    str, typer.Argument(help="Data set made by `prioritycut shard`: a folder or an fsspec URL.")
+]
 Copy = Annotated[
-    bool, typer.Option("--copy", help="Keep H.264 streams of the right size; reject the others.")
+    bool,
+    typer.Option("--copy", help="Copy H.264 streams of the right size; reject all other videos."),
 ]
 MaxFrames = Annotated[
-    int, typer.Option(min=2, help="Cut longer videos into equal segments of at most this.")
+    int, typer.Option(min=2, help="Split longer videos into equal clips of at most this length.")
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Fail if any video is rejected.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail if a video is rejected.")]
 
 
 @app.command("shard", epilog="Example: `prioritycut shard clips/ --out data --size 256`")
 def shard_verb(
     videos: Videos,
-    out: Annotated[str, typer.Option(help="New folder for the shards, or an fsspec URL.")],
-    size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 256,
+    out: Annotated[str, typer.Option(help="New folder or fsspec URL for the shards.")],
+    size: Annotated[
+        int, typer.Option(min=32, help="Width and height of the frames in pixels.")
+    ] = 256,
     copy: Copy = False,
     max_frames: MaxFrames = 1024,
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Crop, resize and pack videos into WebDataset shards; after a kill, the same line goes on."""
+    """Crop, resize and pack videos into WebDataset shards. The same command resumes."""
     from prioritycut_ray.commands.shard import shard
 
     with writing_to(out):
@@ -117,15 +120,13 @@ def shard_verb(
         )
 
 
-data_app = typer.Typer(
-    name="data", help="Check, describe, show and extend a data set.", no_args_is_help=True
-)
+data_app = typer.Typer(name="data", help="Inspect and extend a data set.", no_args_is_help=True)
 app.add_typer(data_app)
 
 
 @data_app.command("verify", epilog="Example: `prioritycut data verify s3://bucket/data`")
 def data_verify(url: Data, debug: Debug = False) -> None:
-    """Read every byte: checksums, shards, and each frame of each clip."""
+    """Verify all checksums and shards, and decode all frames."""
     from prioritycut_ray.commands.data import verify_data
 
     verify_data(url, console)
@@ -133,7 +134,7 @@ def data_verify(url: Data, debug: Debug = False) -> None:
 
 @data_app.command("info", epilog="Example: `prioritycut data info data`")
 def data_info(url: Data, debug: Debug = False) -> None:
-    """Print splits, clips, identities, frames, bytes and the fingerprint."""
+    """Print the number of splits, clips, identities, frames and bytes, and the fingerprint."""
     from prioritycut_ray.commands.data import show_info
 
     show_info(url, console)
@@ -142,13 +143,13 @@ def data_info(url: Data, debug: Debug = False) -> None:
 @data_app.command("preview", epilog="Example: `prioritycut data preview data --out data.html`")
 def data_preview(
     url: Data,
-    out: Annotated[
-        Path, local_path("A .png (contact sheet) or a .html (one page that plays).")
-    ] = Path("preview.png"),
-    clips: Annotated[int, typer.Option(min=1, help="Clips to show, spread evenly.")] = 24,
+    out: Annotated[Path, local_path("A .png (contact sheet) or a .html (playable page).")] = Path(
+        "preview.png"
+    ),
+    clips: Annotated[int, typer.Option(min=1, help="Number of clips to show, evenly spaced.")] = 24,
     debug: Debug = False,
 ) -> None:
-    """Show what a data set looks like."""
+    """Show sample clips of a data set."""
     from prioritycut_ray.commands.data import show_preview
 
     with writing_to(out):
@@ -164,7 +165,7 @@ def data_append(
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Add new videos in shards of their own; they show all at once, with the new index."""
+    """Add videos in new shards. They become visible at once, when the index is replaced."""
     from prioritycut_ray.commands.shard import append
 
     with writing_to(url):
@@ -175,10 +176,12 @@ def data_append(
     "train", epilog="Example: `prioritycut train vox256 name=vox data.url=data train.workers=4`"
 )
 def train_verb(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
+    config: Annotated[
+        str, typer.Argument(help="YAML file, or the name of a shipped configuration.")
+    ],
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved config and stop.")
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and exit.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -199,18 +202,18 @@ def train_verb(
     "tune", epilog="Example: `prioritycut tune tune_configs/top_k.yaml data.url=data --resume`"
 )
 def tune_verb(
-    search: Annotated[str, typer.Argument(help="YAML file of the search, see tune_configs/.")],
+    search: Annotated[str, typer.Argument(help="YAML file of the search; see tune_configs/.")],
     overrides: Overrides = None,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="The small size that the file names, to try it out.")
+        bool, typer.Option("--smoke", help="Run the small size in the file, to try it out.")
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the search of this name, if there is one."),
+        typer.Option("--resume", help="Resume the search of this name if it exists."),
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Search hyperparameters with Ray Tune; each trial is a training run."""
+    """Search hyperparameters with Ray Tune. Each trial is a training run."""
     from prioritycut_ray.commands.tune import tune
 
     with writing_to(search):
@@ -218,19 +221,21 @@ def tune_verb(
 
 
 models_app = typer.Typer(
-    name="models", help="Show, promote and roll back models.", no_args_is_help=True
+    name="models", help="List, promote and roll back models.", no_args_is_help=True
 )
 app.add_typer(models_app)
-Models = Annotated[str, typer.Option(help="Folder of the models, or an fsspec URL.")]
+Models = Annotated[str, typer.Option(help="Models folder or fsspec URL.")]
 
 
 @app.command("retrain", epilog="Example: `prioritycut retrain retrain.yaml data=data budget=50000`")
 def retrain_verb(
-    settings: Annotated[str, typer.Argument(help="YAML file, see docs/retraining.md.")],
+    settings: Annotated[
+        str, typer.Argument(help="YAML file of the settings; see docs/retraining.md.")
+    ],
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Train on new clips, and promote the result if it is no worse; for a nightly schedule."""
+    """Train the current model on new clips, and promote the result if it is no worse."""
     from prioritycut_ray.commands.retrain import retrain
 
     with writing_to(settings):
@@ -239,7 +244,7 @@ def retrain_verb(
 
 @models_app.command("list", epilog="Example: `prioritycut models list --models models`")
 def models_list(models: Models = "models", debug: Debug = False) -> None:
-    """Show all models, and which one is current."""
+    """List all models, and show which one is current."""
     from prioritycut_ray.commands.models import list_models
 
     list_models(models, console)
@@ -247,14 +252,15 @@ def models_list(models: Models = "models", debug: Debug = False) -> None:
 
 @models_app.command("promote", epilog="Example: `prioritycut models promote runs/vox`")
 def models_promote(
-    model: Annotated[str, typer.Argument(help="One of the models, or the folder of a run.")],
+    model: Annotated[str, typer.Argument(help="Name of a model, or the folder of a run.")],
     models: Models = "models",
     name: Annotated[
-        str | None, typer.Option(help="Of the model that a run becomes; the run's own otherwise.")
+        str | None,
+        typer.Option(help="Name of the new model if MODEL is a run; default: the run's."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Make a model current by hand; the first one comes from a training run."""
+    """Make a model current. The first model comes from a training run."""
     from prioritycut_ray.commands.models import promote_model
 
     with writing_to(models):
@@ -263,7 +269,7 @@ def models_promote(
 
 @models_app.command("rollback", epilog="Example: `prioritycut models rollback`")
 def models_rollback(models: Models = "models", debug: Debug = False) -> None:
-    """Make the model current again that was so before this one."""
+    """Roll back to the previously promoted model."""
     from prioritycut_ray.commands.models import roll_back
 
     roll_back(models, console)
@@ -275,7 +281,7 @@ def evaluate_verb(
     data: Data,
     compare: Annotated[
         list[str] | None,
-        typer.Option(help="Another run to compare with the first; may be repeated."),
+        typer.Option(help="Run to compare with the first; may be repeated."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the data set to evaluate on.")] = "test",
     workers: Annotated[
@@ -304,7 +310,7 @@ def evaluate_verb(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Rebuild held-out clips from their first frame, score them, and write a report."""
+    """Reconstruct held-out clips from their first frame, score them, and write a report."""
     from prioritycut_ray.commands.evaluate import evaluate_and_print
 
     with writing_to(out or run):
@@ -360,7 +366,7 @@ def animate_verb(
         str,
         typer.Option(
             help="What the model sees of both: `auto` (largest square, where the motion is), "
-            "`none` (everything, squeezed), or LEFT,TOP,RIGHT,BOTTOM in pixels."
+            "`none` (the whole frame, resized), or LEFT,TOP,RIGHT,BOTTOM in pixels."
         ),
     ] = "auto",
     source_crop: Annotated[
@@ -415,10 +421,10 @@ def app_verb(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(help="By default, the first free port from 7860.")
+        int | None, typer.Option(help="Port; default: the first free one from 7860.")
     ] = None,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Limit of an upload.")] = 50,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Limit of a driving video.")] = 30.0,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Maximum size of an upload.")] = 50,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="Maximum length of a video.")] = 30.0,
     debug: Debug = False,
 ) -> None:
     """Serve a local web page that animates with one or two models (extra `app`)."""
@@ -435,36 +441,36 @@ def app_verb(
 
 
 jobs_app = typer.Typer(
-    no_args_is_help=True, help="Look at, follow and stop the jobs of a Ray cluster."
+    no_args_is_help=True, help="Show, follow and stop the jobs of a Ray cluster."
 )
-k8s_app = typer.Typer(no_args_is_help=True, help="Render and check manifests for KubeRay.")
+k8s_app = typer.Typer(no_args_is_help=True, help="Render and validate manifests for KubeRay.")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(k8s_app, name="k8s")
 
 Address = Annotated[
     str | None,
     typer.Option(
-        help="The dashboard of the cluster's head, http://HOST:8265; RAY_API_SERVER_ADDRESS, or "
-        "this machine's, if not given."
+        help="Dashboard of the cluster's head, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, "
+        "or this machine."
     ),
 ]
-JobId = Annotated[str, typer.Argument(help="As `prioritycut submit` printed it.", metavar="JOB")]
+JobId = Annotated[str, typer.Argument(help="Job that `prioritycut submit` printed.", metavar="JOB")]
 _ON_KUBERNETES = "With --kubernetes"
 Namespace = Annotated[
     str | None,
     typer.Option(
         "--namespace",
         "-n",
-        help="Namespace of the RayJob; `prioritycut` if not given.",
+        help="Namespace of the RayJob; default: `prioritycut`.",
         rich_help_panel=_ON_KUBERNETES,
     ),
 ]
 KubeContext = Annotated[
     str | None,
-    typer.Option("--context", help="Context of kubectl.", rich_help_panel=_ON_KUBERNETES),
+    typer.Option("--context", help="kubectl context.", rich_help_panel=_ON_KUBERNETES),
 ]
 OptionsFile = Annotated[
-    str | None, typer.Option("--options", help="YAML file of options of the manifests.")
+    str | None, typer.Option("--options", help="YAML file with options of the manifests.")
 ]
 
 
@@ -478,20 +484,28 @@ def _dashboard(address: str | None) -> str:
     "--address http://127.0.0.1:8265`, or `--kubernetes --image REGISTRY/NAME:TAG --workers 4`",
 )
 def submit_verb(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
+    config: Annotated[
+        str, typer.Argument(help="YAML file, or the name of a shipped configuration.")
+    ],
     overrides: Overrides = None,
     address: Address = None,
-    env: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the job.")] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="What not to send, as in .gitignore.")
+    env: Annotated[
+        list[str] | None,
+        typer.Option(help="Environment variable of the job, KEY=VALUE; may be repeated."),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Files not to send, as a pattern of .gitignore; may be repeated."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return without following the job.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be sent and stop.")
+        bool, typer.Option("--dry-run", help="Print what would be sent, and exit.")
     ] = False,
     kubernetes: Annotated[
         bool,
-        typer.Option("--kubernetes", help="Create a RayJob by kubectl, with a cluster of its own."),
+        typer.Option("--kubernetes", help="Create a RayJob with its own cluster, using kubectl."),
     ] = False,
     image: Annotated[
         str | None,
@@ -499,11 +513,11 @@ def submit_verb(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Worker pods.", rich_help_panel=_ON_KUBERNETES),
+        typer.Option(min=1, help="Number of worker pods.", rich_help_panel=_ON_KUBERNETES),
     ] = None,
     gpus: Annotated[
         int | None,
-        typer.Option(min=0, help="GPUs of each worker pod.", rich_help_panel=_ON_KUBERNETES),
+        typer.Option(min=0, help="GPUs per worker pod.", rich_help_panel=_ON_KUBERNETES),
     ] = None,
     namespace: Namespace = None,
     context: KubeContext = None,
@@ -513,18 +527,18 @@ def submit_verb(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="An option of the manifests, such as `worker.memory_gib=64` (all of them: "
-            "`prioritycut k8s render --show-options`); may be repeated.",
+            help="Option of the manifests, such as `worker.memory_gib=64`; may be repeated. See "
+            "`prioritycut k8s render --show-options`.",
             rich_help_panel=_ON_KUBERNETES,
         ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Train on a cluster that runs elsewhere; the same run name resumes.
+    """Train on a remote cluster. The same run name resumes.
 
-    The working directory travels along, without what .gitignore and .rayignore name. The log is
-    followed, and the exit code is that of the training itself; Ctrl-C leaves the job alone and
-    says how to come back.
+    The working directory is sent too, except for files in .gitignore and .rayignore. The command
+    follows the log, and its exit code is that of the training. Ctrl-C detaches: the job continues,
+    and the command to follow it again is printed.
     """
     if kubernetes:
         _refuse_address(address)
@@ -574,23 +588,23 @@ def submit_verb(
 
 def _refuse_address(address: str | None) -> None:
     if address is not None:
-        raise UserError("--address and --kubernetes are mutually exclusive: drop one of them")
+        raise UserError("--address and --kubernetes are mutually exclusive: remove one of them")
 
 
 def _refuse_without_kubernetes(**flags: object) -> None:
-    """Refuse flags that would be ignored; each is None if it is not given."""
+    """Reject flags that would be ignored; each is None if it is not set."""
     for name, value in flags.items():
         if value is not None:
-            raise UserError(f"--{name} has no effect without --kubernetes: add that, or drop it")
+            raise UserError(f"--{name} requires --kubernetes: add it, or remove --{name}")
 
 
 @jobs_app.command("status", epilog="Example: `prioritycut jobs status`")
 def jobs_status(
-    job: Annotated[str | None, typer.Argument(help="A job; all if not given.")] = None,
+    job: Annotated[str | None, typer.Argument(help="Job to show; default: all jobs.")] = None,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Show a job, or all jobs of a cluster."""
+    """Show the status of a job, or of all jobs of a cluster."""
     from prioritycut_ray.commands.submit import show_status
     from prioritycut_ray.ray_cluster.jobs import Cluster
 
@@ -600,14 +614,16 @@ def jobs_status(
 @jobs_app.command("logs", epilog="Example: `prioritycut jobs logs vox-1a2b3c4d --follow`")
 def jobs_logs(
     job: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow the log until the job ends.")
+    ] = False,
     address: Address = None,
     kubernetes: Annotated[bool, typer.Option("--kubernetes", help="JOB is a RayJob.")] = False,
     namespace: Namespace = None,
     context: KubeContext = None,
     debug: Debug = False,
 ) -> None:
-    """Print what a job has printed; with --follow end with its exit code."""
+    """Print the log of a job. With --follow, the exit code is that of the job."""
     if kubernetes:
         _refuse_address(address)
         from prioritycut_ray.commands import rayjob
@@ -625,7 +641,7 @@ def jobs_logs(
 
 @jobs_app.command("stop", epilog="Example: `prioritycut jobs stop vox-1a2b3c4d`")
 def jobs_stop(job: JobId, address: Address = None, debug: Debug = False) -> None:
-    """End a job: it saves, and the same submission resumes it."""
+    """Stop a job. It saves its state, and the same submission resumes it."""
     from prioritycut_ray.commands.submit import stop
     from prioritycut_ray.ray_cluster.jobs import Cluster
 
@@ -634,11 +650,11 @@ def jobs_stop(job: JobId, address: Address = None, debug: Debug = False) -> None
 
 @jobs_app.command("interrupt", epilog="Example: `prioritycut jobs interrupt --seconds 100`")
 def jobs_interrupt(
-    seconds: Annotated[float, typer.Option(help="To wait for them.")] = 100,
+    seconds: Annotated[float, typer.Option(help="How long to wait for the jobs.")] = 100,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """On a head that is about to go: let its jobs save and fail, so that they are retried."""
+    """Let the jobs of a terminating head save their state and fail, so that they are retried."""
     from prioritycut_ray.commands.submit import interrupt
     from prioritycut_ray.ray_cluster.jobs import Cluster
 
@@ -647,35 +663,36 @@ def jobs_interrupt(
 
 @jobs_app.command("drain", epilog="Example: `prioritycut jobs drain --seconds 100`")
 def jobs_drain(
-    seconds: Annotated[float, typer.Option(help="Until the machine ends.")] = 100,
+    seconds: Annotated[float, typer.Option(help="Time until the machine terminates.")] = 100,
     debug: Debug = False,
 ) -> None:
-    """Drain the Ray node of this machine: runs save and move; wait until no work is left."""
+    """Drain the Ray node on this machine: runs save their state and move to other nodes."""
     from prioritycut_ray.launch.drain import drain_here
 
-    at_rest = drain_here(seconds)
-    console.print("the node is at rest" if at_rest else f"still at work after {seconds:g} s")
+    is_idle = drain_here(seconds)
+    console.print("the node is idle" if is_idle else f"the node is still busy after {seconds:g} s")
 
 
 @k8s_app.command("render", epilog="Example: `prioritycut k8s render max_workers=8 --out cluster`")
 def k8s_render(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Changes to the options as `key=value`.", metavar="KEY=VALUE"),
+        typer.Argument(help="Changes to the options: `key=value`.", metavar="KEY=VALUE"),
     ] = None,
     options: OptionsFile = None,
-    out: Annotated[Path, local_path("Folder of the manifests.")] = Path("cluster"),
+    out: Annotated[Path, local_path("Folder for the manifests.")] = Path("cluster"),
     show_options: Annotated[
-        bool, typer.Option("--show-options", help="Print the options as YAML and stop.")
+        bool, typer.Option("--show-options", help="Print all options as YAML, and exit.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write the manifests: cluster, training, search, nightly retraining."""
+    """Render the manifests for a cluster, training, search and nightly retraining."""
     from prioritycut_ray.commands import k8s
+    from prioritycut_ray.kubernetes.options import describe_options, load_options
 
-    chosen = k8s.load_options(options, overrides or [])
+    chosen = load_options(options, overrides or [])
     if show_options:
-        sys.stdout.write(k8s.describe(chosen))
+        sys.stdout.write(describe_options(chosen))
         return
     with writing_to(out):
         k8s.render_files(chosen, out, console)
@@ -683,14 +700,14 @@ def k8s_render(
 
 @k8s_app.command("validate", epilog="Example: `prioritycut k8s validate cluster/*.yaml`")
 def k8s_validate(
-    files: Annotated[list[Path], typer.Argument(help="Manifests.", metavar="FILE...")],
+    files: Annotated[list[Path], typer.Argument(help="Manifests to validate.", metavar="FILE...")],
     debug: Debug = False,
 ) -> None:
-    """Check manifests without a cluster: schemas, the operator's rules, and what fails at run time.
+    """Validate manifests without a cluster: schemas, the operator's rules, and run-time failures.
 
-    Errors are what the API server or the operator refuses, or what cannot run: the exit code is 1.
-    Warnings are printed and leave it 0: placeholders, feature gates that are off by default, and
-    what may be meant.
+    Errors are what the API server or the operator rejects, or what cannot run; the exit code is 1.
+    Warnings do not change the exit code: placeholders, feature gates that are off by default, and
+    what may be intended.
     """
     from prioritycut_ray.commands import k8s
 
@@ -705,16 +722,21 @@ def k8s_validate(
 def doctor_verb(
     address: Annotated[
         str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="HOST:PORT of the cluster's head; else Ray here."),
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            help="HOST:PORT of the cluster's head; default: a local Ray is started.",
+        ),
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(help="Where runs would be written: a path or an fsspec URL.")
+        str | None, typer.Option(help="Storage for runs: a path or an fsspec URL.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="A data set that nodes must read.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set that all nodes must be able to read.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all checks as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Check this machine and every node of the cluster, and say how to fix what is found."""
+    """Check this machine and every node of the cluster, and show how to fix problems."""
     from prioritycut_ray.commands.doctor import doctor
 
     doctor(address=address, storage=storage, data=data, as_json=as_json, console=console)
@@ -725,11 +747,11 @@ def doctor_verb(
     epilog="Example: `prioritycut import-fomm vox-adv-cpk.pth.tar --out runs/vox-adv`",
 )
 def import_fomm(
-    file: Annotated[str, typer.Argument(help="A checkpoint of First Order Motion.")],
-    out: Annotated[Path, local_path("New folder of the run.")],
+    file: Annotated[str, typer.Argument(help="Checkpoint of the First Order Motion Model.")],
+    out: Annotated[Path, local_path("New folder for the run.")],
     debug: Debug = False,
 ) -> None:
-    """Turn published First Order Motion weights into a run that animates, evaluates and trains."""
+    """Import published First Order Motion weights as a run to animate, evaluate or train."""
     from prioritycut_ray.importers.first_order import import_checkpoint
     from prioritycut_ray.storage.reading import fetched
 
@@ -743,19 +765,19 @@ def import_fomm(
 
 @contextmanager
 def writing_to(place: str | Path) -> Iterator[None]:
-    """Name the place where a full disk stopped the body: the system's error does not."""
+    """Name the path in the error if the disk is full; the system's error does not."""
     try:
         yield
     except OSError as error:
         if is_disk_full(error):
             raise DiskFull(
-                f"{place}: no space left on its disk; free some and run the same command again"
+                f"{place}: no space left on the device; free some and run the same command again"
             ) from error
         raise
 
 
 def main() -> None:
-    """Run the command line; errors become one line and an exit code (docs/failures.md)."""
+    """Run the command line. Errors become one line and an exit code (docs/failures.md)."""
     global _debug
     _debug = False
     try:
@@ -768,7 +790,7 @@ def main() -> None:
 
 
 def explain(error: Exception) -> str:
-    """One line on an error: the thing, the reason, and the way out."""
+    """Return one line on an error: the thing, the reason and the way out."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

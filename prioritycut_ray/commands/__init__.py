@@ -1,4 +1,4 @@
-"""What each verb of the command line does: a job with progress, and what it made.
+"""One thin module for each verb of the command line: progress, and a summary of the result.
 
-One module a verb, so that a verb imports no more than it needs.
+Separate modules keep a verb from importing more than it needs.
 """

@@ -13,10 +13,10 @@ from prioritycut_ray.storage.paths import resolved
 def doctor(
     *, address: str | None, storage: str | None, data: str | None, as_json: bool, console: Console
 ) -> None:
-    """Examine the driver and every node, and print what was seen.
+    """Check the driver and every node, and print the results.
 
     Raises:
-        UserError: something is not as it should be.
+        UserError: a check failed.
     """
     checks = check_cluster(
         address,

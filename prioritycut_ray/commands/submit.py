@@ -19,7 +19,7 @@ from prioritycut_ray.ray_cluster.jobs import Cluster, Job, NoSuchJob, exit_code
 from prioritycut_ray.ray_cluster.working_directory import Package, pack
 
 _SAVE_SECONDS = "120"
-"""That a stopped job has to write its checkpoint; Ray's own value is 3."""
+"""How long a stopped job may take to save a checkpoint; Ray's default is 3 s."""
 
 
 def submit(
@@ -33,10 +33,14 @@ def submit(
     dry_run: bool,
     console: Console,
 ) -> int:
-    """Send the working directory and the training command to a cluster; follow the job.
+    """Send the working directory and the training command to a cluster, and follow the job.
 
     Returns:
-        The exit code of the job's driver; 0 when detached.
+        The exit code of the job's driver; 0 with ``detach`` or ``dry_run``.
+
+    Raises:
+        UserError: the configuration is invalid, or the cluster cannot be reached.
+        Detached: Ctrl-C was pressed; the job continues.
     """
     here = Path.cwd()
     config = load_config(source, overrides)
@@ -63,7 +67,7 @@ def submit(
 
 
 def show_package(package: Package, here: Path, command: str, console: Console) -> None:
-    """Say what travels to a cluster, and what will run there."""
+    """Print what is sent to a cluster, and what will run there."""
     count = f"{package.files} file" + "s" * (package.files != 1)
     console.print(
         f"Working directory: {here}, {count}, {package.size_bytes / 2**20:.2f} MiB packed",
@@ -75,35 +79,39 @@ def show_package(package: Package, here: Path, command: str, console: Console) -
 
 
 def follow(cluster: Cluster, job_id: str, console: Console) -> int:
-    """Show what a job prints until it ends.
+    """Print the log of a job until it ends.
 
     Returns:
         The exit code of the job's driver.
 
     Raises:
-        UserError: the connection was lost; the job goes on.
-        Detached: Ctrl-C or SIGTERM; the job goes on.
+        UserError: the connection was lost; the job continues.
+        Detached: Ctrl-C or SIGTERM; the job continues.
     """
     again = f"`{_jobs_line(cluster, 'logs', job_id, '--follow')}`"
     stop = f"`{_jobs_line(cluster, 'stop', job_id)}`"
     try:
-        with detaching(f"job {job_id} goes on: follow it with {again}, or stop it with {stop}"):
+        with detaching(f"job {job_id} continues: follow it with {again}, or stop it with {stop}"):
             job = cluster.follow(job_id, lambda text: console.print(text, end="", markup=False))
     except (Detached, NoSuchJob):
         raise
     except UserError as error:
         raise UserError(
-            f"lost sight of job {job_id}, it goes on ({error}); follow it with {again}"
+            f"lost the connection to job {job_id}, which continues ({error}); follow it with "
+            f"{again}"
         ) from error
     return report_end(job, console)
 
 
 @contextmanager
 def detaching(ways: str) -> Iterator[None]:
-    """While the body runs, Ctrl-C and SIGTERM leave the job alone.
+    """Turn Ctrl-C and SIGTERM into :class:`Detached` while the body runs.
+
+    Args:
+        ways: what continues, and the commands to follow or stop it.
 
     Raises:
-        Detached: with ``ways``, what goes on and how to come back.
+        Detached: Ctrl-C or SIGTERM.
     """
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -119,11 +127,10 @@ def _jobs_line(cluster: Cluster, *words: str) -> str:
 
 
 def required_files(source: str, config: Config, here: Path) -> list[str]:
-    """Files that the job reads from its working directory, relative to it.
+    """Return the files that the job reads from its working directory, relative to it.
 
     Raises:
-        UserError: the job could not find something that the command line or the configuration
-            names; the message names the key or the file.
+        UserError: the job could not find a file that the command line or the configuration names.
     """
     found_anywhere = source in shipped_configs() or "://" in source
     files = [] if found_anywhere else [_within(source, source, here)]
@@ -133,8 +140,8 @@ def required_files(source: str, config: Config, here: Path) -> list[str]:
     for key, location in [*places, *optional]:
         if location and "://" not in location and not Path(location).is_absolute():
             raise UserError(
-                f"{key}={location}: a relative path would be inside the job's own folder; give a "
-                "URL, or the absolute path of a disk that all nodes share"
+                f"{key}={location}: is a relative path, which would be in the job's own folder; "
+                "use a URL, or an absolute path on a disk that all nodes share"
             )
     weights = config.loss.perceptual.weights
     if weights not in NAMED_WEIGHTS and not Path(weights).is_absolute():
@@ -143,39 +150,39 @@ def required_files(source: str, config: Config, here: Path) -> list[str]:
 
 
 def _within(name: str, shown: str, here: Path) -> str:
-    """The relative path of a file that travels with the working directory.
+    """Return the relative path of a file in the working directory.
 
     Raises:
-        UserError: it does not exist, or lies elsewhere.
+        UserError: the file does not exist, or is elsewhere.
     """
     if Path(name).is_absolute():
-        raise UserError(f"{shown}: give the file as a path relative to {here}")
+        raise UserError(f"{shown}: is an absolute path; use a path relative to {here}")
     relative = os.path.normpath(name)
     if relative.startswith(os.pardir):
         raise UserError(
-            f"{shown}: the file is outside of {here}, the folder that travels to the cluster; "
-            "submit from a folder that contains it"
+            f"{shown}: is outside {here}, the folder that is sent to the cluster; submit from a "
+            "folder that contains it"
         )
     if not (here / relative).is_file():
-        raise UserError(f"{shown}: there is no such file in {here}")
+        raise UserError(f"{shown}: there is no such file in {here}; check the name")
     return relative
 
 
 def job_variables(words: Sequence[str]) -> dict[str, str]:
-    """The words of ``--env`` as variables.
+    """Parse the words of ``--env``.
 
     Raises:
-        UserError: one is not KEY=VALUE.
+        UserError: a word is not KEY=VALUE.
     """
     pairs = [word.partition("=") for word in words]
     for word, (key, equals, _) in zip(words, pairs, strict=True):
         if not key or not equals:
-            raise UserError(f"--env {word}: is written KEY=VALUE")
+            raise UserError(f"--env {word}: is not KEY=VALUE")
     return {key: value for key, _, value in pairs}
 
 
 def report_end(job: Job, console: Console) -> int:
-    """Say how a job ended; gives the exit code to end with."""
+    """Print how a job ended, and return the exit code for this command."""
     code = exit_code(job)
     console.print(
         f"Job {job.id}: {job.status}, exit code {code}"
@@ -186,10 +193,10 @@ def report_end(job: Job, console: Console) -> int:
 
 
 def show_status(cluster: Cluster, job_id: str | None, console: Console) -> None:
-    """One job, or all of a cluster."""
+    """Print the status of a job, or of all jobs of a cluster."""
     jobs = [cluster.job(job_id)] if job_id else cluster.jobs()
     if not jobs:
-        console.print(f"{cluster.address}: no job has been submitted")
+        console.print(f"{cluster.address}: no jobs have been submitted")
         return
     table = Table("job", "run", "status", "exit code", "message")
     for job in jobs:
@@ -199,19 +206,22 @@ def show_status(cluster: Cluster, job_id: str | None, console: Console) -> None:
 
 
 def stop(cluster: Cluster, job_id: str, console: Console) -> None:
-    """End a job and wait until it has saved.
+    """Stop a job, and wait until it has saved its state.
 
     Raises:
-        UserError: it has not ended in time.
+        UserError: the job did not end in time.
     """
     cluster.stop(job_id)
     job = cluster.wait(job_id, seconds=2 * float(_SAVE_SECONDS))
     if job.status in ("PENDING", "RUNNING"):
-        raise UserError(f"job {job_id} is still {job.status}; try again, or look at its logs")
+        raise UserError(
+            f"job {job_id} is still {job.status}; try again, or read its log with "
+            f"`prioritycut jobs logs {job_id}`"
+        )
     console.print(f"Job {job.id}: {job.status}")
 
 
 def interrupt(cluster: Cluster, seconds: float, console: Console) -> None:
-    """Let the drivers on this machine save, because it is about to go away."""
+    """Let the drivers on this machine save their state before the machine terminates."""
     for job in cluster.interrupt_here(seconds):
         console.print(f"Job {job.id}: {job.status}")

@@ -11,21 +11,25 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from prioritycut_ray.commands.k8s import checked, load_options
-from prioritycut_ray.commands.rayjob import (
-    State,
-    detaching_from,
-    existing,
-    follow,
-    follow_line,
-    ways,
-)
+from prioritycut_ray.commands.rayjob import detaching_from, follow
 from prioritycut_ray.commands.submit import job_variables, required_files, show_package
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.kubernetes.checker import warnings_of
 from prioritycut_ray.kubernetes.kubectl import Kubectl, KubectlError
-from prioritycut_ray.kubernetes.options import PLACEHOLDER, JobOptions, ManifestOptions
+from prioritycut_ray.kubernetes.options import (
+    PLACEHOLDER,
+    JobOptions,
+    ManifestOptions,
+    load_options,
+)
 from prioritycut_ray.kubernetes.pods import Object
+from prioritycut_ray.kubernetes.rayjobs import (
+    RayJobState,
+    follow_command,
+    get_rayjob,
+    next_commands,
+)
 from prioritycut_ray.kubernetes.render import entrypoint, to_yaml
 from prioritycut_ray.kubernetes.submission import (
     CONFIG_MAP_LIMIT,
@@ -37,27 +41,32 @@ from prioritycut_ray.ray_cluster.working_directory import Package, pack
 
 
 class Flags(NamedTuple):
-    """What the command line says about the manifests."""
+    """The command line's flags about the manifests.
+
+    Attributes:
+        options: YAML file with options.
+        words: options as ``key=value``.
+        context: kubectl context.
+    """
 
     options: str | None
-    """A YAML file."""
     words: Sequence[str]
-    """Options as ``key=value``."""
     context: str | None
-    """Of kubectl."""
 
 
 def option_words(assigned: Sequence[str], **flags: str | int | None) -> list[str]:
-    """``--set`` words, and the flags that stand for an option, by its key with __ for a dot.
+    """Combine ``--set`` words with the flags for single options (named by key, __ for a dot).
 
     Raises:
-        UserError: both give the same option.
+        UserError: both set the same option.
     """
     given = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
     for word in assigned:
         key = word.partition("=")[0]
         if key in given:
-            raise UserError(f"--set {word}: a flag gives {key} as {given[key]}: drop one of them")
+            raise UserError(
+                f"--set {word}: {key} is already set to {given[key]} by a flag; remove one of them"
+            )
     return [*assigned, *(f"{key}={value}" for key, value in given.items())]
 
 
@@ -72,15 +81,15 @@ def submit(
     dry_run: bool,
     console: Console,
 ) -> int:
-    """Create a RayJob that trains with the code and the configurations of this folder; follow it.
+    """Create a RayJob that trains with the code and configurations of this folder, and follow it.
 
     Returns:
-        The exit code of the job's driver; 0 when detached or after a dry run.
+        The exit code of the job's driver; 0 with ``detach`` or ``dry_run``.
 
     Raises:
-        UserError: something is wrong with the configuration, the options or the manifest; the run
-            is being trained already; or kubectl failed.
-        Detached: Ctrl-C; the job goes on.
+        UserError: the configuration, the options or the manifest is invalid, a job already trains
+            this run, or kubectl failed.
+        Detached: Ctrl-C was pressed; the job continues.
     """
     notes = Console(stderr=True, highlight=False, soft_wrap=True) if dry_run else console
     suffix = f"-train-{secrets.token_hex(3)}"
@@ -92,7 +101,7 @@ def submit(
         options = _with_job(load_options(flags.options, words), source, overrides, config)
     objects = training(options, suffix, config.name, variables=variables, package=content)
     manifests = to_yaml(objects)
-    warnings = checked(manifests)
+    warnings = warnings_of(manifests)
     _show(options, package, notes)
     for warning in warnings:
         notes.print(str(warning), markup=False)
@@ -102,8 +111,8 @@ def submit(
     kubectl, name = Kubectl(options.namespace, flags.context), f"{options.name}{suffix}"
     if options.image.startswith(PLACEHOLDER):
         raise UserError(
-            f"image={options.image} is a placeholder that no node can pull: give your own with "
-            "--image, or in a file with --options"
+            f"image={options.image} is a placeholder that cannot be pulled: use your own with "
+            "--image, or in the file of --options"
         )
     _refuse_second_job(kubectl, options, config.name)
     with detaching_from(kubectl, name):
@@ -111,7 +120,7 @@ def submit(
         console.print(f"RayJob:            {name} in namespace {options.namespace}", markup=False)
         _adopt(kubectl, objects, console)
         if detach:
-            console.print(f"Follow: {follow_line(kubectl, name)}", markup=False)
+            console.print(f"Follow: {follow_command(kubectl, name)}", markup=False)
             return 0
         return follow(kubectl, name, console)
 
@@ -121,7 +130,7 @@ def _with_job(
 ) -> ManifestOptions:
     words = list(overrides)
     if config.name != Path(source).stem and f"name={config.name}" not in words:
-        words.insert(0, f"name={config.name}")  # the file names its run otherwise
+        words.insert(0, f"name={config.name}")  # otherwise the file names the run
     job = JobOptions(config=source, overrides=tuple(words))
     return options.model_copy(update={"train": job})
 
@@ -129,7 +138,7 @@ def _with_job(
 def _packed(
     source: str, options: ManifestOptions, excludes: Sequence[str]
 ) -> tuple[Package, bytes | None]:
-    """The working directory, and its content if there is any."""
+    """Return the packed working directory, and its content unless it is empty."""
     here = Path.cwd()
     required = required_files(source, _in_cluster(options), here)
     with tempfile.TemporaryDirectory() as folder:
@@ -139,10 +148,10 @@ def _packed(
 
 
 def _in_cluster(options: ManifestOptions) -> Config:
-    """The configuration as the job will read it.
+    """Return the configuration as the job will read it.
 
     Raises:
-        UserError: the sizes do not go together.
+        UserError: the sizes do not match.
     """
     words = shlex.split(entrypoint(options, "train"))[2:]
     try:
@@ -169,15 +178,15 @@ def _refuse_second_job(kubectl: Kubectl, options: ManifestOptions, run: str) -> 
         metadata = rayjob["metadata"]
         if (metadata.get("annotations") or {}).get(RUN_ANNOTATION) != run:
             continue
-        if not State.of(rayjob).has_ended:
+        if not RayJobState.of(rayjob).has_ended:
             raise UserError(
-                f"run {run!r} is being trained by RayJob {metadata['name']}: "
-                f"{ways(kubectl, metadata['name'])}"
+                f"run {run!r} is already being trained by RayJob {metadata['name']}; "
+                f"{next_commands(kubectl, metadata['name'])}"
             )
 
 
 def _create(kubectl: Kubectl, manifests: str, objects: list[Object]) -> None:
-    """Create all objects, or none, as far as the user's rights allow."""
+    """Create all objects, or none if the user's permissions allow the cleanup."""
     try:
         kubectl.create(manifests)
     except KubectlError:
@@ -188,16 +197,16 @@ def _create(kubectl: Kubectl, manifests: str, objects: list[Object]) -> None:
 
 
 def _adopt(kubectl: Kubectl, objects: list[Object], console: Console) -> None:
-    """Let the objects before the RayJob be deleted with it."""
+    """Make the RayJob the owner of the other objects, so that they are deleted with it."""
     *others, rayjob = objects
     for item in others:
         kind, name = item["kind"].lower(), item["metadata"]["name"]
         try:
-            created = existing(kubectl, rayjob["metadata"]["name"])
+            created = get_rayjob(kubectl, rayjob["metadata"]["name"])
             owner = {key: rayjob[key] for key in ("apiVersion", "kind")}
             owner |= {key: created["metadata"][key] for key in ("name", "uid")}
             kubectl.patch(kind, name, {"metadata": {"ownerReferences": [owner]}})
         except UserError as error:
             delete = kubectl.shown("delete", kind, name)
-            note = f"after the job, delete its working directory with `{delete}` ({error})"
+            note = f"note: delete the working directory after the job with `{delete}` ({error})"
             console.print(note, markup=False)

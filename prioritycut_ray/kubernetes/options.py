@@ -4,11 +4,13 @@
 """
 
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -19,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from prioritycut_ray.config import Count, Section, load_config
+from prioritycut_ray.config import Count, Section, load_config, load_section
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.kubernetes.cron import schedule_problem, time_zone_problem
 from prioritycut_ray.kubernetes.syntax import FORMATS
@@ -399,3 +401,32 @@ class ManifestOptions(OptionsSection):
         if self.redis:
             ports.append(int(self.redis.rpartition(":")[2]))
         return ports
+
+
+def load_options(file: str | None, overrides: Sequence[str]) -> ManifestOptions:
+    """Return the options: the defaults, changed by a YAML file and by ``key=value`` words.
+
+    Raises:
+        UserError: a key or a value is invalid.
+    """
+    return load_section(ManifestOptions, file, overrides)
+
+
+def describe_options(options: Section) -> str:
+    """Return the options as YAML with comments, as the start of an options file."""
+    lines = []
+    for key in type(options).model_fields:
+        value, comment = getattr(options, key), comment_of(type(options), key)
+        lines += textwrap.wrap(comment, 96, initial_indent="# ", subsequent_indent="# ")
+        if isinstance(value, Section):
+            lines += [f"{key}:", textwrap.indent(describe_options(value), "  ").rstrip()]
+        else:
+            plain = options.model_dump(mode="json", include={key})
+            lines.append(yaml.safe_dump(plain, sort_keys=False, width=100).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def comment_of(section: type[Section], key: str) -> str:
+    """Return the docstring of an option, or that of the class which the section extends."""
+    fields = (getattr(kind, "model_fields", {}).get(key) for kind in section.__mro__)
+    return next((field.description for field in fields if field and field.description), "")

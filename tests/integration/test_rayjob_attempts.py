@@ -189,7 +189,7 @@ def test_a_job_runs_this_folder_and_is_retried(
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("code of the working directory") == 2, "two attempts"
     assert "Initializing: 0 of 1 workers are up" in result.stdout
-    assert "ended with exit code 75" in result.stdout
+    assert "failed with exit code 75" in result.stdout
     assert "SUCCEEDED, exit code 0" in result.stdout
     assert list((tmp_path / "runs" / "retried").glob("step_*"))
     assert all(call[2:4] == ["--context", "lab"] for call in server.calls)

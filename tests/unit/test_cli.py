@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 import ray
 import torch
+import typer.main
 import yaml
 
 from prioritycut_ray import cli
@@ -15,7 +19,9 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
 from tests.conftest import Prioritycut, Result, assert_one_line
+from tests.places import DATA
 
+COMMAND_LINE = DATA / "command_line.txt"
 VERBS = ["quickstart", "shard", "train", "submit", "evaluate", "animate", "doctor", "import-fomm"]
 
 
@@ -35,15 +41,49 @@ def test_help_has_an_example(prioritycut: Prioritycut, verb: str) -> None:
     assert "Example" in result.stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; sys.argv = ['prioritycut', 'train', '--help']\n"
-        "from prioritycut_ray.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'ray', 'av', 'timm') if m in sys.modules], file=sys.stderr)"
+def verbs(group: Any, name: str = "prioritycut") -> Iterator[tuple[str, click.Command]]:
+    """Yield all verbs with their full names; typer's groups are not click's."""
+    for word, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, f"{name} {word}")
+        else:
+            yield f"{name} {word}", command
+
+
+def interface() -> str:
+    """Describe the command line: a line for each verb, argument and option."""
+    lines = []
+    for name, command in verbs(typer.main.get_command(cli.app)):
+        lines.append(name)
+        for parameter in command.params:
+            words = ", ".join([*parameter.opts, *parameter.secondary_opts])
+            required = " (required)" * parameter.required
+            lines.append(f"  {parameter.param_type_name} {words}{required}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_command_line_is_the_documented_one() -> None:
+    """People and schedules depend on it: a change must be intended, and be in the changelog."""
+    assert interface() == COMMAND_LINE.read_text(), (
+        "verbs or options have changed; if this is intended, run "
+        "`python -m tests.unit.test_cli` and describe the change in CHANGELOG.md"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_help_of_every_verb_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from prioritycut_ray.cli import main\n"
+        "for words in sys.argv[1:]:\n"
+        "    sys.argv = [*words.split(), '--help']\n"
+        "    try: main()\n"
+        "    except SystemExit: pass\n"
+        "print([m for m in sys.modules if m in "
+        "('torch', 'ray', 'av', 'timm', 'numpy', 'fsspec')], file=sys.stderr)"
+    )
+    names = [name for name, _ in verbs(typer.main.get_command(cli.app))]
+    result = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
+    assert result.stdout.count("Usage: prioritycut") == len(names) >= 25
     assert result.stderr.strip() == "[]"
 
 
@@ -113,7 +153,7 @@ def test_usage_errors_exit_with_two(prioritycut: Prioritycut) -> None:
 
 def test_a_damaged_checkpoint_is_named(prioritycut: Prioritycut, run: Path, tmp_path: Path) -> None:
     (run / "step_0000001" / "animator_ema.safetensors").write_bytes(b"damaged")
-    result = prioritycut("evaluate", str(run), "data")
+    result = prioritycut("export", str(run), "--out", "exported")
     assert result.returncode == 1
     assert "animator_ema.safetensors" in result.stderr
     assert "Traceback" not in result.stderr
@@ -153,3 +193,7 @@ def test_a_full_disk_is_named_with_the_way_out(tmp_path: Path) -> None:
     out.symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"full\.mp4: no space left"), cli.writing_to(out):
         out.write_bytes(b"data")
+
+
+if __name__ == "__main__":
+    COMMAND_LINE.write_text(interface())

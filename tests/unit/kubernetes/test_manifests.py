@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from prioritycut_ray.commands.k8s import comment_of
 from prioritycut_ray.config import Section, load_config, load_section
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.kubernetes.check import check_file, check_text, errors_of
@@ -16,6 +15,7 @@ from prioritycut_ray.kubernetes.options import (
     RAY_VERSION,
     ManifestOptions,
     SecretKey,
+    comment_of,
     image_ray_version,
 )
 from prioritycut_ray.kubernetes.render import entrypoint, render

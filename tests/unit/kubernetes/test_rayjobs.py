@@ -1,4 +1,4 @@
-"""`submit` and `jobs logs` with `--kubernetes`, by a stand-in for kubectl and without a head."""
+"""`submit` and `jobs logs` with `--kubernetes`, with a stand-in for kubectl and without a head."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from prioritycut_ray.commands.rayjob import Attempt
+from prioritycut_ray.commands.rayjob import AttemptLog
 from prioritycut_ray.kubernetes.check import check_text, errors_of
 from tests.conftest import Prioritycut, Result, assert_one_line
 from tests.fake_kubectl import ApiServer
@@ -267,8 +267,10 @@ def test_the_operator_says_how_it_ended(
     assert f"Job train: {shown}" in result.stdout
 
 
-def test_a_log_that_is_read_again_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
-    attempt = Attempt("job", Console(soft_wrap=True))
+def test_a_log_continues_where_it_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    attempt = AttemptLog("job", Console(soft_wrap=True))
     first = attempt.reader()
     first("one\ntw")
     first("o\n")

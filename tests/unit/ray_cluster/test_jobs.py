@@ -136,7 +136,7 @@ def test_rendering_and_checking(prioritycut: Prioritycut, tmp_path: Path) -> Non
 
 def test_files_of_the_image_must_exist_here(prioritycut: Prioritycut, tmp_path: Path) -> None:
     for word in ("tune=tune_configs/mine.yaml", "retrain=nightly.yaml"):
-        assert_one_line(prioritycut("k8s", "render", word), word, "is not a file below this folder")
+        assert_one_line(prioritycut("k8s", "render", word), word, "is not a file in this folder")
     (tmp_path / "nightly.yaml").write_text("data: data\nbudget: 100\nreplai: 0.5\n")
     assert_one_line(prioritycut("k8s", "render", "retrain=nightly.yaml"), "replai", "replay")
     (tmp_path / "nightly.yaml").write_text("data: data\nbudget: 100\n")
