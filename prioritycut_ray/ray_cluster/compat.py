@@ -26,6 +26,13 @@ CHECKED_WITH = "2.60.0"
 CORE_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Read by ``ray.init`` and by the dashboard that it starts. Ray collects usage data by default."""
 
+LOCAL_ENVIRONMENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+"""Read by ``ray.init`` and by the processes that it starts, for a Ray on this machine alone.
+
+A signal to the whole process group (``timeout``, SLURM, systemd) ends Ray before this process,
+whose calls would wait 60 s for Ray to come back. Only the head of a cluster can come back.
+"""
+
 TRAIN_ENVIRONMENT = {
     # Else every line that a worker prints appears twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -53,9 +60,13 @@ JOB_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 """Read by the supervisor of a Ray job: seconds between SIGTERM and SIGKILL (default 3)."""
 
 
-def set_core_environment() -> None:
-    """Set what ``ray.init`` reads, unless the user has set it."""
-    for name, value in CORE_ENVIRONMENT.items():
+def set_core_environment(*, local: bool) -> None:
+    """Set what ``ray.init`` reads, unless the user has set it.
+
+    Args:
+        local: whether it starts Ray on this machine, rather than connecting to a cluster.
+    """
+    for name, value in (CORE_ENVIRONMENT | (LOCAL_ENVIRONMENT if local else {})).items():
         os.environ.setdefault(name, value)
 
 

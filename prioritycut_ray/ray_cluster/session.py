@@ -37,9 +37,9 @@ def start_ray(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    set_core_environment()
-    print_cluster_messages_to_stderr()
     address = address or os.environ.get("RAY_ADDRESS")
+    set_core_environment(local=not address)
+    print_cluster_messages_to_stderr()
     options: dict[str, Any] = {}
     if address:
         knock(address)

@@ -140,7 +140,7 @@ def test_variables_are_read_when_ray_starts_something_not_when_it_is_imported() 
         "from ray.tune.experimental.output import get_air_verbosity\n"
         "from prioritycut_ray.ray_cluster import compat\n"
         "assert get_air_verbosity(0) is not None\n"
-        "compat.set_core_environment()\n"
+        "compat.set_core_environment(local=True)\n"
         "compat.set_train_environment(660.0)\n"
         "compat.set_tune_environment()\n"
         "assert not usage_lib.usage_stats_enabled(), 'usage statistics'\n"
@@ -152,17 +152,40 @@ def test_variables_are_read_when_ray_starts_something_not_when_it_is_imported() 
     in_fresh_process(code)
 
 
+NAMES = [*compat.CORE_ENVIRONMENT, *compat.LOCAL_ENVIRONMENT, *compat.TRAIN_ENVIRONMENT]
+
+
 def test_values_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*compat.CORE_ENVIRONMENT, *compat.TRAIN_ENVIRONMENT]:
+    for name in NAMES:
         monkeypatch.setenv(name, "7")
     monkeypatch.setenv(compat.HEALTH_CHECK_TIMEOUT, "7")
-    compat.set_core_environment()
+    compat.set_core_environment(local=True)
     compat.set_train_environment(660.0)
     environ = compat.os.environ
-    assert {environ[name] for name in [*compat.CORE_ENVIRONMENT, *compat.TRAIN_ENVIRONMENT]} == {
-        "7"
-    }
+    assert {environ[name] for name in NAMES} == {"7"}
     assert environ[compat.HEALTH_CHECK_TIMEOUT] == "660.0", "it follows from the configuration"
+
+
+@pytest.mark.slow
+def test_a_process_does_not_wait_long_for_a_local_ray_that_has_ended() -> None:
+    """As after SIGTERM to the whole process group; Ray's own limit is 60 s."""
+    code = (
+        "import os, signal, ray\n"
+        "from ray._private import worker\n"
+        "from prioritycut_ray.ray_cluster.session import start_ray\n"
+        "start_ray()\n"
+        "for kind in worker.global_worker.node.all_processes.values():\n"
+        "    for info in kind: os.kill(info.process.pid, signal.SIGTERM)\n"
+        "print('ended', flush=True)\n"
+        "ray.nodes()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == b"ended"
+        try:
+            assert process.wait(40) != 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
