@@ -12,7 +12,7 @@ from prioritycut_ray.evaluation.report import write_report
 from prioritycut_ray.evaluation.scoring import Mapper
 from prioritycut_ray.evaluation.showcase import draw_showcases
 from prioritycut_ray.progress import ProgressBar
-from prioritycut_ray.storage.paths import resolved
+from prioritycut_ray.storage.paths import is_url, resolved
 
 
 def evaluate(
@@ -47,7 +47,7 @@ def evaluate(
 
     Raises:
         UserError: a run has no usable checkpoint, the data or split does not exist, no clip could
-            be decoded, or the run is at a URL and ``out`` is not given.
+            be decoded, or the report would be written to a URL.
     """
     folder = report_folder(run, split, out)
     data = resolved(str(data))  # Tasks run in folders of their own.
@@ -70,13 +70,12 @@ def report_folder(run: str | Path, split: str, out: str | Path | None = None) ->
     """Return the folder that :func:`evaluate` writes its report to.
 
     Raises:
-        UserError: the run is at a URL and ``out`` is not given.
+        UserError: the folder is at a URL.
     """
-    if out is not None:
-        return Path(out)
-    if "://" in str(run):
-        raise UserError(f"{run}: the report of a remote run needs a local folder; set --out")
-    return Path(run) / "evaluation" / split
+    place = resolved(str(run if out is None else out))
+    if is_url(place):
+        raise UserError(f"{place}: a report is written to a local folder; set --out to one")
+    return Path(place) if out is not None else Path(place, "evaluation", split)
 
 
 def _mapper(workers: int | None) -> Mapper:

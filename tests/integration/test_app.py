@@ -67,11 +67,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 # ---------------------------------------------------------------------------------------------
 
 
-def test_every_model_makes_an_animation_and_its_tiles(inputs: Inputs, tmp_path: Path) -> None:
+def test_every_model_makes_an_animation_and_a_panel(inputs: Inputs, tmp_path: Path) -> None:
     animators = {run.name: Animator.from_pretrained(run, device="cpu") for run in inputs.runs}
-    told: list[tuple[int, int, str]] = []
+    reported: list[tuple[int, int, str]] = []
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "of the request before").touch()
+    (tmp_path / "results" / "of the previous request").touch()
     made = animate_upload(
         animators,
         (inputs.picture, inputs.clip),
@@ -79,10 +79,10 @@ def test_every_model_makes_an_animation_and_its_tiles(inputs: Inputs, tmp_path: 
         Motion(best_frame=True),
         tmp_path / "results",
         LIMITS,
-        lambda done, total, name: told.append((done, total, name)),
+        lambda done, total, name: reported.append((done, total, name)),
         pytest.fail,
     )
-    assert told == [(10, 10, "mixed"), (10, 10, "plain")]
+    assert reported == [(10, 10, "mixed"), (10, 10, "plain")]
     for result in made:
         assert [f.shape for f in frames_upright(result.animation)] == [(32, 32, 3)] * 10
         assert [f.shape for f in frames_upright(result.panel)] == [(64, 96, 3)] * 10
@@ -96,7 +96,7 @@ def test_the_crop_is_drawn_where_it_is(inputs: Inputs) -> None:
     assert tuple(driving_with_box(inputs.clip, "8,8,40,40", LIMITS)[8, 20]) == (255, 90, 0)
 
 
-def test_more_than_the_limits_is_refused(inputs: Inputs, tmp_path: Path) -> None:
+def test_files_beyond_the_limits_are_refused(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"long\.mp4: is longer than 2 s"):
         driving_with_box(inputs.long, "auto", LIMITS)
     with pytest.raises(UserError, match="megapixels"):
@@ -115,7 +115,7 @@ def test_more_than_the_limits_is_refused(inputs: Inputs, tmp_path: Path) -> None
             )
 
 
-def test_wrong_calls_of_the_verb_are_one_line(prioritycut: Prioritycut, inputs: Inputs) -> None:
+def test_wrong_arguments_are_errors_of_one_line(prioritycut: Prioritycut, inputs: Inputs) -> None:
     assert_one_line(prioritycut("app", "nothing"), "nothing")
     assert_one_line(prioritycut("app", "a", "b", "c"), "two models")
 
@@ -127,7 +127,7 @@ def test_wrong_calls_of_the_verb_are_one_line(prioritycut: Prioritycut, inputs: 
 
 @pytest.fixture(scope="module")
 def url(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the real command, which ends when asked to and leaves no temporary file."""
+    """The address of the real command; it stops on SIGTERM and leaves no temporary file."""
     pytest.importorskip("gradio", reason="needs the extra app")
     folder = tmp_path_factory.mktemp("server")
     command = [sys.executable, "-c", "from prioritycut_ray.cli import main; main()", "app"]
@@ -175,7 +175,7 @@ def _status(request: str | urllib.request.Request) -> int:
 
 
 def _call(url: str, verb: str, *data: object) -> str:
-    """What the page's own interface answers."""
+    """Call the API of the page and return the response."""
     body = json.dumps({"data": data}).encode()
     kind = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}/gradio_api/call/{verb}", body, kind)
@@ -186,7 +186,7 @@ def _call(url: str, verb: str, *data: object) -> str:
 
 
 @pytest.mark.slow
-def test_nothing_outside_of_its_folder_can_be_read(url: str, inputs: Inputs) -> None:
+def test_no_file_outside_its_folder_can_be_read(url: str, inputs: Inputs) -> None:
     config = inputs.runs[0] / "step_0000001" / "config.yaml"
     for path in ("/etc/passwd", str(config), "pyproject.toml", "/tmp/../etc/passwd"):
         assert _status(f"{url}/gradio_api/file={path}") == 403, path
@@ -205,7 +205,7 @@ def test_a_large_upload_is_refused(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_person_drops_files_sees_crops_and_compares(
+def test_a_user_uploads_files_sees_crops_and_compares_two_models(
     url: str, inputs: Inputs, tmp_path: Path
 ) -> None:
     (tmp_path / "page.mp4").write_text("<html>not found</html>")

@@ -1,4 +1,4 @@
-"""Evaluation of real runs of random weights on packed puppets: files, numbers, and the page."""
+"""Evaluation of runs with random weights on packed puppets: files, scores, and the page."""
 
 import base64
 import csv
@@ -47,7 +47,7 @@ def report(runs: tuple[Path, Path], shards: Path, tmp_path_factory: pytest.TempP
     return out
 
 
-def test_predictions_that_are_not_finite_are_reported_as_such(
+def test_predictions_that_are_not_finite_are_reported(
     runs: tuple[Path, Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config(str(TINY))
@@ -95,7 +95,7 @@ def test_results_are_equal_for_any_number_of_workers(
         assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-def test_more_workers_than_there_is_room_for_is_an_error(
+def test_more_workers_than_the_cluster_has_room_for_are_an_error(
     runs: tuple[Path, Path], shards: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"--workers 3.*room for 2"):
@@ -132,7 +132,7 @@ def test_the_files_agree(report: Path) -> None:
     assert next(iter(evaluation["protocols"])) in text
 
 
-def test_numbers_of_other_protocols_come_with_a_warning(
+def test_scores_of_several_protocols_come_with_a_warning(
     runs: tuple[Path, Path], shards: Path, tmp_path: Path
 ) -> None:
     larger = random_run(tmp_path / "larger", "data.size=64")
@@ -146,7 +146,7 @@ def test_numbers_of_other_protocols_come_with_a_warning(
         assert all(protocol in text for protocol in evaluation.protocols)
 
 
-def test_the_protocol_follows_what_was_measured(
+def test_another_split_has_another_protocol(
     runs: tuple[Path, Path], shards: Path, report: Path, tmp_path: Path
 ) -> None:
     other = evaluate(runs[1], str(shards), split="test", workers=0, out=tmp_path)
@@ -154,7 +154,7 @@ def test_the_protocol_follows_what_was_measured(
     assert set(other.protocols).isdisjoint(known)
 
 
-def test_a_clip_that_cannot_be_decoded_is_named_and_counts_in_no_mean(
+def test_a_clip_that_cannot_be_decoded_is_named_and_left_out_of_the_means(
     runs: tuple[Path, Path], shards_copy: Path, tmp_path: Path
 ) -> None:
     index = json.loads((shards_copy / "index.json").read_text())
@@ -192,7 +192,7 @@ def test_the_page_in_a_real_browser(report: Path, tmp_path: Path, width: int, th
         (tmp_path / "page.png").write_bytes(base64.b64decode(browser.get_screenshot_as_base64()))
     assert page["overflow"] <= 0, "the page scrolls sideways"
     assert severe == []
-    own = ("data:", "file:", "chrome:")  # the last are of the browser's own first tab
+    own = ("data:", "file:", "chrome:")  # the last is the browser's own first tab
     assert [url for url in requests if url and not url.startswith(own)] == []
     assert page["videos"] == 2 * 5
     assert page["played"] == page["videos"]

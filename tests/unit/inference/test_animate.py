@@ -33,9 +33,9 @@ from tests.conftest import TINY, Prioritycut, Result, assert_one_line
 
 CPU = torch.device("cpu")
 UNEVEN = [0, 40, 80, 200, 240, 500, 520, 560, 1000, 1040]
-"""Milliseconds at which the frames of the driving video are shown; the last one for 40."""
+"""Times of the driving frames in milliseconds; the last frame is shown for 40."""
 BEEP = 0.5
-"""Seconds into the video at which its sound begins; the frame shown then is the sixth."""
+"""Time in seconds at which the sound begins; the sixth frame is shown then."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def driving(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A puppet at the right end of wide frames, at a variable rate, with a late beep."""
+    """A puppet at the right end of wide frames, at a variable rate, with a beep at BEEP."""
     path = tmp_path_factory.mktemp("driving") / "wide.mkv"
     write_uneven(path, codec="libopus", rate=48_000)
     return path
@@ -106,7 +106,7 @@ def animated(
 
 
 class Animated:
-    """Calls the verb with some inputs changed."""
+    """Runs the command with some inputs changed."""
 
     def __init__(
         self, prioritycut: Prioritycut, run: Path, picture: Path, driving: Path, folder: Path
@@ -128,7 +128,7 @@ class Animated:
 # ---------------------------------------------------------------------------------------------
 
 
-def test_mp4_keeps_the_true_times_and_the_sound_in_step(animated: Animated, tmp_path: Path) -> None:
+def test_mp4_keeps_the_timing_and_the_sound_in_sync(animated: Animated, tmp_path: Path) -> None:
     result = animated("out.mp4")
     assert result.returncode == 0, result.stderr
     frames = list(frames_timed(tmp_path / "out.mp4"))
@@ -151,7 +151,7 @@ def test_mp4_keeps_the_true_times_and_the_sound_in_step(animated: Animated, tmp_
         ("c.mkv", "libopus", 48_000, 700),
     ],
 )
-def test_sound_of_any_codec_stays_in_step(
+def test_sound_of_any_codec_stays_in_sync(
     animated: Animated, tmp_path: Path, name: str, codec: str, rate: int, start: int
 ) -> None:
     write_uneven(tmp_path / name, codec=codec, rate=rate, start=start)
@@ -238,7 +238,7 @@ def loudness(path: Path) -> tuple[float, list[bool]]:
         ("layouts.ts", Track("ac3", forms=((48_000, "stereo"), (48_000, "5.1"))), range(0)),
     ],
 )
-def test_sound_lasts_as_long_as_the_pictures(
+def test_sound_lasts_as_long_as_the_video(
     animated: Animated, tmp_path: Path, name: str, track: Track, silent: range
 ) -> None:
     driving = write_with_sound(tmp_path / name, track)
@@ -252,7 +252,9 @@ def test_sound_lasts_as_long_as_the_pictures(
         assert file.duration == pytest.approx(1_000_000, abs=30_000)
 
 
-def test_damaged_pieces_of_a_sound_are_silent_and_told(animated: Animated, tmp_path: Path) -> None:
+def test_damaged_pieces_of_a_sound_are_silent_and_reported(
+    animated: Animated, tmp_path: Path
+) -> None:
     driving = write_with_sound(tmp_path / "in.mp4", Track())
     with av.open(str(driving)) as file:
         pieces = [(packet.pos, packet.size) for packet in file.demux(audio=0) if packet.size]
@@ -262,9 +264,9 @@ def test_damaged_pieces_of_a_sound_are_silent_and_told(animated: Animated, tmp_p
     driving.write_bytes(data)
     result = animated("out.mp4", driving=driving)
     assert result.returncode == 0, result.stderr
-    told = re.search(r"Sound: +(\d+) damaged pieces are silent", result.stdout)
-    assert told, result.stdout
-    assert 5 <= int(told[1]) <= 10
+    printed = re.search(r"Sound: +(\d+) damaged pieces are silent", result.stdout)
+    assert printed, result.stdout
+    assert 5 <= int(printed[1]) <= 10
     seconds, loud = loudness(tmp_path / "out.mp4")
     assert seconds == pytest.approx(1.0, abs=0.03)
     assert loud[:4] == [True] * 4
@@ -276,8 +278,8 @@ def test_a_sound_that_cannot_be_decoded_is_named(animated: Animated, tmp_path: P
     driving = write_with_sound(tmp_path / "in.mkv", Track())
     data = driving.read_bytes()
     driving.write_bytes(data.replace(b"A_AAC", b"A_XYZ"))
-    told = animated("a.mp4", driving=driving).stdout
-    assert "Sound:   left out: it cannot be decoded (unknown codec)" in told
+    printed = animated("a.mp4", driving=driving).stdout
+    assert "Sound:   left out: it cannot be decoded (unknown codec)" in printed
     driving = write_with_sound(tmp_path / "b.mp4", Track())
     with av.open(str(driving)) as file:
         pieces = [(packet.pos, packet.size) for packet in file.demux(audio=0) if packet.size]
@@ -285,14 +287,14 @@ def test_a_sound_that_cannot_be_decoded_is_named(animated: Animated, tmp_path: P
     for place, size in pieces:
         data[place : place + size] = bytes([0xFF]) * size
     driving.write_bytes(data)
-    told = animated("b2.mp4", driving=driving).stdout
-    assert "Sound:   left out: it cannot be decoded (aac)" in told
+    printed = animated("b2.mp4", driving=driving).stdout
+    assert "Sound:   left out: it cannot be decoded (aac)" in printed
     for name in ("a.mp4", "b2.mp4"):
         with av.open(str(tmp_path / name)) as file:
             assert not file.streams.audio
 
 
-def test_an_animated_webp_drives(animated: Animated, tmp_path: Path) -> None:
+def test_an_animated_webp_is_a_driving_video(animated: Animated, tmp_path: Path) -> None:
     frames = [Image.fromarray(frame) for frame in render_clip(3, size=64, frames=6).frames]
     times = [100, 100, 300, 100, 100, 100]
     frames[0].save(tmp_path / "in.webp", save_all=True, append_images=frames[1:], duration=times)
@@ -315,7 +317,7 @@ def test_gif_shows_every_frame_for_its_time(animated: Animated, tmp_path: Path) 
     assert durations == list(np.diff([*UNEVEN, 1080]))
 
 
-def test_a_fast_video_as_gif_asks_for_no_frame_shorter_than_browsers_show() -> None:
+def test_a_gif_has_no_frame_shorter_than_browsers_show() -> None:
     starts = [number / 60 for number in range(60)]
     schedule = gif_schedule(Timing(starts, 1.0))
     assert sum(schedule.values()) == 100
@@ -323,7 +325,7 @@ def test_a_fast_video_as_gif_asks_for_no_frame_shorter_than_browsers_show() -> N
     assert len(schedule) == 40
 
 
-def test_folder_holds_frames_and_their_times(animated: Animated, tmp_path: Path) -> None:
+def test_folder_contains_frames_and_their_times(animated: Animated, tmp_path: Path) -> None:
     assert animated("frames").returncode == 0
     with (tmp_path / "frames" / "times.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -351,24 +353,26 @@ def test_panel_shows_source_driving_crop_and_result(animated: Animated, tmp_path
 # ---------------------------------------------------------------------------------------------
 
 
-def test_crops_are_told_and_auto_finds_the_motion(animated: Animated) -> None:
-    told = animated("out.mp4").stdout
-    assert "me.png, crop 10,0,80,70 (70x70) -> 32x32" in told
-    found = re.search(r"160x64, crop (\d+),0,(\d+),64 \(64x64\) -> 32x32, 10 frames, 1.08 s", told)
-    assert found, told
+def test_crops_are_printed_and_auto_finds_the_motion(animated: Animated) -> None:
+    printed = animated("out.mp4").stdout
+    assert "me.png, crop 10,0,80,70 (70x70) -> 32x32" in printed
+    found = re.search(
+        r"160x64, crop (\d+),0,(\d+),64 \(64x64\) -> 32x32, 10 frames, 1.08 s", printed
+    )
+    assert found, printed
     # The puppet is between 96 and 160, and fills it but for a rim.
     assert 80 <= int(found[1]) <= 96
 
 
 def test_boxes_and_no_crop(animated: Animated) -> None:
-    told = animated("a.mp4", "--crop=96,0,160,64", "--source-crop=none").stdout
-    assert "me.png, crop 0,0,90,70 (90x70)" in told
-    assert "crop 96,0,160,64 (64x64)" in told
-    told = animated("b.mp4", "--crop=10,0,60,20").stdout
-    assert "me.png, crop 25,0,45,20 (20x20)" in told, "the centred square of the box"
+    printed = animated("a.mp4", "--crop=96,0,160,64", "--source-crop=none").stdout
+    assert "me.png, crop 0,0,90,70 (90x70)" in printed
+    assert "crop 96,0,160,64 (64x64)" in printed
+    printed = animated("b.mp4", "--crop=10,0,60,20").stdout
+    assert "me.png, crop 25,0,45,20 (20x20)" in printed, "the centred square of the box"
 
 
-def test_a_crop_beyond_the_picture_or_of_no_kind_is_one_line(animated: Animated) -> None:
+def test_an_invalid_crop_is_an_error_of_one_line(animated: Animated) -> None:
     assert_one_line(animated("a.mp4", "--source-crop=0,0,91,70"), "me.png", "0,0,91,70", "90x70")
     for text in ("face", "1,2,3", "5,5,5,9", "-1,0,5,5"):
         assert_one_line(animated("a.mp4", f"--crop={text}"), text, "LEFT,TOP,RIGHT,BOTTOM")
@@ -376,7 +380,7 @@ def test_a_crop_beyond_the_picture_or_of_no_kind_is_one_line(animated: Animated)
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 100), (100, 300), (100, 100)])
-def test_auto_is_the_largest_square_inside(width: int, height: int) -> None:
+def test_auto_is_the_largest_square_that_fits(width: int, height: int) -> None:
     still = box_of("auto", width, height)
     left, top = (width - 100) // 2, (height - 100) // 2
     assert still == Box(left, top, left + 100, top + 100)
@@ -406,19 +410,19 @@ def test_the_best_frame_is_the_one_whose_pose_is_nearest() -> None:
     assert find_best_frame(animator, still, frames) == 29
 
 
-def test_the_pose_distance_knows_no_place_and_no_size() -> None:
+def test_the_pose_distance_ignores_position_and_size() -> None:
     torch.manual_seed(0)
     pose = torch.rand(1, 5, 2)
     moved = torch.cat([pose * 0.3 + 0.4, pose.flip(1), torch.zeros(1, 5, 2)])
     near, far, nothing = pose_distance(pose, moved).tolist()
     assert near == pytest.approx(0, abs=1e-9)
     assert far > 0.1
-    assert nothing == float("inf"), "a frame without an area is never the best"
+    assert nothing == float("inf"), "a frame whose keypoints span no area is never the best"
     with pytest.raises(UserError, match="source frame lie on one line"):
         pose_distance(torch.zeros(1, 5, 2), pose)
 
 
-def test_outward_from_the_best_frame_equals_its_order_with_that_frame_as_initial() -> None:
+def test_animating_outward_from_the_best_frame_equals_animating_in_order() -> None:
     animator = build_animator(load_config(str(TINY)).model).eval()
     frames = list(render_clip(5, size=32, frames=20).frames)
     still, best = to_tensor(render_clip(6, size=32, frames=1).frames, CPU), 7
@@ -441,11 +445,13 @@ def test_best_frame_changes_the_result(animated: Animated, tmp_path: Path) -> No
 
 
 # ---------------------------------------------------------------------------------------------
-# What cannot be
+# Errors
 # ---------------------------------------------------------------------------------------------
 
 
-def test_bad_inputs_are_one_line_and_leave_nothing(animated: Animated, tmp_path: Path) -> None:
+def test_bad_inputs_are_errors_of_one_line_and_leave_nothing_behind(
+    animated: Animated, tmp_path: Path
+) -> None:
     bad = tmp_path / "inputs"
     bad.mkdir()
     frames = list(render_clip(1, size=32, frames=30).frames)
@@ -492,7 +498,7 @@ def test_sources_and_driving_videos_come_from_any_storage(
         assert_one_line(animated("x.mp4", source=url), url, reason)
 
 
-def test_an_output_is_on_this_machine(
+def test_an_output_must_be_on_this_machine(
     animated: Animated, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     words = [f"--{name}={path}" for name, path in animated.inputs.items()]
@@ -525,11 +531,13 @@ def test_an_output_in_use_is_refused_before_any_work(animated: Animated, tmp_pat
 
 
 @pytest.mark.parametrize("option", ["--adapt-scale", "--best-frame"])
-def test_options_of_relative_motion_are_refused_without_it(animated: Animated, option: str) -> None:
+def test_options_that_require_relative_motion_are_refused_without_it(
+    animated: Animated, option: str
+) -> None:
     assert_one_line(animated("a.mp4", option, "--no-relative"), option)
 
 
-def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     def interrupted() -> Iterator[np.ndarray]:
         yield from render_clip(1, size=32, frames=3).frames
         raise KeyboardInterrupt
@@ -540,13 +548,13 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_limits_stop_before_a_video_is_read_to_its_end(driving: Path) -> None:
+def test_a_video_beyond_the_limits_is_not_read_to_its_end(driving: Path) -> None:
     with pytest.raises(VideoError, match=r"longer than 0\.3 s"):
         survey(driving, Limits(seconds=0.3, pixels=10**6))
     with pytest.raises(VideoError, match=r"160x64, more than 0\.01 megapixels"):
         survey(driving, Limits(seconds=9.0, pixels=10**4))
 
 
-def test_a_frame_before_its_time_still_comes_after_the_one_before(driving: Path) -> None:
+def test_survey_finds_the_times_of_a_variable_rate(driving: Path) -> None:
     starts = survey(driving).timing.starts
     assert [round(1000 * start) for start in starts] == UNEVEN

@@ -27,7 +27,7 @@ FRAMES = list(render_clip(3, size=48, frames=5).frames)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of random weights whose configuration names places of its own."""
+    """A run of random weights whose configuration contains private paths."""
     folder = tmp_path_factory.mktemp("runs") / "random"
     config = load_config(str(TINY), ["data.url=/secret/place", "storage=/secret/runs"])
     save_checkpoint(new_state(config, CPU), config, folder / "step_0000001")
@@ -48,7 +48,7 @@ def animated(model: str | Path) -> np.ndarray:
     return np.stack(list(animator.animate(FRAMES[0], FRAMES)))
 
 
-def test_an_export_animates_as_its_run(run: Path, exported: Path) -> None:
+def test_an_export_animates_like_its_run(run: Path, exported: Path) -> None:
     names = sorted(path.name for path in exported.iterdir())
     assert names == ["README.md", "config.json", "model.safetensors"]
     frames = animated(run)
@@ -59,7 +59,7 @@ def test_an_export_animates_as_its_run(run: Path, exported: Path) -> None:
     assert {name.split(".")[0] for name in weights} == {"detector", "dense_motion", "generator"}
 
 
-def test_an_export_tells_no_places(exported: Path) -> None:
+def test_an_export_contains_no_paths(exported: Path) -> None:
     for name in ("config.json", "README.md"):
         assert "secret" not in (exported / name).read_text()
 
@@ -72,7 +72,7 @@ def test_options_of_the_method_reach_the_network(exported: Path) -> None:
     assert animator.best_frame(FRAMES[3], FRAMES) == 3
 
 
-def test_the_card_without_evaluation_claims_nothing(exported: Path) -> None:
+def test_the_card_without_an_evaluation_claims_nothing(exported: Path) -> None:
     card = (exported / "README.md").read_text()
     assert "Not trained by prioritycut_ray" in card
     assert "was not evaluated" in card
@@ -80,7 +80,7 @@ def test_the_card_without_evaluation_claims_nothing(exported: Path) -> None:
     assert "a proxy, not VGG-19" in card
 
 
-def test_the_card_takes_numbers_and_protocol_from_the_evaluation(
+def test_the_card_shows_scores_and_protocol_of_the_evaluation(
     run: Path, shards: Path, prioritycut: Prioritycut, tmp_path: Path
 ) -> None:
     copy = tmp_path / "run"
@@ -116,7 +116,7 @@ def test_the_graph_equals_the_model(run: Path, prioritycut: Prioritycut, tmp_pat
     )
     prediction = next(expected).animation.prediction
     assert got.shape == prediction.shape
-    assert (got - prediction).abs().max() < 0.02, "but for 8 bits"
+    assert (got - prediction).abs().max() < 0.02, "except for 8 bits"
     nn.init.zeros_(network.generator.final.weight)
     assert largest_difference(program, module, 32) > 1e-3, "the comparison can fail"
 
@@ -134,7 +134,7 @@ def test_a_folder_in_use_is_refused(run: Path, prioritycut: Prioritycut, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_damaged_export_is_named(exported: Path, tmp_path: Path) -> None:
+def test_a_damaged_export_is_an_error_that_names_the_file(exported: Path, tmp_path: Path) -> None:
     for name, damage, reason in (
         ("model.safetensors", b"damaged", "model.safetensors"),
         ("config.json", b"{", "not valid JSON"),
@@ -151,7 +151,7 @@ def test_a_damaged_export_is_named(exported: Path, tmp_path: Path) -> None:
             Animator.from_pretrained(folder)
 
 
-def test_a_model_of_the_hub_comes_from_its_cache_without_a_network(
+def test_a_model_of_the_hub_is_read_from_the_cache_offline(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))

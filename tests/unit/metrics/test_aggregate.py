@@ -29,7 +29,7 @@ def tally(*values: float) -> Tally:
     return every_frame(torch.tensor(values, dtype=torch.float64))
 
 
-def test_the_two_means_weigh_clips_and_frames() -> None:
+def test_one_mean_weighs_clips_and_the_other_frames() -> None:
     tallies, who = [tally(1.0), tally(3.0, 3.0, 3.0)], ["a", "b"]
     assert mean_over_clips("l1", tallies, who).value == pytest.approx(2.0)
     assert mean_over_frames("l1", tallies, who).value == pytest.approx(2.5)
@@ -42,7 +42,7 @@ def test_psnr_comes_from_the_mean_squared_error() -> None:
     assert over_frames.value == pytest.approx(-10 * math.log10(0.02))
 
 
-def test_frames_without_a_face_are_counted_and_not_averaged() -> None:
+def test_frames_without_a_face_are_left_out_and_counted() -> None:
     found = Tally(np.array([2.0, 0.0, 4.0]), np.array([1.0, 0.0, 1.0]))
     estimate = mean_over_clips("akd", [found, NOWHERE], ["a", "b"])
     assert estimate.value == pytest.approx(3.0)
@@ -52,7 +52,7 @@ def test_frames_without_a_face_are_counted_and_not_averaged() -> None:
     assert value_of("akd", NOWHERE) is None
 
 
-def test_intervals_hold_the_mean_and_are_repeatable() -> None:
+def test_intervals_contain_the_mean_and_are_repeatable() -> None:
     numbers = np.random.default_rng(0).normal(5, 1, 40)
     tallies, who = [tally(x) for x in numbers], [str(i) for i in range(40)]
     first = mean_over_clips("l1", tallies, who)
@@ -65,14 +65,14 @@ def test_intervals_hold_the_mean_and_are_repeatable() -> None:
 
 
 def test_clips_of_one_identity_are_resampled_together() -> None:
-    """Ten copies of one person's clip say no more than one."""
+    """Ten copies of a person's clip carry no more information than one."""
     clips, who = [tally(1.0), tally(2.0), tally(3.0)], ["a", "b", "c"]
     once = mean_over_clips("l1", clips, who)
     often = mean_over_clips("l1", clips * 10, who * 10)
     assert (once.low, once.high) == (often.low, often.high)
 
 
-def test_differences_are_taken_on_the_frames_of_both() -> None:
+def test_differences_use_the_frames_that_count_in_both() -> None:
     first = Tally(np.array([1.0, 0.0, 5.0]), np.array([1.0, 0.0, 1.0]))
     second = Tally(np.array([2.0, 9.0, 0.0]), np.array([1.0, 1.0, 0.0]))
     over_clips = difference_over_clips("akd", [(first, second)], ["a"])
@@ -81,7 +81,7 @@ def test_differences_are_taken_on_the_frames_of_both() -> None:
     assert difference_over_frames("akd", [(first, second)], ["a"]).value == pytest.approx(-1.0)
 
 
-def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
+def test_a_paired_difference_is_more_precise_than_two_intervals() -> None:
     numbers = np.random.default_rng(0).normal(5, 1, 20)
     pairs = [(tally(x), tally(x + 0.1)) for x in numbers]
     estimate = difference_over_clips("l1", pairs, [str(i) for i in range(20)])
@@ -93,7 +93,7 @@ def test_a_paired_difference_is_sharper_than_two_intervals() -> None:
     assert is_better(lower, none) is None
 
 
-def test_similarity_is_torchmetrics_own() -> None:
+def test_similarity_equals_that_of_torchmetrics() -> None:
     from torchmetrics.functional.image import (
         peak_signal_noise_ratio,
         structural_similarity_index_measure,

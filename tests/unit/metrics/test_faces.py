@@ -24,7 +24,7 @@ def face(shift: float, who: float = 0.0) -> Face:
     return Face(np.full((68, 2), shift), np.full(128, who))
 
 
-def test_distances_are_over_the_frames_with_both_faces() -> None:
+def test_distances_use_the_frames_with_a_face_in_both() -> None:
     true = [face(0.0), face(0.0), None, face(0.0)]
     predicted = [face(3.0, 0.1), None, face(9.0), face(0.0)]
     scores = landmark_scores(true, predicted) | identity_scores(true, predicted)
@@ -34,7 +34,7 @@ def test_distances_are_over_the_frames_with_both_faces() -> None:
     assert [scores[key].denominator.sum() for key in ("akd", "mkr", "aed")] == [2, 3, 2]
 
 
-def test_without_the_extra_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--faces.*prioritycut_ray\[faces\]"):
         check_installed()

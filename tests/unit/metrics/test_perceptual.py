@@ -1,4 +1,4 @@
-"""LPIPS with a given backbone, and the proxy that is never called so."""
+"""LPIPS with a local backbone, and the proxy that is never called LPIPS."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_the_proxy_says_that_it_is_one() -> None:
     assert (near < far).all()
 
 
-def test_a_given_backbone_makes_lpips(tmp_path: Path) -> None:
+def test_lpips_with_a_local_backbone_equals_the_formula(tmp_path: Path) -> None:
     """By the paper's formula: weighted squared distances of unit-length features."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
