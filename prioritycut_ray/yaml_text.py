@@ -96,7 +96,7 @@ def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = Loader) -> Any
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+        raise ValueError("the nesting is too deep") from error
 
 
 def check_nodes(root: yaml.Node | None) -> None:

@@ -104,11 +104,11 @@ def _begin(
     Returns:
         The writer of the run's folder, on rank 0 only, and the checkpoint, if there is one.
     """
-    storage = Folder(config.run)
+    folder = Folder(config.run)
     if rank != 0:
         step = broadcast_from_rank_zero(None)
-        return None, None if step is None else fetch(storage, step, scratch)
-    claim = claim_run(storage, launch, first=False)
+        return None, None if step is None else fetch(folder, step, scratch)
+    claim = claim_run(folder, launch, first=False)
     writer, step, checkpoint = open_run(config, claim, scratch)
     broadcast_from_rank_zero(step)
     return writer, checkpoint

@@ -5,8 +5,8 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from prioritycut_ray.storage.folder import Folder
 
 
-def ray_storage(storage: Folder) -> tuple[str, PyFileSystem | None]:
+def ray_storage(folder: Folder) -> tuple[str, PyFileSystem | None]:
     """Return a folder's path, and its file system unless that is local, for a ``RunConfig``."""
-    if storage.local is not None:
-        return str(storage.local), None
-    return storage.root, PyFileSystem(FSSpecHandler(storage.fs))
+    if folder.local is not None:
+        return str(folder.local), None
+    return folder.root, PyFileSystem(FSSpecHandler(folder.fs))

@@ -52,14 +52,14 @@ _CONCURRENT_WITH_AUTOSCALER = 8
 
 
 def run_search(
-    search: SearchConfig, base: Config, storage: Folder, *, resume: bool
+    search: SearchConfig, base: Config, folder: Folder, *, resume: bool
 ) -> tuple[list[TrialResult], Metric]:
     """Run a search to its end, or resume it.
 
     Args:
         search: the search.
         base: the configuration that trials change, with absolute paths.
-        storage: folder of the search.
+        folder: the folder of the search.
         resume: resume the search of this name if it exists.
 
     Returns:
@@ -74,22 +74,22 @@ def run_search(
     metric = check_objective(search, configs)
     start_ray()
     concurrent = concurrency(search, configs)
-    exists = _check_resumable(search, base, storage, resume=resume)
-    tuner = _tuner(search, base, storage, metric, concurrent, resume=exists)
-    _say(f"{storage.url}: running up to {concurrent} trials at a time")
+    exists = _check_resumable(search, base, folder, resume=resume)
+    tuner = _tuner(search, base, folder, metric, concurrent, resume=exists)
+    _say(f"{folder.url}: running up to {concurrent} trials at a time")
     with _sigterm_as_interrupt():
         tuner.fit()
-    trials = collect(Folder(f"{storage.url}/{_TUNE}"), base.train.samples)
+    trials = collect(Folder(f"{folder.url}/{_TUNE}"), base.train.samples)
     unfinished = [trial for trial in trials if trial.status == "unfinished"]
     if unfinished:
         raise Preempted(
-            f"{storage.url}: stopped with {len(unfinished)} of {len(trials)} trials unfinished; "
+            f"{folder.url}: stopped with {len(unfinished)} of {len(trials)} trials unfinished; "
             "run the same command with --resume to continue"
         )
     return trials, metric
 
 
-def _check_resumable(search: SearchConfig, base: Config, storage: Folder, *, resume: bool) -> bool:
+def _check_resumable(search: SearchConfig, base: Config, folder: Folder, *, resume: bool) -> bool:
     """Make sure that all trials of a search are comparable, including those before a resume.
 
     Returns:
@@ -103,23 +103,23 @@ def _check_resumable(search: SearchConfig, base: Config, storage: Folder, *, res
         **search.model_dump(mode="json", exclude={"name", "base", "set", "smoke"}),
         "fingerprint of data.url": read_index(base.data.url).fingerprint,
     }
-    if not any(map(TUNE_SNAPSHOT.fullmatch, storage.names(_TUNE))):
-        storage.write(_VALUES, json.dumps(now, indent=1).encode())
+    if not any(map(TUNE_SNAPSHOT.fullmatch, folder.names(_TUNE))):
+        folder.write(_VALUES, json.dumps(now, indent=1).encode())
         return False
     if not resume:
         raise UserError(
-            f"{storage.url}: this search already exists; resume it with --resume, or start a new "
+            f"{folder.url}: this search already exists; resume it with --resume, or start a new "
             "one with another name in the file or another storage=..."
         )
     changed = [
         key
-        for key in changed_keys(json.loads(storage.read(_VALUES)), now)
+        for key in changed_keys(json.loads(folder.read(_VALUES)), now)
         # Trials of different lengths cannot be compared.
         if key == "train.samples" or not key.startswith(MAY_CHANGE)
     ]
     if changed:
         raise UserError(
-            f"{storage.url}: this search was started with different values of "
+            f"{folder.url}: this search was started with different values of "
             f"{', '.join(changed)}; restore them to resume it, or use another name"
         )
     return True
@@ -189,22 +189,22 @@ def concurrency(search: SearchConfig, configs: list[Config]) -> int:
 def _tuner(
     search: SearchConfig,
     base: Config,
-    storage: Folder,
+    folder: Folder,
     metric: Metric,
     concurrent: int,
     *,
     resume: bool,
 ) -> tune.Tuner:
     set_tune_environment()
-    context = TrialContext(search, _for_trials(search, base), f"{storage.url}/runs")
+    context = TrialContext(search, _for_trials(search, base), f"{folder.url}/runs")
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, context=context), {"CPU": DRIVER_CPUS}
     )
-    folder, filesystem = ray_storage(storage)
+    path, filesystem = ray_storage(folder)
     if resume:
-        with _explained(storage):
+        with _explained(folder):
             return tune.Tuner.restore(
-                f"{folder}/{_TUNE}",
+                f"{path}/{_TUNE}",
                 trainable,
                 param_space=_space(search),
                 storage_filesystem=filesystem,
@@ -225,7 +225,7 @@ def _tuner(
         ),
         run_config=tune.RunConfig(
             name=_TUNE,
-            storage_path=folder,
+            storage_path=path,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=search.retries),
             callbacks=[_Narrator()],
@@ -235,14 +235,14 @@ def _tuner(
 
 
 @contextmanager
-def _explained(storage: Folder) -> Iterator[None]:
+def _explained(folder: Folder) -> Iterator[None]:
     """Explain that a search folder refers to classes of another version of this package."""
     try:
         yield
     except (AttributeError, ImportError) as error:
         version = importlib.metadata.version("prioritycut_ray")
         raise UserError(
-            f"{storage.url}/{_TUNE}: cannot be resumed with this version of prioritycut_ray "
+            f"{folder.url}/{_TUNE}: cannot be resumed with this version of prioritycut_ray "
             f"({version}: {error}); resume it with the version that started it, or use another name"
         ) from error
 

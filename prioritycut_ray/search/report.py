@@ -21,7 +21,7 @@ def write_results(
     base: Config,
     trials: Sequence[TrialResult],
     metric: Metric,
-    storage: Folder,
+    folder: Folder,
 ) -> TrialResult:
     """Write ``trials.csv``, the plots, ``search.html`` and ``best.yaml``.
 
@@ -30,7 +30,7 @@ def write_results(
         base: the configuration that trials change.
         trials: the trials, in order.
         metric: the metric that the search optimizes.
-        storage: folder of the search.
+        folder: the folder of the search.
 
     Returns:
         The best trial.
@@ -40,10 +40,10 @@ def write_results(
             written.
     """
     header, rows = table(trials)
-    storage.write("trials.csv", csv_text([header, *rows]).encode())
+    folder.write("trials.csv", csv_text([header, *rows]).encode())
     plots = draw_all(trials, metric)
     for name, png in plots.items():
-        storage.write(name, png)
+        folder.write(name, png)
     best = best_trial(trials, metric)
     page = render(
         "search.html.j2",
@@ -54,12 +54,12 @@ def write_results(
         rows=rows,
         pictures={name: base64.b64encode(png).decode() for name, png in plots.items()},
     )
-    storage.write("search.html", page.encode())
+    folder.write("search.html", page.encode())
     if best is None:
         raise UserError(
-            f"{storage.url}: no trial finished with a finite objective; see "
-            f"{storage.url}/trials.csv for the reasons, fix them, and search again under another "
+            f"{folder.url}: no trial finished with a finite objective; see "
+            f"{folder.url}/trials.csv for the reasons, fix them, and search again under another "
             "name"
         )
-    storage.write(BEST_CONFIG, best_config(search, base, best).encode())
+    folder.write(BEST_CONFIG, best_config(search, base, best).encode())
     return best

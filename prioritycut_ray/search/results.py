@@ -56,15 +56,15 @@ class TrialResult(NamedTuple):
         return self.points[-1] if self.points else None
 
 
-def collect(storage: Folder, samples: int) -> list[TrialResult]:
+def collect(folder: Folder, samples: int) -> list[TrialResult]:
     """Read the trials that Ray Tune has stored, in the order in which they started.
 
     Args:
-        storage: folder of Ray Tune's files.
+        folder: the folder of Ray Tune's files.
         samples: number of samples of a whole trial.
     """
-    folder, filesystem = ray_storage(storage)
-    analysis = tune.ExperimentAnalysis(folder, storage_filesystem=filesystem)
+    path, filesystem = ray_storage(folder)
+    analysis = tune.ExperimentAnalysis(path, storage_filesystem=filesystem)
     frames = analysis.trial_dataframes
     # Ray Tune lists the trials in another order after a restore.
     trials = sorted(analysis.trials, key=_start_time)

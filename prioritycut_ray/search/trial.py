@@ -163,9 +163,9 @@ def _samples(run: str) -> int:
 
 def _evaluated(config: Config, objective: Objective) -> TrialReport:
     """Train up to a report and evaluate, unless that is stored already."""
-    storage, name = Folder(config.run), f"reports/{config.train.samples:09d}.json"
-    if storage.exists(name):
-        return _checked(TrialReport.model_validate_json(storage.read(name)), config, objective)
+    folder, name = Folder(config.run), f"reports/{config.train.samples:09d}.json"
+    if folder.exists(name):
+        return _checked(TrialReport.model_validate_json(folder.read(name)), config, objective)
     if _samples(config.run) < config.train.samples:
         try:
             launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
@@ -190,7 +190,7 @@ def _evaluated(config: Config, objective: Objective) -> TrialReport:
         config,
         objective,
     )
-    storage.write(name, report.model_dump_json(indent=1).encode())
+    folder.write(name, report.model_dump_json(indent=1).encode())
     return report
 
 

@@ -119,8 +119,8 @@ def fork_checkpoint(source: Path, config: Config, run: str) -> None:
         UserError: the checkpoint is damaged, or holds weights that are NaN or infinite.
     """
     check_weights(source)
-    storage, progress = Folder(run), read_progress(source)
-    if progress.step in steps(storage):
+    folder, progress = Folder(run), read_progress(source)
+    if progress.step in steps(folder):
         return
 
     def write(directory: Path) -> None:
@@ -131,7 +131,7 @@ def fork_checkpoint(source: Path, config: Config, run: str) -> None:
         begun = progress.model_copy(update={"data": ""})
         (directory / "progress.json").write_text(begun.model_dump_json(indent=1))
 
-    write_checkpoint(claim_run(storage, uuid.uuid4().hex, first=True), progress.step, write)
+    write_checkpoint(claim_run(folder, uuid.uuid4().hex, first=True), progress.step, write)
 
 
 def check_weights(directory: Path) -> None:
