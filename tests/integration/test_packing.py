@@ -1,7 +1,6 @@
 """Packing on a real Ray: what goes in, what comes out, and what a bad file may not do."""
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -18,7 +17,7 @@ import av
 import numpy as np
 import pytest
 
-from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
+from prioritycut_ray.data.shards import clips_of, read_clip, read_index
 from prioritycut_ray.data.stream import FramePairs
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.clips import Outcome, Recipe, read_part
@@ -26,7 +25,6 @@ from prioritycut_ray.packing.entries import Entry, Rejected
 from prioritycut_ray.packing.inputs import find_videos
 from prioritycut_ray.packing.inspection import verify
 from prioritycut_ray.packing.pipeline import PackProgress, append_videos, pack_videos
-from prioritycut_ray.packing.splits import assign_splits
 from prioritycut_ray.packing.tasks import make_parts
 from prioritycut_ray.video.decoding import frames_upright
 from prioritycut_ray.video.encoding import write_video
@@ -575,69 +573,3 @@ def test_interrupted_run_shows_nothing(tmp_path: Path) -> None:
         pack_videos([str(films)], str(tmp_path / "out"), size=32, on_progress=interrupt)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".packing"]
     assert pack_videos([str(films)], str(tmp_path / "out"), size=32).kept == 2
-
-
-# ---------------------------------------------------------------------------------------------
-# Splits
-# ---------------------------------------------------------------------------------------------
-
-
-def entry(identity: str, split: str = "") -> Entry:
-    return Entry(identity, identity, identity, split)
-
-
-@pytest.mark.parametrize(("identities", "tests"), [(1, 0), (2, 1), (10, 1), (24, 2), (40, 4)])
-def test_a_tenth_of_the_identities_is_for_tests(identities: int, tests: int) -> None:
-    entries = [entry(f"person {n % identities}") for n in range(3 * identities)]
-    of_identity: dict[str, set[str]] = {}
-    for item, split in zip(entries, assign_splits(entries), strict=True):
-        of_identity.setdefault(item.identity, set()).add(split)
-    assert all(len(splits) == 1 for splits in of_identity.values())
-    for_tests = {name for name, splits in of_identity.items() if splits == {"test"}}
-    assert len(for_tests) == tests
-    by_hash = sorted(of_identity, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    assert for_tests == set(by_hash[:tests])
-    assert assign_splits(entries[::-1]) == assign_splits(entries)[::-1]
-
-
-def test_split_of_the_manifest_holds_for_its_identity() -> None:
-    entries = [entry("ann", "val"), entry("ann"), entry("bob", "train"), entry("bob", "test")]
-    assert assign_splits(entries) == ["val", "val", "train", "test"]
-
-
-def old_clip(identity: str, split: str) -> Clip:
-    return Clip(
-        key=f"{identity}-{split}".replace(" ", "-"),
-        shard="shard-000000.tar",
-        offset=0,
-        size=1,
-        sha256="0" * 64,
-        frames=2,
-        fps=25.0,
-        width=32,
-        height=32,
-        identity=identity,
-        split=split,
-    )
-
-
-def test_identity_keeps_the_split_that_the_data_set_gave_it() -> None:
-    base = [old_clip("ann", "val"), old_clip("bob", "train"), old_clip("bob", "test")]
-    new = [entry("ann"), entry("ann", "train"), entry("bob"), entry("bob", "test"), entry("x", "y")]
-    assert assign_splits(new, base) == ["val", "val", "train", "test", "y"]
-
-
-@pytest.mark.parametrize(("old", "new", "tests"), [(40, 2, 0), (0, 20, 2), (9, 11, 1), (1, 1, 1)])
-def test_appended_identities_are_for_tests_until_a_tenth_is(old: int, new: int, tests: int) -> None:
-    first = assign_splits([entry(f"old {n}") for n in range(old)])
-    base = [old_clip(f"old {n}", split) for n, split in enumerate(first)]
-    splits = assign_splits([entry(f"new {n}") for n in range(new)], base)
-    assert splits.count("test") == tests
-    assert splits.count("train") == new - tests
-
-
-def test_a_split_is_not_turned_round_by_a_name_in_common() -> None:
-    base = [old_clip("1", "train")]
-    with pytest.raises(UserError, match=r"belongs to test, .* '1', .* is already in train"):
-        assign_splits([entry("1", "test")._replace(by_name=True)], base)
-    assert assign_splits([entry("1")._replace(by_name=True)], base) == ["train"]

@@ -7,7 +7,7 @@ import pytest
 
 from prioritycut_ray.data.shards import ClipIndex, fingerprint, read_index
 from prioritycut_ray.data.stream import FramePairs
-from tests.unit.data.test_stream import CLIPS, SIZE, write_set
+from tests.clip_sets import CLIPS, SIZE, write_set
 
 REPEATS = 20
 

@@ -1,45 +1,19 @@
-"""What counts as a video to pack, and what is set aside by name before anything is decoded."""
+"""Inputs name videos; what cannot be packed is rejected by name before anything is decoded."""
 
-import csv
-import io
-import json
 import os
-import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.packing.entries import Entry, opened, printable
+from prioritycut_ray.packing.entries import printable
 from prioritycut_ray.packing.inputs import find_videos
 from prioritycut_ray.packing.manifest import FrameRange
 from prioritycut_ray.video.boxes import Box
-from tests.places import BAD, DEV
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], **changes: Any) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            for key, value in changes.get(name, {}).items():
-                setattr(info, key, value)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def rejected(*inputs: str | Path) -> dict[str, str]:
-    return {Path(i.file).name: i.reason for i in find_videos([str(i) for i in inputs]).rejected}
-
-
-def read(entry: Entry) -> bytes:
-    with opened(entry) as file:
-        return file.read(entry.size)
-
+from tests.packing_inputs import FACTS, identities, manifest, read, rejected, touched, write_tar
+from tests.places import DEV
 
 # ---------------------------------------------------------------------------------------------
 # Files, folders, globs
@@ -256,14 +230,6 @@ def test_impossible_box_is_named_with_its_line(box: str, tmp_path: Path) -> None
     assert rejected(tmp_path / "m.csv")["a.mp4"].startswith("line 2 of the manifest: the box")
 
 
-def manifest(folder: Path, text: str) -> str:
-    """Write a manifest beside four files."""
-    for name in "abcd":
-        (folder / f"{name}.mp4").touch()
-    (folder / "m.csv").write_text(text, encoding="utf-8")
-    return str(folder / "m.csv")
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -383,230 +349,3 @@ def test_manifest_of_the_real_clips_is_read() -> None:
     assert (len(entries), unusable) == (23, [])
     assert all(Path(entry.source).exists() for entry in entries)
     assert ("obama_3", "obama", "test") in [(e.name, e.identity, e.split) for e in entries]
-
-
-# ---------------------------------------------------------------------------------------------
-# Identities and splits
-# ---------------------------------------------------------------------------------------------
-
-
-def touched(folder: Path, *names: str) -> list[str]:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return [str(folder / name) for name in names]
-
-
-def identities(*inputs: str) -> list[str]:
-    return [entry.identity for entry in find_videos(inputs).entries]
-
-
-def splits(*inputs: str) -> list[str]:
-    return [entry.split for entry in find_videos(inputs).entries]
-
-
-def test_identity_is_the_path_below_the_folder(tmp_path: Path) -> None:
-    names = ["id1/a/1.mp4", "id1/b/1.mp4", "id2/a/1.mp4", "id2/a/1.mov", "1.mp4"]
-    files = touched(tmp_path, *names)
-    assert identities(str(tmp_path)) == [
-        "1",
-        "id1/a/1",
-        "id1/b/1",
-        "id2/a/1.mov",
-        "id2/a/1.mp4",
-    ]
-    assert identities(f"{tmp_path}/*/a/*.mp4") == ["id1/a/1", "id2/a/1"]
-    # What has no folder in common but one further up is told apart from there.
-    assert identities(f"{tmp_path}/id1", f"{tmp_path}/id2/a") == ["a/1", "b/1", "1.mov", "1.mp4"]
-    assert identities(*files[:3]) == ["id1/a/1.mp4", "id1/b/1.mp4", "id2/a/1.mp4"]
-    assert identities(files[0]) == ["1"]
-
-
-def test_identity_of_a_file_is_never_that_which_a_manifest_names(tmp_path: Path) -> None:
-    path = manifest(tmp_path, "file,identity\na.mp4,b\nb.mp4,\nc.mp4,")
-    assert identities(path) == ["b", "b.mp4", "c"]
-
-
-def test_folders_of_splits_are_splits(tmp_path: Path, monkeypatch: Any) -> None:
-    files = touched(
-        tmp_path / "set", "Train/id1/a.mp4", "test/b.mp4", "valid/c.mp4", "training/d.mp4"
-    )
-    order = ["train", "test", "train", "val"]
-    assert splits(f"{tmp_path}/set") == order
-    assert splits(str(tmp_path)) == order
-    assert splits(*files) == ["train", "test", "val", "train"]
-    assert splits(f"{tmp_path}/set/*") == order
-    assert splits(*(f"{tmp_path}/set/{name}" for name in ("Train", "test"))) == ["train", "test"]
-    assert splits(f"{tmp_path}/set/test") == splits(files[1]) == ["test"]
-    monkeypatch.chdir(tmp_path)
-    assert splits("set/test/b.mp4", "set/Train/id1/a.mp4") == ["test", "train"]
-    (tmp_path / "set/m.csv").write_text("file,split\nTrain/id1/a.mp4,\ntest/b.mp4,other")
-    assert splits("set/m.csv") == ["train", "other"]
-
-
-def test_folders_above_the_inputs_are_no_splits(tmp_path: Path) -> None:
-    one, other = touched(tmp_path / "test", "clips/a.mp4", "clips/b.mp4")
-    assert splits(f"{tmp_path}/test/clips") == ["", ""]
-    assert splits(one, other) == ["", ""]
-
-
-def test_shards_are_split_by_their_folders_and_names(tmp_path: Path) -> None:
-    for name in ("train/0.tar", "b/test-000001.tar", "c/Valid.tar"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_tar(tmp_path / name, [("a.mp4", b"x"), ("a.json", FACTS)])
-    assert splits(str(tmp_path)) == ["test", "val", "train"]
-    facts = json.dumps({"identity": 17, "split": "Test"}).encode()
-    path = write_tar(tmp_path / "train/0.tar", [("a.mp4", b"x"), ("a.json", facts)])
-    [entry] = find_videos([str(path)]).entries
-    assert (entry.identity, entry.split) == ("17", "test")
-
-
-def test_a_video_beside_the_folders_of_splits_is_named(tmp_path: Path) -> None:
-    touched(tmp_path, "test/a.mp4", "dev/b.mp4")
-    with pytest.raises(UserError, match=r"dev/b\.mp4: is not in a split folder.*in test.;"):
-        splits(str(tmp_path))
-    (tmp_path / "dev").rename(tmp_path / "test/train")
-    with pytest.raises(UserError, match=r"train/b\.mp4: is in folders of several splits"):
-        splits(str(tmp_path))
-    (tmp_path / "m.csv").write_text("file,split\ntest/train/b.mp4,val")
-    assert splits(f"{tmp_path}/m.csv", str(tmp_path)) == ["val", "test"]
-
-
-def test_splits_in_an_object_store(tmp_path: Path) -> None:
-    fs = MemoryFileSystem()
-    fs.store.clear()
-    for name in ("train/1.mp4", "test/1.mp4"):
-        fs.pipe_file(f"/bucket/{name}", b"x")
-    for inputs in (["memory://bucket"], ["memory://bucket/test", "memory://bucket/train"]):
-        found = find_videos(inputs).entries
-        assert [(e.split, e.identity) for e in found] in (
-            [("test", "test/1"), ("train", "train/1")],
-            [("test", "test/1.mp4"), ("train", "train/1.mp4")],
-        )
-    fs.store.clear()
-
-
-# ---------------------------------------------------------------------------------------------
-# Shards of others
-# ---------------------------------------------------------------------------------------------
-
-FACTS = json.dumps({"identity": "ann"}).encode()
-
-
-@pytest.mark.skipif(not BAD.exists(), reason="needs ../shared/data/bad")
-def test_shards_do_what_their_table_demands(tmp_path: Path) -> None:
-    table = csv.DictReader((BAD / "EXPECTED.csv").read_text(encoding="utf-8").splitlines())
-    for row in (row for row in table if row["kind"] == "shard"):
-        shutil.copyfile(BAD / row["file"], tmp_path / row["file"])
-        found = find_videos([str(tmp_path / row["file"])])
-        assert len(found.entries) == int(row["frames"].split()[0] if row["frames"] else 0)
-        assert bool(found.rejected) == (row["verdict"] != "accept"), row["file"]
-        assert all(row["file"] in item.file for item in found.rejected)
-        assert len({entry.name for entry in found.entries}) == len(found.entries)
-        assert all(read(entry)[4:8] == b"ftyp" for entry in found.entries)
-
-
-def test_samples_of_a_shard_are_found_by_their_bytes(tmp_path: Path) -> None:
-    members = [("a.mp4", b"one"), ("a.json", FACTS), ("d/b.x.mp4", b"no"), ("d/b.webm", b"two")]
-    path = write_tar(tmp_path / "s.tar", [*members, ("d/b.json", b"{}"), ("d/b.txt", b"?")])
-    entries, unusable, _ = find_videos([str(path)])
-    assert unusable == []
-    assert [read(entry) for entry in entries] == [b"one", b"two"]
-    assert [entry.identity for entry in entries] == ["ann", "s/d/b"]
-    assert [entry.by_name for entry in entries] == [False, True]
-    assert [entry.name for entry in entries] == ["s/a", "s/d/b"]
-    assert entries[1].shown == f"{path}/d/b.webm"
-    # A folder of shards works too.
-    assert find_videos([str(tmp_path)]).entries == entries
-
-
-def test_names_are_divided_as_by_webdataset(tmp_path: Path) -> None:
-    names = ["a.b/c.d.mp4", "a.b/c.mp4", "./e.mp4", ".mp4", "._f.mp4", "g", "H.MP4", "x/.i.mp4"]
-    facts = [f"{name.removesuffix('mp4')}json" for name in names if name.endswith(".mp4")]
-    members = [(name, FACTS) for name in [*names, *facts, "H.json"]]
-    path = write_tar(tmp_path / "s.tar", members)
-    with path.open("rb") as file:
-        source = [{"url": str(path), "stream": file}]
-        stock = [*group_by_keys(tar_file_expander(source))]
-    found = find_videos([str(path)])
-    keys = {sample["__key__"] for sample in stock if "mp4" in sample}
-    assert {entry.name.removeprefix("s/") for entry in found.entries} == keys
-    assert {"a.b/c", "./e", "H"} <= keys
-
-
-def test_strange_members_are_named_and_the_others_used(tmp_path: Path) -> None:
-    good = [("good.mp4", b"video"), ("good.json", FACTS)]
-    path = write_tar(
-        tmp_path / "s.tar",
-        [
-            ("link.mp4", b""),
-            ("hard.mp4", b""),
-            ("pipe.mp4", b""),
-            ("sub/../../x.mp4", b"x"),
-            ("list.json", b"[1]"),
-            ("list.mp4", b"x"),
-            ("deep.json", b"[" * 100_000),
-            *good,
-        ],
-        **{
-            "link.mp4": {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
-            "hard.mp4": {"type": tarfile.LNKTYPE, "linkname": "good.mp4"},
-            "pipe.mp4": {"type": tarfile.FIFOTYPE},
-        },
-    )
-    found = find_videos([str(path)])
-    assert [read(entry) for entry in found.entries] == [b"video"]
-    reasons = rejected(path)
-    assert {reasons[f"{name}.mp4"] for name in ("link", "hard", "pipe")} == {
-        "is not a regular file"
-    }
-    assert "leads out of the archive" in reasons["x.mp4"]
-    assert reasons["list.json"] == reasons["deep.json"] == "is not a JSON object"
-    assert reasons["list.mp4"] == "has no usable JSON beside it"
-
-
-def test_shard_cut_anywhere_gives_whole_samples_and_says_so(tmp_path: Path) -> None:
-    members = [
-        (f"{n}.{kind}", data)
-        for n in range(3)
-        for kind, data in (("mp4", b"v" * 700), ("json", FACTS))
-    ]
-    whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
-    used = 3 * (512 + 1024 + 512 + 512)
-    for length in range(1, used, 211):
-        cut = tmp_path / "cut.tar"
-        cut.write_bytes(whole[:length])
-        entries, unusable, _ = find_videos([str(cut)])
-        assert len(entries) <= length // 2048
-        assert all(read(entry) == b"v" * 700 for entry in entries)
-        assert any(item.file == str(cut) for item in unusable)
-
-
-@pytest.mark.parametrize("damage", [b"\xff" * 100, b"\0" * 512], ids=["altered", "zeros"])
-def test_a_damaged_header_in_the_middle_is_named(damage: bytes, tmp_path: Path) -> None:
-    pairs = [[(f"{n}.mp4", b"v" * 700), (f"{n}.json", FACTS)] for n in range(4)]
-    path = write_tar(tmp_path / "s.tar", [member for pair in pairs for member in pair])
-    data = bytearray(path.read_bytes())
-    place = 2 * (512 + 1024 + 512 + 512)
-    data[place : place + len(damage)] = damage
-    path.write_bytes(data)
-    entries, unusable, _ = find_videos([str(path)])
-    assert [entry.member for entry in entries] == ["0.mp4", "1.mp4"]
-    [item] = unusable
-    assert "is damaged, or several tars joined: nothing after byte 5,120" in item.reason
-
-
-def test_tars_that_were_joined_are_named(tmp_path: Path) -> None:
-    one = write_tar(tmp_path / "s.tar", [("a.mp4", b"x"), ("a.json", FACTS)])
-    one.write_bytes(one.read_bytes() * 2)
-    entries, [item], _ = find_videos([str(one)])
-    assert len(entries) == 1
-    assert "several tars joined" in item.reason
-
-
-@pytest.mark.parametrize("data", [b"", b"<html>", b"\0" * 700, b"\x1f\x8b" + b"x" * 900])
-def test_what_is_no_tar_is_named(data: bytes, tmp_path: Path) -> None:
-    (tmp_path / "s.tar").write_bytes(data)
-    entries, [item], _ = find_videos([str(tmp_path / "s.tar")])
-    assert entries == []
-    assert item.reason in ("is not a tar archive", "contains no samples")

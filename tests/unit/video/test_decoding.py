@@ -1,11 +1,9 @@
-"""What people bring is read whole and upright, or refused by name; what we write is exact."""
+"""Videos and pictures are decoded completely and upright, or refused with a reason."""
 
 import csv
 import io
 import shutil
 import struct
-import weakref
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,63 +15,19 @@ from av.stream import Disposition
 from av.video.reformatter import Colorspace
 from PIL import Image
 
-from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.errors import UserError
 from prioritycut_ray.video.decoding import frames_timed, frames_upright, probe, read_image
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import center_square, resize
-from prioritycut_ray.video.random_access import DECODERS, read_all, read_frames
 from prioritycut_ray.video.remux import copy_stream
 from prioritycut_ray.video.source import VideoError
 from tests.places import BAD
+from tests.video_files import alike, encoded, moving_square, muxed
 
 EXPECTED = BAD / "EXPECTED.csv"
 TABLE = EXPECTED.read_text(encoding="utf-8") if EXPECTED.exists() else ""
 ROWS = list(csv.DictReader(TABLE.splitlines()))
 VIDEOS = [row for row in ROWS if row["kind"] == "video"]
 TARS = [row["file"] for row in ROWS if row["kind"] == "shard"]
-
-
-def moving_square(count: int, height: int = 64, width: int = 64) -> list[np.ndarray]:
-    """A bright square that moves 3 pixels a frame over a smooth ramp: no two frames alike."""
-    ramp = np.linspace(20, 120, width, dtype=np.uint8)
-    frames = []
-    for index in range(count):
-        frame = np.broadcast_to(ramp[None, :, None], (height, width, 3)).copy()
-        left = 3 * index % (width - 12)
-        frame[8:20, left : left + 12] = (230, 60, 4 * index % 256)
-        frames.append(frame)
-    return frames
-
-
-def encoded(frames: list[np.ndarray], fps: float = 25.0, **options: int) -> bytes:
-    target = io.BytesIO()
-    write_video(target, frames, fps, **options)
-    return target.getvalue()
-
-
-def muxed(
-    container: str,
-    codec: str,
-    frames: list[np.ndarray],
-    *,
-    first: int = 0,
-    sar: int = 1,
-    **options: str,
-) -> bytes:
-    """Encode by hand, for files that write_video does not write."""
-    target = io.BytesIO()
-    with av.open(target, "w", format=container, options=options) as file:
-        stream = file.add_stream(codec, rate=25)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.codec_context.gop_size = 12
-        stream.codec_context.sample_aspect_ratio = Fraction(sar)
-        for number, image in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = first + number, Fraction(1, 25)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-    return target.getvalue()
 
 
 def read_until_error(source: Any) -> tuple[int, VideoError | None]:
@@ -86,12 +40,8 @@ def read_until_error(source: Any) -> tuple[int, VideoError | None]:
     return count, None
 
 
-def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    return bool(np.abs(one.astype(int) - other.astype(int)).mean() < 4)
-
-
 # ---------------------------------------------------------------------------------------------
-# What people bring
+# Damage, rotation and pixel shape
 # ---------------------------------------------------------------------------------------------
 
 
@@ -283,163 +233,7 @@ def test_impossible_pixel_aspect_is_refused() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# What we write
-# ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("gop", [1, 12, 250])
-def test_frames_are_found_exactly(gop: int, decoder: str) -> None:
-    frames = moving_square(40)
-    data = encoded(frames, gop=gop)
-    whole = read_all(data, 64, decoder)
-    assert whole.shape == (40, 64, 64, 3)
-    chosen = [39, 0, 13, 12, 13, 27]
-    assert np.array_equal(read_frames(data, chosen, 64, decoder), whole[chosen])
-    error = np.abs(whole.astype(int)[:, None] - np.stack(frames).astype(int)).mean((2, 3, 4))
-    assert error.argmin(axis=1).tolist() == list(range(40))
-    assert alike(whole, np.stack(frames))
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_all_readers_agree_to_the_bit(decoder: str) -> None:
-    data = encoded(moving_square(20))
-    upright = np.stack(list(frames_upright(io.BytesIO(data))))
-    assert np.array_equal(upright, read_all(data, 64, decoder))
-
-
-@pytest.mark.parametrize("size", [64, 128])
-def test_decoders_agree_to_the_bit_at_another_size(size: int) -> None:
-    data = encoded(render_clip(1, size=96, frames=10).frames)
-    one, *others = (read_all(data, size, decoder) for decoder in DECODERS)
-    for other in others:
-        assert np.array_equal(one, other)
-
-
-def test_decoders_agree_on_a_copied_stream_that_begins_late() -> None:
-    original = muxed("mp4", "libx264", moving_square(30), first=7)
-    data = copy_stream(io.BytesIO(original), 64).data
-    one, *others = (read_all(data, 64, decoder) for decoder in DECODERS)
-    assert len(one) == 30
-    for other in others:
-        assert np.array_equal(one, other)
-
-
-def test_colours_survive() -> None:
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 120, 40)]
-    frames = [np.full((32, 32, 3), colour, np.uint8) for colour in colours]
-    decoded = read_all(encoded(frames, crf=1), 32).astype(int)
-    assert np.abs(decoded - np.stack(frames)).max() <= 3
-
-
-def test_clip_of_another_size_is_resized() -> None:
-    frames = read_frames(encoded(moving_square(4)), [1, 2], 32)
-    assert frames.shape == (2, 32, 32, 3)
-    assert alike(frames[0], resize(moving_square(4)[1], 32))
-
-
-@pytest.mark.parametrize("size", [0, 16, 48, 100])
-def test_size_that_decord_fails_at_is_refused(size: int) -> None:
-    with pytest.raises(UserError, match=f"size of {size} .* multiple of 32"):
-        read_frames(encoded(moving_square(4)), [1], size)
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html> secret", None, "cut"])
-def test_damaged_clip_is_refused_without_spilling_its_bytes(
-    data: Any, decoder: str, capfd: Any
-) -> None:
-    if data is None:
-        data = np.random.default_rng(0).bytes(5000)
-    if data == "cut":
-        whole = encoded(moving_square(60))
-        data = whole[: len(whole) // 2]
-    for read in (
-        lambda: read_all(data, 64, decoder),
-        lambda: read_frames(data, [0, 50], 64, decoder),
-    ):
-        with pytest.raises(VideoError) as caught:
-            read()
-        assert "secret" not in str(caught.value)
-    captured = capfd.readouterr()
-    assert len(captured.err) < 1000
-    assert "secret" not in captured.err + captured.out
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("index", [-1, 40])
-def test_frame_beyond_the_clip_is_refused(index: int, decoder: str) -> None:
-    with pytest.raises(VideoError, match=r"40 frames, but not number"):
-        read_frames(encoded(moving_square(40)), [3, index], 64, decoder)
-
-
-def test_same_frames_give_the_same_bytes() -> None:
-    # x264 left to itself differs in every other run here, with where its buffers lie.
-    y, x = np.mgrid[:96, :96] / 96
-    noise = np.random.default_rng(0).normal(0, 3, (30, 96, 96, 1))
-    waves = [127 + 100 * np.sin(6 * x + 4 * y * y + time / 5) for time in range(30)]
-    frames = (np.stack(waves)[..., None] + noise).repeat(3, axis=3).clip(0, 255).astype(np.uint8)
-    clutter, seen = [], set()
-    for size in range(12):
-        clutter.append(bytearray(7777 * size + 1))
-        seen.add(encoded(list(frames)))
-    assert len(seen) == 1
-
-
-def test_index_comes_before_the_frames() -> None:
-    data = encoded(moving_square(5))
-    assert 0 < data.index(b"moov") < data.index(b"mdat")
-
-
-def test_frames_are_not_held() -> None:
-    alive: list[weakref.ref[np.ndarray]] = []
-
-    def frames() -> Iterator[np.ndarray]:
-        for frame in moving_square(40):
-            copy = frame.copy()
-            alive.append(weakref.ref(copy))
-            yield copy
-            del copy
-            assert sum(reference() is not None for reference in alive) <= 2
-
-    write_video(io.BytesIO(), frames(), 25.0)
-    assert len(alive) == 40
-
-
-def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
-    target = tmp_path / "clip.mp4"
-    target.write_bytes(b"old")
-
-    def frames() -> Iterator[np.ndarray]:
-        yield from moving_square(5)
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        write_video(target, frames(), 25.0)
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize(
-    ("frames", "fps", "reason"),
-    [
-        (moving_square(2, 63, 64), 25.0, "64x63: H.264 requires even sides"),
-        (moving_square(2) + moving_square(1, 32, 32), 25.0, r"frames of \(64, 64, 3\) and"),
-        ([], 25.0, "no frames"),
-        (moving_square(2), 0.0, "above 0"),
-        (moving_square(2), float("nan"), "above 0"),
-    ],
-)
-def test_what_cannot_be_written_is_refused(
-    frames: list[np.ndarray], fps: float, reason: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=reason):
-        write_video(tmp_path / "clip.mp4", frames, fps)
-    assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------------------------------------
-# What a container says of its frames, or does not
+# Side data, colours and transparency
 # ---------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,55 @@
+"""Small inputs of packing, and what is found in them."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from prioritycut_ray.packing.entries import Entry, opened
+from prioritycut_ray.packing.inputs import find_videos
+
+FACTS = json.dumps({"identity": "ann"}).encode()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], **changes: Any) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for key, value in changes.get(name, {}).items():
+                setattr(info, key, value)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def rejected(*inputs: str | Path) -> dict[str, str]:
+    return {Path(i.file).name: i.reason for i in find_videos([str(i) for i in inputs]).rejected}
+
+
+def read(entry: Entry) -> bytes:
+    with opened(entry) as file:
+        return file.read(entry.size)
+
+
+def manifest(folder: Path, text: str) -> str:
+    """Write a manifest beside four files."""
+    for name in "abcd":
+        (folder / f"{name}.mp4").touch()
+    (folder / "m.csv").write_text(text, encoding="utf-8")
+    return str(folder / "m.csv")
+
+
+def touched(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [str(folder / name) for name in names]
+
+
+def identities(*inputs: str) -> list[str]:
+    return [entry.identity for entry in find_videos(inputs).entries]
+
+
+def splits(*inputs: str) -> list[str]:
+    return [entry.split for entry in find_videos(inputs).entries]
