@@ -127,7 +127,7 @@ def test_output_is_the_same_at_any_parallelism(tmp_path: Path, monkeypatch: Any)
 
 @pytest.mark.skipif(not BAD.exists(), reason="needs ../shared/data/bad")
 @pytest.mark.usefixtures("local_ray")
-def test_folder_of_awkward_files_does_what_its_table_demands(tmp_path: Path) -> None:
+def test_folder_of_awkward_files_matches_its_expectations(tmp_path: Path) -> None:
     table = (BAD / "EXPECTED.csv").read_text(encoding="utf-8").splitlines()
     rows = [row for row in csv.DictReader(table) if row["kind"] == "video"]
     films = tmp_path / "in"
@@ -218,7 +218,7 @@ def test_crashed_decoder_costs_one_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_endless_video_is_given_up(tmp_path: Path) -> None:
+def test_endless_video_is_rejected(tmp_path: Path) -> None:
     films = make_films(tmp_path / "in", ["a.mp4", "b.mp4", "c.mp4"])
     hour_in_a_thimble(films / "endless.mp4")
     inputs = [str(films / f"{name}.mp4") for name in ("endless", "a", "b", "c")]
@@ -274,7 +274,7 @@ pipeline.{call}
 
 @pytest.mark.parametrize("moment", ["third clip", "before the index", "after the index"])
 @pytest.mark.usefixtures("local_ray")
-def test_killed_run_goes_on_and_ends_the_same(moment: str, tmp_path: Path) -> None:
+def test_killed_run_resumes_with_the_same_result(moment: str, tmp_path: Path) -> None:
     films = make_films(tmp_path / "in", [f"{n}.mp4" for n in range(5)])
     (films / "3.mp4").write_bytes(b"no video")
     out, whole = str(tmp_path / "out"), str(tmp_path / "whole")
@@ -311,7 +311,7 @@ def test_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_strict_names_what_is_rejected_and_goes_on_when_it_is_mended(tmp_path: Path) -> None:
+def test_strict_names_rejected_files_and_resumes_when_they_are_fixed(tmp_path: Path) -> None:
     films = make_films(tmp_path / "in", ["a.mp4", "b.mp4", "c.mp4"])
     good = (films / "b.mp4").read_bytes()
     (films / "b.mp4").write_bytes(b"<html>")
@@ -505,7 +505,7 @@ def test_segments_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_folders_of_splits_stay_what_they_are(tmp_path: Path) -> None:
+def test_split_folders_are_kept(tmp_path: Path) -> None:
     names = [*(f"train/{n}.mp4" for n in range(4)), "test/0.mp4"]
     make_films(tmp_path / "in", names)
     out = str(tmp_path / "out")
@@ -547,7 +547,7 @@ def test_output_in_use_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_nothing_usable_is_an_error_that_can_be_mended(tmp_path: Path) -> None:
+def test_nothing_usable_is_an_error_that_can_be_fixed(tmp_path: Path) -> None:
     films, out = tmp_path / "in", str(tmp_path / "out")
     films.mkdir()
     (films / "a.mp4").touch()

@@ -99,9 +99,7 @@ def test_order_files_of_any_number_of_ranks_and_workers_are_equal(
         assert order_of(config, world_size, tmp_path / f"{world_size}-{workers}") == whole
 
 
-def test_order_goes_on_where_it_stopped_on_another_number_of_ranks(
-    tiny: Config, tmp_path: Path
-) -> None:
+def test_order_resumes_on_another_number_of_ranks(tiny: Config, tmp_path: Path) -> None:
     url = write_set(str(tmp_path / "set"))
     whole = order_of(config_of(tiny, url, pairs_per_visit=5), 2, tmp_path / "whole")
     start = 2 * GLOBAL_BATCH
@@ -123,7 +121,7 @@ def deadly(monkeypatch: pytest.MonkeyPatch) -> Member:
     return clip
 
 
-def test_damage_and_crashes_are_passed_over_alike_on_all_ranks(
+def test_damage_and_crashes_are_skipped_alike_on_all_ranks(
     tiny: Config, tmp_path: Path, deadly: Member, caplog: Any
 ) -> None:
     url = write_members(str(tmp_path / "set"), [*map(clip_member, range(6)), deadly])
@@ -182,7 +180,7 @@ def test_transient_errors_of_an_object_store_are_retried(bucket: str, server: S3
     assert read_clip(url, clip) == before
 
 
-def test_object_store_that_refuses_is_told_in_one_line(bucket: str, server: S3) -> None:
+def test_refusal_of_an_object_store_is_reported_in_one_line(bucket: str, server: S3) -> None:
     with pytest.raises(UserError, match="there is no index"):
         read_index(f"{bucket}/nothing")
     with pytest.raises(UserError, match="the bucket does not exist"):

@@ -51,7 +51,7 @@ def read_all(
     return list(load(Mortal(folder, deaths, how), SHARES, workers, name_of))
 
 
-def test_clip_that_kills_again_is_avoided_and_no_other(tmp_path: Path, caplog: Any) -> None:
+def test_only_a_clip_that_kills_twice_is_avoided(tmp_path: Path, caplog: Any) -> None:
     read = read_all(tmp_path, {5: 99})
     assert read[5] == "5: its decoder dies (SIGSEGV)"
     assert read[:5] + read[6:] == [str(number) for number in range(12) if number != 5]
@@ -108,7 +108,7 @@ def test_endless_dying_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_all(tmp_path, {0: 99}, signal.SIGKILL, workers=1)
 
 
-def test_warnings_of_workers_are_told_here(tmp_path: Path, caplog: Any) -> None:
+def test_warnings_of_workers_are_logged_here(tmp_path: Path, caplog: Any) -> None:
     class Talking(Mortal):
         def __call__(self, *given: Any) -> str:
             logging.getLogger("prioritycut_ray.data").warning("seen %s", given[0])

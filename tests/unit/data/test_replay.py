@@ -37,7 +37,7 @@ def shown(index: ClipIndex, known: int | None, replay: float, epoch: int = 0) ->
 
 
 @pytest.mark.parametrize("replay", [0.0, 0.25, 0.5])
-def test_known_clips_have_their_share_and_all_of_a_kind_are_alike(
+def test_known_and_new_clips_have_their_shares_and_equal_visits(
     index: ClipIndex, replay: float
 ) -> None:
     for epoch in (0, 3):
@@ -50,12 +50,12 @@ def test_known_clips_have_their_share_and_all_of_a_kind_are_alike(
         assert max(new) - min(new) <= 1
 
 
-def test_without_known_clips_all_are_alike(index: ClipIndex) -> None:
+def test_without_known_clips_all_have_equal_visits(index: ClipIndex) -> None:
     assert set(shown(index, None, 0.5).values()) == {REPEATS}
     assert set(shown(index, CLIPS, 0.5).values()) == {REPEATS}, "nothing is new"
 
 
-def test_a_clip_that_stands_in_for_a_damaged_one_is_another(index: ClipIndex) -> None:
+def test_substitutes_of_a_damaged_clip_are_distinct(index: ClipIndex) -> None:
     clips = index.clips[:4]
     seen = ClipIndex(fingerprint=fingerprint(clips), clips=clips)
     pairs = FramePairs(

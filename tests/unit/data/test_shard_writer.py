@@ -74,7 +74,7 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path: Path, added: int) -> Non
     assert files_below(tmp_path / "set") == []
 
 
-def test_no_file_has_its_name_before_it_is_whole(tmp_path: Path) -> None:
+def test_files_get_their_name_when_complete(tmp_path: Path) -> None:
     with ShardWriter(str(tmp_path), 10_000) as writer:
         for number in range(6):
             writer.add(random_member(number))

@@ -39,7 +39,7 @@ def test_clips_come_back(folder: str, slash: str) -> None:
     assert files_below(Path(folder)) == ["index.json", "shard-000000.tar", "shard-000001.tar"]
 
 
-def test_any_file_system_will_do() -> None:
+def test_any_file_system_works() -> None:
     MemoryFileSystem.store.clear()
     written = write_random("memory://bucket/set", [0, 1, 2, 3, 4])
     assert read_index("memory://bucket/set") == written
@@ -55,7 +55,7 @@ def test_unknown_scheme_is_refused() -> None:
         read_index("nowhere://x")
 
 
-def test_fingerprint_is_of_the_clips_and_not_of_the_layout(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_clips_and_not_on_the_layout(tmp_path: Path) -> None:
     one = write_random(str(tmp_path / "one"), [0, 1, 2], shard_bytes=1)
     other = write_random(str(tmp_path / "other"), [2, 0, 1], shard_bytes=1_000_000)
     assert {clip.shard for clip in one.clips} != {clip.shard for clip in other.clips}
@@ -71,7 +71,7 @@ def test_fingerprint_is_of_the_clips_and_not_of_the_layout(tmp_path: Path) -> No
 # ---------------------------------------------------------------------------------------------
 
 
-def test_altered_clip_is_told_by_shard_and_key(folder: str) -> None:
+def test_altered_clip_is_named_by_shard_and_key(folder: str) -> None:
     clip = read_index(folder).clips[2]
     shard = Path(folder, clip.shard)
     data = bytearray(shard.read_bytes())
@@ -82,7 +82,7 @@ def test_altered_clip_is_told_by_shard_and_key(folder: str) -> None:
     assert read_clip(folder, read_index(folder).clips[1]) == random_member(1).data
 
 
-def test_cut_off_and_missing_shards_are_told(folder: str) -> None:
+def test_cut_off_and_missing_shards_are_named(folder: str) -> None:
     clip = read_index(folder).clips[2]
     shard = Path(folder, clip.shard)
     os.truncate(shard, clip.offset + 1000)
@@ -98,7 +98,7 @@ def test_cut_off_and_missing_shards_are_told(folder: str) -> None:
 
 @pytest.mark.skipif(not BAD.exists(), reason="needs ../shared/data/bad")
 @pytest.mark.parametrize("name", sorted(path.name for path in BAD.glob("*.tar")))
-def test_foreign_tar_in_the_place_of_a_shard_is_refused(name: str, folder: str) -> None:
+def test_foreign_tar_in_place_of_a_shard_is_refused(name: str, folder: str) -> None:
     before = files_below(Path(folder).parent)
     clip = read_index(folder).clips[0]
     Path(folder, clip.shard).unlink()

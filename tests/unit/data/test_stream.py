@@ -127,7 +127,7 @@ def test_pairs_of_a_visit_show_one_clip_after_the_other(url: str) -> None:
     assert same(read_order(dataset, 0, 16, 2, 0), one_by_one)
 
 
-def test_any_place_of_the_run_may_be_the_first(url: str) -> None:
+def test_a_run_can_start_at_any_sample(url: str) -> None:
     [batch] = batches(
         pairs(url),
         start=10**12,
@@ -141,14 +141,14 @@ def test_any_place_of_the_run_may_be_the_first(url: str) -> None:
 
 
 @pytest.mark.parametrize(("stop", "count"), [(0, 0), (7, 0), (8, 1), (15, 1), (16, 2)])
-def test_only_whole_batches_are_given(url: str, stop: int, count: int) -> None:
+def test_only_complete_batches_are_yielded(url: str, stop: int, count: int) -> None:
     given = batches(
         pairs(url), start=0, stop=stop, global_batch=8, rank=1, world_size=2, loader_workers=0
     )
     assert [len(batch.source) for batch in given] == [4] * count
 
 
-def test_global_batch_must_be_shared_evenly(url: str) -> None:
+def test_global_batch_must_divide_evenly(url: str) -> None:
     with pytest.raises(UserError, match=r"batch of 8 .* 3 workers: choose a multiple of 3"):
         batches(pairs(url), start=0, stop=8, global_batch=8, rank=0, world_size=3, loader_workers=0)
 
@@ -182,7 +182,7 @@ def test_frames_are_two_different_ones_of_the_clip_drawn(url: str) -> None:
             assert (shown[0].int() - expected.int()).abs().max() <= 4
 
 
-def test_frames_have_the_size_asked_for(url: str) -> None:
+def test_frames_have_the_requested_size(url: str) -> None:
     dataset = FramePairs(url, read_index(url), "train", size=64, seed=0)
     assert dataset.read([0])[0].source.shape == (1, 3, 64, 64)
 
@@ -243,7 +243,7 @@ def test_warning_names_the_clip_and_does_not_flood(
 
 
 @pytest.mark.parametrize("clips", [1, 3, 12])
-def test_data_set_full_of_damage_is_an_error(tmp_path: Path, clips: int) -> None:
+def test_too_much_damage_is_an_error(tmp_path: Path, clips: int) -> None:
     url = write_set(str(tmp_path / "set"), clips=clips)
     for shard in Path(url).glob("*.tar"):
         shard.unlink()

@@ -94,7 +94,7 @@ def test_range_of_frames_is_cut_at_its_own_cuts_and_length(tmp_path: Path) -> No
     assert "1 frame" in outcome(path, frames=FrameRange(35, None)).rejected
 
 
-def test_box_is_cut_out(tmp_path: Path) -> None:
+def test_box_is_cropped(tmp_path: Path) -> None:
     frames = film(6, 96, 128)
     for frame in frames:
         frame[20:60, 70:110] = (250, 20, 20)
@@ -108,7 +108,7 @@ def test_box_is_cut_out(tmp_path: Path) -> None:
     assert outside == "its box 100,0,140,40 is not inside its frames of 128x96"
 
 
-def test_video_out_of_a_tar_is_read_by_its_bytes(tmp_path: Path) -> None:
+def test_video_in_a_tar_is_read_by_its_byte_range(tmp_path: Path) -> None:
     data = written(tmp_path / "a.mp4", film(6)).read_bytes()
     path = tmp_path / "s.tar"
     path.write_bytes(b"x" * 777 + data + b"y" * 99)
@@ -140,7 +140,7 @@ def test_unusual_videos_become_ordinary_clips(
     assert read_all(clip, 64).shape == (9, 64, 64, 3)
 
 
-def test_video_cut_anywhere_is_rejected_in_words(tmp_path: Path) -> None:
+def test_video_cut_anywhere_is_rejected_with_a_reason(tmp_path: Path) -> None:
     for faststart in (True, False):
         whole = written(tmp_path / "a.mp4", film(30)).read_bytes()
         if not faststart:
@@ -164,7 +164,7 @@ def test_missing_file_folder_and_lone_frame_are_rejected(tmp_path: Path) -> None
     assert "No such file" in read_part(make_part_within(60, remote, ENCODE))[0].rejected
 
 
-def test_playlist_in_disguise_opens_nothing(tmp_path: Path) -> None:
+def test_disguised_playlist_opens_nothing(tmp_path: Path) -> None:
     written(tmp_path / "private.mp4", film(6))
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile private.mp4\n")
     (tmp_path / "hls.mp4").write_text(
@@ -174,7 +174,7 @@ def test_playlist_in_disguise_opens_nothing(tmp_path: Path) -> None:
         assert "is not a video" in outcome(tmp_path / name).rejected
 
 
-def test_name_that_is_no_unicode_is_only_a_name(tmp_path: Path) -> None:
+def test_file_name_may_be_invalid_unicode(tmp_path: Path) -> None:
     path = Path(f"{tmp_path}/\udcff\n.mp4")
     shown = written(tmp_path / "a.mp4", film(6))
     path.write_bytes(shown.read_bytes())
@@ -197,7 +197,7 @@ def test_copied_stream_shows_the_same_frames(tmp_path: Path) -> None:
     assert read_part(make_part(entry(path), COPY))[1] == [clip]
 
 
-def test_copied_stream_is_not_split_but_told_of(tmp_path: Path) -> None:
+def test_copied_stream_is_not_split_but_gives_warnings(tmp_path: Path) -> None:
     path = written(tmp_path / "a.mp4", film(60) + film(60, seed=5), gop=500)
     found = outcome(path, COPY)
     assert [segment.frames for segment in found.segments] == [120]
@@ -222,7 +222,7 @@ def test_stream_unfit_to_copy_is_rejected(
     assert outcome(path, COPY).rejected == f"cannot be copied: {reason}"
 
 
-def test_box_and_damage_keep_a_stream_from_being_copied(tmp_path: Path) -> None:
+def test_stream_with_a_box_or_damage_is_not_copied(tmp_path: Path) -> None:
     path = written(tmp_path / "a.mp4", film(30))
     assert "selects a box" in outcome(path, COPY, box=Box(0, 0, 64, 64)).rejected
     assert "selects a range of frames" in outcome(path, COPY, frames=FrameRange(0, 5)).rejected

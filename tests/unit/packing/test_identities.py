@@ -22,6 +22,6 @@ def test_identity_is_the_path_below_the_folder(tmp_path: Path) -> None:
     assert identities(files[0]) == ["1"]
 
 
-def test_identity_of_a_file_is_never_that_which_a_manifest_names(tmp_path: Path) -> None:
+def test_identity_of_a_file_differs_from_those_in_a_manifest(tmp_path: Path) -> None:
     path = manifest(tmp_path, "file,identity\na.mp4,b\nb.mp4,\nc.mp4,")
     assert identities(path) == ["b", "b.mp4", "c"]

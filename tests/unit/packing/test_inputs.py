@@ -105,7 +105,7 @@ def test_paths_of_a_manifest_are_expanded_as_by_a_shell(
     assert "$NOT_SET/e.mp4" in missing.file
 
 
-def test_what_is_no_file_is_set_aside_by_name(tmp_path: Path) -> None:
+def test_unusable_files_are_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "good.mp4").touch()
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")
@@ -124,7 +124,7 @@ def test_what_is_no_file_is_set_aside_by_name(tmp_path: Path) -> None:
         }
 
 
-def test_names_are_spelled_so_that_they_can_be_shown(tmp_path: Path) -> None:
+def test_names_are_printable(tmp_path: Path) -> None:
     names = [b"new\nline.mp4", b"\xff\xfe.mp4", b"\x1b[31mred.mp4", "ünï 1.mp4".encode()]
     for name in names:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
@@ -192,7 +192,7 @@ def test_urls_are_searched_like_folders() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def test_rows_of_a_manifest_are_judged_one_by_one(tmp_path: Path) -> None:
+def test_rows_of_a_manifest_are_checked_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     (tmp_path / "other").mkdir()
     boxes = [
@@ -240,7 +240,7 @@ def test_impossible_box_is_named_with_its_line(box: str, tmp_path: Path) -> None
         "\n\nIdentity ID,file,split,fps\n\n\nann,a.mp4,TEST,25\n",
     ],
 )
-def test_header_is_read_however_it_is_spelled(text: str, tmp_path: Path) -> None:
+def test_header_may_be_spelled_in_many_ways(text: str, tmp_path: Path) -> None:
     [entry] = find_videos([manifest(tmp_path, text)]).entries
     assert (entry.identity, entry.split, entry.by_name) == ("ann", "test", False)
 
@@ -259,7 +259,7 @@ def test_header_is_read_however_it_is_spelled(text: str, tmp_path: Path) -> None
         ("file,split\na,b.mp4,test", "line 2: has 3 cells"),
     ],
 )
-def test_what_is_not_understood_is_an_error(text: str, reason: str, tmp_path: Path) -> None:
+def test_unclear_manifest_is_an_error(text: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"m\.csv.*{reason}") as caught:
         find_videos([manifest(tmp_path, text)])
     assert "\n" not in str(caught.value)
@@ -331,7 +331,7 @@ def test_home_and_variables_are_expanded(tmp_path: Path, monkeypatch: Any) -> No
     assert identities("~/clips/a.mp4", "$CLIPS/b.mp4") == ["a", "b"]
 
 
-def test_a_manifest_counts_before_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+def test_a_manifest_takes_precedence_over_its_folder(tmp_path: Path) -> None:
     path = manifest(tmp_path, "file,identity,split\nb.mp4,bob,test\n")
     for inputs in ([path, str(tmp_path)], [str(tmp_path), path]):
         found = find_videos(inputs).entries

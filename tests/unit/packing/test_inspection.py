@@ -109,7 +109,7 @@ def test_a_damaged_header_is_named(data: Path) -> None:
         ({"key": "other"}, "has no member 'other.mp4', which the index lists"),
     ],
 )
-def test_index_that_says_otherwise_is_named(
+def test_an_index_that_disagrees_is_named(
     changes: dict[str, object], problem: str, data: Path
 ) -> None:
     edit_index(data, **changes)
@@ -145,7 +145,7 @@ def test_shard_without_its_json_is_named(data: Path) -> None:
     assert verify(str(data)).problems == ["shard-000000.tar: member 'c0.mp4' has no JSON beside it"]
 
 
-def test_what_does_no_harm_is_noted(data: Path) -> None:
+def test_harmless_oddities_are_noted(data: Path) -> None:
     (data / "shard-000003.tar").write_bytes(b"left over")
     (data / ".packing").mkdir()
     edit_index(data, identity="<1>")
@@ -183,7 +183,7 @@ def test_preview_shows_frames_and_plays_clips(data: Path, tmp_path: Path) -> Non
         preview(str(data), tmp_path / "p.gif", clips=2)
 
 
-def test_any_file_system_will_do(tmp_path: Path) -> None:
+def test_any_file_system_works(tmp_path: Path) -> None:
     MemoryFileSystem.store.clear()
     write_set("memory://bucket/set", tmp_path, clips=2)
     assert verify("memory://bucket/set") == (2, [], [])

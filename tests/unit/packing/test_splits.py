@@ -21,7 +21,7 @@ from tests.packing_inputs import (
 )
 
 
-def test_folders_of_splits_are_splits(tmp_path: Path, monkeypatch: Any) -> None:
+def test_folders_named_after_splits_are_splits(tmp_path: Path, monkeypatch: Any) -> None:
     files = touched(
         tmp_path / "set", "Train/id1/a.mp4", "test/b.mp4", "valid/c.mp4", "training/d.mp4"
     )
@@ -38,7 +38,7 @@ def test_folders_of_splits_are_splits(tmp_path: Path, monkeypatch: Any) -> None:
     assert splits("set/m.csv") == ["train", "other"]
 
 
-def test_folders_above_the_inputs_are_no_splits(tmp_path: Path) -> None:
+def test_folders_above_the_inputs_are_not_splits(tmp_path: Path) -> None:
     one, other = touched(tmp_path / "test", "clips/a.mp4", "clips/b.mp4")
     assert splits(f"{tmp_path}/test/clips") == ["", ""]
     assert splits(one, other) == ["", ""]
@@ -55,7 +55,7 @@ def test_shards_are_split_by_their_folders_and_names(tmp_path: Path) -> None:
     assert (entry.identity, entry.split) == ("17", "test")
 
 
-def test_a_video_beside_the_folders_of_splits_is_named(tmp_path: Path) -> None:
+def test_a_video_outside_the_split_folders_is_named(tmp_path: Path) -> None:
     touched(tmp_path, "test/a.mp4", "dev/b.mp4")
     with pytest.raises(UserError, match=r"dev/b\.mp4: is not in a split folder.*in test.;"):
         splits(str(tmp_path))
@@ -98,7 +98,7 @@ def test_a_tenth_of_the_identities_is_for_tests(identities: int, tests: int) -> 
     assert assign_splits(entries[::-1]) == assign_splits(entries)[::-1]
 
 
-def test_split_of_the_manifest_holds_for_its_identity() -> None:
+def test_split_in_a_manifest_applies_to_the_identity() -> None:
     entries = [entry("ann", "val"), entry("ann"), entry("bob", "train"), entry("bob", "test")]
     assert assign_splits(entries) == ["val", "val", "train", "test"]
 
@@ -119,7 +119,7 @@ def old_clip(identity: str, split: str) -> Clip:
     )
 
 
-def test_identity_keeps_the_split_that_the_data_set_gave_it() -> None:
+def test_identity_keeps_its_split_in_the_data_set() -> None:
     base = [old_clip("ann", "val"), old_clip("bob", "train"), old_clip("bob", "test")]
     new = [entry("ann"), entry("ann", "train"), entry("bob"), entry("bob", "test"), entry("x", "y")]
     assert assign_splits(new, base) == ["val", "val", "train", "test", "y"]
@@ -134,7 +134,7 @@ def test_appended_identities_are_for_tests_until_a_tenth_is(old: int, new: int, 
     assert splits.count("train") == new - tests
 
 
-def test_a_split_is_not_turned_round_by_a_name_in_common() -> None:
+def test_equal_file_names_do_not_change_a_split() -> None:
     base = [old_clip("1", "train")]
     with pytest.raises(UserError, match=r"belongs to test, .* '1', .* is already in train"):
         assign_splits([entry("1", "test")._replace(by_name=True)], base)

@@ -19,7 +19,7 @@ from tests.places import BAD
 
 
 @pytest.mark.skipif(not BAD.exists(), reason="needs ../shared/data/bad")
-def test_shards_do_what_their_table_demands(tmp_path: Path) -> None:
+def test_shards_match_their_expectation(tmp_path: Path) -> None:
     table = csv.DictReader((BAD / "EXPECTED.csv").read_text(encoding="utf-8").splitlines())
     for row in (row for row in table if row["kind"] == "shard"):
         shutil.copyfile(BAD / row["file"], tmp_path / row["file"])
@@ -31,7 +31,7 @@ def test_shards_do_what_their_table_demands(tmp_path: Path) -> None:
         assert all(read(entry)[4:8] == b"ftyp" for entry in found.entries)
 
 
-def test_samples_of_a_shard_are_found_by_their_bytes(tmp_path: Path) -> None:
+def test_samples_of_a_shard_are_found_by_byte_range(tmp_path: Path) -> None:
     members = [("a.mp4", b"one"), ("a.json", FACTS), ("d/b.x.mp4", b"no"), ("d/b.webm", b"two")]
     path = write_tar(tmp_path / "s.tar", [*members, ("d/b.json", b"{}"), ("d/b.txt", b"?")])
     entries, unusable, _ = find_videos([str(path)])
@@ -90,7 +90,7 @@ def test_strange_members_are_named_and_the_others_used(tmp_path: Path) -> None:
     assert reasons["list.mp4"] == "has no usable JSON beside it"
 
 
-def test_shard_cut_anywhere_gives_whole_samples_and_says_so(tmp_path: Path) -> None:
+def test_shard_cut_anywhere_gives_complete_samples_and_a_reason(tmp_path: Path) -> None:
     members = [
         (f"{n}.{kind}", data)
         for n in range(3)
@@ -121,7 +121,7 @@ def test_a_damaged_header_in_the_middle_is_named(damage: bytes, tmp_path: Path) 
     assert "is damaged, or several tars joined: nothing after byte 5,120" in item.reason
 
 
-def test_tars_that_were_joined_are_named(tmp_path: Path) -> None:
+def test_joined_tars_are_named(tmp_path: Path) -> None:
     one = write_tar(tmp_path / "s.tar", [("a.mp4", b"x"), ("a.json", FACTS)])
     one.write_bytes(one.read_bytes() * 2)
     entries, [item], _ = find_videos([str(one)])
@@ -130,7 +130,7 @@ def test_tars_that_were_joined_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b"\0" * 700, b"\x1f\x8b" + b"x" * 900])
-def test_what_is_no_tar_is_named(data: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_tars_are_named(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(data)
     entries, [item], _ = find_videos([str(tmp_path / "s.tar")])
     assert entries == []

@@ -47,7 +47,7 @@ def read_until_error(source: Any) -> tuple[int, VideoError | None]:
 
 @pytest.mark.skipif(not VIDEOS, reason="needs ../shared/data/bad")
 @pytest.mark.parametrize("row", VIDEOS, ids=[row["file"] for row in VIDEOS])
-def test_awkward_file_does_what_its_table_demands(row: dict[str, str], tmp_path: Path) -> None:
+def test_awkward_file_matches_its_expectation(row: dict[str, str], tmp_path: Path) -> None:
     path = BAD / row["file"]
     if not path.exists():
         path = tmp_path / row["file"]
@@ -92,7 +92,7 @@ def test_gray_file_has_equal_channels_and_hdr_file_keeps_its_range() -> None:
 
 
 @pytest.mark.skipif(not VIDEOS, reason="needs ../shared/data/bad")
-def test_probe_tells_variable_rate_from_constant() -> None:
+def test_probe_distinguishes_variable_from_constant_rate() -> None:
     assert probe(BAD / "vfr.mp4").variable_rate
     assert probe(BAD / "vfr.mp4").fps == pytest.approx(1200 / 61)
     assert not probe(BAD / "ok_reference.mp4").variable_rate
@@ -117,7 +117,7 @@ def test_probe_reads_the_rate() -> None:
         ),
     ],
 )
-def test_what_is_no_video_is_refused_by_name(
+def test_files_that_are_not_videos_are_refused_by_name(
     name: str, data: bytes, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -170,7 +170,7 @@ def test_overwritten_mp4_is_flagged() -> None:
     assert "damaged" in str(error)
 
 
-def test_webm_without_a_count_is_whole_or_flagged() -> None:
+def test_webm_without_a_frame_count_is_complete_or_flagged() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (80, 32, 32, 3), np.uint8)
     data = muxed("webm", "libvpx-vp9", list(noise))
     assert read_until_error(io.BytesIO(data)) == (80, None)
@@ -189,7 +189,7 @@ def test_frames_hidden_by_an_edit_list_are_not_missing() -> None:
 @pytest.mark.parametrize(
     "name", ["-dash.mp4", "ünï cödé #1 (copy).mp4", "a:b.mp4", "frame%03d.mp4", "[x]*?.mp4"]
 )
-def test_any_file_name_is_only_a_name(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_file_names_are_never_interpreted(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     write_video(name, moving_square(3), 25.0)
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -301,7 +301,7 @@ def plain(width: int, height: int, said: int, meant: Colorspace) -> bytes:
         (64, 64, 1, Colorspace.ITU709),
     ],
 )
-def test_colours_are_those_that_are_said_or_else_usual(
+def test_colour_space_is_the_declared_or_else_the_usual_one(
     width: int, height: int, said: int, meant: Colorspace
 ) -> None:
     data = plain(width, height, said, meant)
@@ -330,7 +330,7 @@ def test_a_large_stream_without_named_colours_is_not_copied() -> None:
         ("webm", "libvpx-vp9", "yuva420p"),
     ],
 )
-def test_what_is_transparent_in_a_video_is_black(container: str, codec: str, pixels: str) -> None:
+def test_transparent_parts_of_a_video_are_black(container: str, codec: str, pixels: str) -> None:
     image = np.full((64, 64, 4), 200, np.uint8)
     image[..., 3] = np.repeat([[0], [255]], 32, axis=0)
     target = io.BytesIO()
@@ -350,7 +350,7 @@ def test_what_is_transparent_in_a_video_is_black(container: str, codec: str, pix
         assert np.abs(frame.image[34:].astype(int) - 200).max() <= 6
 
 
-def test_a_cover_is_no_video(tmp_path: Path) -> None:
+def test_cover_art_is_not_a_video(tmp_path: Path) -> None:
     cover = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 0, 0)).save(cover, "JPEG")
     for name, frames in (("song.mp4", []), ("film.mp4", moving_square(3))):
@@ -402,13 +402,13 @@ def test_picture_is_upright_and_opaque(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "gray.png"), pixels[..., :1].repeat(3, axis=2))
 
 
-def test_video_is_a_picture_too(tmp_path: Path) -> None:
+def test_first_frame_of_a_video_is_a_picture(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", moving_square(3), 25.0)
     assert alike(read_image(tmp_path / "clip.mp4"), moving_square(1)[0])
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_what_is_no_picture_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_pictures_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(data)
     with pytest.raises(VideoError, match=r"x\.png: "):
         read_image(tmp_path / "x.png")

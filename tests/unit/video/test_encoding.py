@@ -32,7 +32,7 @@ def test_index_comes_before_the_frames() -> None:
     assert 0 < data.index(b"moov") < data.index(b"mdat")
 
 
-def test_frames_are_not_held() -> None:
+def test_frames_are_not_kept_in_memory() -> None:
     alive: list[weakref.ref[np.ndarray]] = []
 
     def frames() -> Iterator[np.ndarray]:
@@ -47,7 +47,7 @@ def test_frames_are_not_held() -> None:
     assert len(alive) == 40
 
 
-def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+def test_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "clip.mp4"
     target.write_bytes(b"old")
 
@@ -71,7 +71,7 @@ def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
         (moving_square(2), float("nan"), "above 0"),
     ],
 )
-def test_what_cannot_be_written_is_refused(
+def test_unwritable_videos_are_refused(
     frames: list[np.ndarray], fps: float, reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=reason):

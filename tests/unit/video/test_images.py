@@ -53,7 +53,7 @@ def assert_alike(found: np.ndarray, expected: Image.Image | np.ndarray, most: fl
 
 
 @pytest.mark.parametrize("options", [{}, {"tile_size": 256}], ids=["one", "tiles"])
-def test_heic_is_whole(options: dict[str, int], tmp_path: Path) -> None:
+def test_heic_is_read_completely(options: dict[str, int], tmp_path: Path) -> None:
     whole = quarters(512, 768)
     whole.save(tmp_path / "a.heic", quality=90, **options)
     assert_alike(read_image(tmp_path / "a.heic"), whole)
@@ -87,12 +87,12 @@ def test_every_orientation_is_upright(kind: str, orientation: int, tmp_path: Pat
     assert (picture.width, picture.height) == upright.size
 
 
-def test_damaged_exif_does_not_keep_a_picture_from_being_read(tmp_path: Path) -> None:
+def test_a_picture_with_damaged_exif_is_read(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\1", quality=95)
     assert_alike(read_image(tmp_path / "a.jpg"), quarters())
 
 
-def test_previews_of_a_tiff_are_passed_over(tmp_path: Path) -> None:
+def test_previews_of_a_tiff_are_skipped(tmp_path: Path) -> None:
     preview = ImageFileDirectory_v2()
     preview[254] = 1
     small, whole = quarters(16, 12), quarters()
@@ -110,7 +110,7 @@ def test_previews_of_a_tiff_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_layers_are_read_only_with_the_picture_that_they_make(whole: bool, tmp_path: Path) -> None:
+def test_layers_are_read_only_if_merged(whole: bool, tmp_path: Path) -> None:
     head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, 48, 64, 8, 3)
     version = struct.pack(">I?", 1, whole) + bytes(9)
     resource = struct.pack(">4sHHI", b"8BIM", 1057, 0, len(version)) + version
@@ -125,20 +125,20 @@ def test_layers_are_read_only_with_the_picture_that_they_make(whole: bool, tmp_p
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif", b"jxl ", b"crx "])
-def test_a_still_picture_that_cannot_be_read_is_no_video(brand: bytes, tmp_path: Path) -> None:
+def test_an_unreadable_still_picture_is_not_taken_for_a_video(brand: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.mov").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(200))
     for read in (read_image, probe, lambda path: list(frames_upright(path))):
         with pytest.raises(VideoError, match=r"a\.mov: \S"):
             read(tmp_path / "a.mov")
 
 
-def test_a_picture_of_an_unknown_kind_is_told_what_to_do(tmp_path: Path) -> None:
+def test_error_about_an_unknown_kind_of_picture_gives_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bytes(200))
     with pytest.raises(VideoError, match=r"a\.jxl: is not a video.*; if it is a picture, save it"):
         read_image(tmp_path / "a.jxl")
 
 
-def test_what_may_never_end_is_not_opened(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):
         for read in (read_image, probe, survey_sound, lambda path: list(frames_upright(path))):
@@ -196,7 +196,7 @@ def write_tiff(path: Path, data: bytes, bits: int) -> None:
         (np.full((48, 64), np.nan, np.float32), "NaN or infinite"),
     ],
 )
-def test_values_without_a_white_are_refused(
+def test_values_without_a_known_white_level_are_refused(
     pixels: np.ndarray, reason: str, tmp_path: Path
 ) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
@@ -248,7 +248,7 @@ def test_embedded_profiles_are_respected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "gif", "webp", "tif", "avif", "heic"])
-def test_what_is_transparent_is_black_as_source_and_as_driving(kind: str, tmp_path: Path) -> None:
+def test_transparent_parts_are_black_in_source_and_driving(kind: str, tmp_path: Path) -> None:
     pixels = np.dstack([np.asarray(quarters()), np.zeros((48, 64), np.uint8)])
     pixels[:24, :, 3] = 255
     Image.fromarray(pixels).save(tmp_path / f"a.{kind}", quality=95)
@@ -288,7 +288,7 @@ def test_a_photo_of_200_megapixels_is_read_reduced(tmp_path: Path) -> None:
     assert cut_picture(picture, Box(4160, 0, 8000, 3840), 32).max() < 10
 
 
-def test_a_picture_that_no_camera_takes_is_refused(tmp_path: Path) -> None:
+def test_a_picture_larger_than_any_camera_takes_is_refused(tmp_path: Path) -> None:
     quarters().save(tmp_path / "bomb.png")
     data = bytearray((tmp_path / "bomb.png").read_bytes())
     data[16:24] = struct.pack(">II", 30_000, 30_000)
@@ -302,7 +302,7 @@ def test_a_picture_that_no_camera_takes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "webp", "tif", "jp2", "avif", "heic", "ico"])
-def test_damage_is_told_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_damage_is_reported_in_one_line(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{kind}"
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     options = {"compression": "tiff_lzw"} if kind == "tif" else {}
@@ -352,7 +352,7 @@ def test_an_animated_picture_is_a_video(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png"])
-def test_frames_without_a_time_are_shown_as_browsers_do(kind: str, tmp_path: Path) -> None:
+def test_frames_without_a_duration_get_that_of_browsers(kind: str, tmp_path: Path) -> None:
     frames = [Image.new("L", (64, 48), 40 * n) for n in range(3)]
     path = tmp_path / f"a.{kind}"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=[0, 10, 20])
@@ -361,7 +361,7 @@ def test_frames_without_a_time_are_shown_as_browsers_do(kind: str, tmp_path: Pat
     assert probe(path).fps == pytest.approx(3 / 0.22)
 
 
-def test_the_default_picture_of_an_animation_is_not_a_part_of_it(tmp_path: Path) -> None:
+def test_the_default_picture_of_an_animation_is_not_a_frame(tmp_path: Path) -> None:
     frames = [Image.new("L", (64, 48), 50 * n) for n in range(4)]
     frames[0].save(
         tmp_path / "a.png", save_all=True, append_images=frames[1:], default_image=True, duration=40
@@ -371,7 +371,7 @@ def test_the_default_picture_of_an_animation_is_not_a_part_of_it(tmp_path: Path)
     assert read_image(tmp_path / "a.png").mean() == 0
 
 
-def test_bytes_are_read_as_files_are(tmp_path: Path) -> None:
+def test_bytes_are_read_like_files(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.webp", lossless=True)
     data = io.BytesIO((tmp_path / "a.webp").read_bytes())
     assert_alike(next(frames_upright(data)), quarters())

@@ -31,14 +31,14 @@ def test_frames_are_found_exactly(gop: int, decoder: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_all_readers_agree_to_the_bit(decoder: str) -> None:
+def test_all_readers_give_identical_frames(decoder: str) -> None:
     data = encoded(moving_square(20))
     upright = np.stack(list(frames_upright(io.BytesIO(data))))
     assert np.array_equal(upright, read_all(data, 64, decoder))
 
 
 @pytest.mark.parametrize("size", [64, 128])
-def test_decoders_agree_to_the_bit_at_another_size(size: int) -> None:
+def test_decoders_give_identical_frames_at_another_size(size: int) -> None:
     data = encoded(render_clip(1, size=96, frames=10).frames)
     one, *others = (read_all(data, size, decoder) for decoder in DECODERS)
     for other in others:
@@ -68,7 +68,7 @@ def test_size_that_decord_fails_at_is_refused(size: int) -> None:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html> secret", None, "cut"])
-def test_damaged_clip_is_refused_without_spilling_its_bytes(
+def test_damaged_clip_is_refused_without_printing_its_bytes(
     data: Any, decoder: str, capfd: Any
 ) -> None:
     if data is None:
