@@ -21,13 +21,13 @@ NIGHTS = 7
 @pytest.fixture
 def models(tiny: Config, tmp_path: Path) -> Folder:
     """A candidate a night, of random weights."""
-    storage = Folder(str(tmp_path / "models"))
+    folder = Folder(str(tmp_path / "models"))
     state = new_state(tiny, torch.device("cpu"))
     for night in range(NIGHTS):
         save_checkpoint(state, tiny, tmp_path / "models" / f"n{night}" / "run" / "step_0000001")
-        storage.write(f"n{night}/index.json", b"{}")
-        storage.write(f"n{night}/report.html", b"kept")
-    return storage
+        folder.write(f"n{night}/index.json", b"{}")
+        folder.write(f"n{night}/report.html", b"kept")
+    return folder
 
 
 @pytest.mark.parametrize(
