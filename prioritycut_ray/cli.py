@@ -165,7 +165,7 @@ def data_append(
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Add videos in new shards. They become visible at once, when the index is replaced."""
+    """Add videos in new shards, which become visible together when the index is replaced."""
     from prioritycut_ray.commands.shard import append
 
     with writing_to(url):
