@@ -9,8 +9,6 @@ from torch import Tensor
 from prioritycut_ray.models.blocks import coordinate_grid
 from prioritycut_ray.models.sampling import grid_sample
 
-CONTROL_POINTS = 5
-"""Side of the grid of control points."""
 SIGMA_AFFINE = 0.05
 SIGMA_SPLINE = 0.005
 _EPSILON = 1e-6
@@ -19,11 +17,11 @@ _EPSILON = 1e-6
 class ThinPlateSpline(NamedTuple):
     """T(z) = A z + t + (s(z), s(z)) with s(z) = Σ_j w_j · r_j² log(r_j + 1e-6), r_j = ‖z − c_j‖₁.
 
-    The distance r is the L1 distance, and the same s moves x and y: so it is in the reference.
+    As in the reference, r is the L1 distance, and the same s moves x and y.
 
     Attributes:
         affine: [A | t].
-        weights: w, one a control point of the 5x5 grid.
+        weights: w, one per control point of a square grid (5x5 in training).
     """
 
     affine: Float[Tensor, "B 2 3"]
@@ -31,14 +29,14 @@ class ThinPlateSpline(NamedTuple):
 
 
 def random_spline(normal: Float[Tensor, "B 31"]) -> ThinPlateSpline:
-    """A random transform from 6 + 25 standard normal numbers a sample (method §2)."""
+    """Build random transforms from 6 + 25 standard normal numbers per sample (method §2)."""
     identity = torch.eye(2, 3, dtype=normal.dtype, device=normal.device)
     affine = identity + SIGMA_AFFINE * normal[:, :6].view(-1, 2, 3)
     return ThinPlateSpline(affine, SIGMA_SPLINE * normal[:, 6:])
 
 
 def _offsets(transform: ThinPlateSpline, points: Tensor) -> Float[Tensor, "P N J 2"]:
-    """Z − c_j for every point and control point."""
+    """Return z − c_j for every point and control point."""
     side = round(transform.weights.shape[1] ** 0.5)
     control = coordinate_grid(side, side, dtype=points.dtype, device=points.device)
     return points[:, :, None] - control.reshape(1, 1, -1, 2)
@@ -47,7 +45,7 @@ def _offsets(transform: ThinPlateSpline, points: Tensor) -> Float[Tensor, "P N J
 def transform_points(
     transform: ThinPlateSpline, points: Float[Tensor, "P N 2"]
 ) -> Float[Tensor, "B N 2"]:
-    """T(z) for points (x, y) in [-1, 1], those of each sample or (P = 1) the same for all."""
+    """Return T(z) for points (x, y) in [-1, 1], per sample or (P = 1) the same for all."""
     matrix, translation = transform.affine[:, :, :2], transform.affine[:, :, 2]
     distance = _offsets(transform, points).abs().sum(-1)
     radial = distance.square() * torch.log(distance + _EPSILON)
@@ -58,7 +56,7 @@ def transform_points(
 def jacobian(
     transform: ThinPlateSpline, points: Float[Tensor, "B N 2"]
 ) -> Float[Tensor, "B N 2 2"]:
-    """∇T in closed form: A + 1·∇s(z)ᵀ, ∇s = Σ_j w_j (2 r log(r + ε) + r²/(r + ε)) sign(z − c_j)."""
+    """Return ∇T = A + 1·∇s(z)ᵀ, ∇s = Σ_j w_j (2 r log(r + ε) + r²/(r + ε)) sign(z − c_j)."""
     offsets = _offsets(transform, points)
     distance = offsets.abs().sum(-1)
     slope = 2 * distance * torch.log(distance + _EPSILON) + distance.square() / (
@@ -71,7 +69,7 @@ def jacobian(
 def transform_frame(
     transform: ThinPlateSpline, frame: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B C H W"]:
-    """The frame sampled at T(z), with reflection padding."""
+    """Sample the frame at T(z), with reflection padding."""
     height, width = frame.shape[2:]
     grid = coordinate_grid(height, width, dtype=frame.dtype, device=frame.device)
     warped = transform_points(transform, grid.reshape(1, -1, 2)).view(-1, height, width, 2)

@@ -1,6 +1,6 @@
 """The losses of the method as pure functions (method §2, §3, §4).
 
-Every function returns an unweighted scalar; weights are applied by the trainer, from the config.
+Every function returns an unweighted scalar; the training step applies the weights of the config.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ Scalar = Float[Tensor, ""]
 
 
 class _FeatureDistance(torch.autograd.Function):
-    """Σ_i mean |x_i − y_i| in float32; gradients for x in one pass, laid out like x.
+    """Σ_i mean |x_i − y_i| in float32, with gradients for x in one pass and in the layout of x.
 
-    Autograd's own goes by a float32 tensor of x's size in planes: 3 to 4 times slower.
+    Autograd would go through a contiguous float32 tensor of x's size, which is 3 to 4 times slower.
     """
 
     @staticmethod
@@ -46,10 +46,10 @@ class _FeatureDistance(torch.autograd.Function):
 
 
 def feature_distance(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> Scalar:
-    """Σ_i mean |x_i − y_i| over feature levels, the target detached (method §2).
+    """Return Σ_i mean |x_i − y_i| over feature levels, with detached targets (method §2).
 
-    Serves the perceptual loss (levels of a frozen network) and feature matching (blocks of the
-    discriminator). Features may be bfloat16; means are taken in float32.
+    It is the perceptual loss (levels of a frozen network) and the feature matching loss (blocks of
+    the discriminator). Features may be bfloat16; means are taken in float32.
     """
     xs, ys = zip(*zip(predicted, target, strict=True), strict=True)
     distance: Tensor = _FeatureDistance.apply(*xs, *ys)
@@ -59,7 +59,7 @@ def feature_distance(predicted: Sequence[Tensor], target: Sequence[Tensor]) -> S
 def equivariance_value(
     driving: Keypoints, transformed: Keypoints, transform: ThinPlateSpline
 ) -> Scalar:
-    """Mean |μ^D − T(μ(T-warped D))| (method §2)."""
+    """Return mean |μ^D − T(μ(T-warped D))| (method §2)."""
     back = equivariance.transform_points(transform, transformed.value)
     return F.l1_loss(back, driving.value)
 
@@ -67,7 +67,7 @@ def equivariance_value(
 def equivariance_jacobian(
     driving: Keypoints, transformed: Keypoints, transform: ThinPlateSpline
 ) -> Scalar:
-    """Mean |I − (J^D)^-1 · ∇T · J'|, ∇T at the transformed keypoints (method §2)."""
+    """Return mean |I − (J^D)^-1 · ∇T · J'|, ∇T at the transformed keypoints (method §2)."""
     assert driving.jacobian is not None
     assert transformed.jacobian is not None
     product = (
@@ -80,7 +80,7 @@ def equivariance_jacobian(
 
 
 def generator_adversarial(fake: DiscriminatorOutput) -> Scalar:
-    """What the generator pays for fakes that are found out.
+    """Return the generator's adversarial loss.
 
     LSGAN for the patch discriminator: mean (1 − D(D̂))² (method §2). For the U-Net discriminator
     ½ BCE(D_enc) + ½ BCE(D_dec) with target real, per-pixel terms averaged (method §3).
@@ -91,7 +91,7 @@ def generator_adversarial(fake: DiscriminatorOutput) -> Scalar:
 
 
 def discriminator_adversarial(real: DiscriminatorOutput, fake: DiscriminatorOutput) -> Scalar:
-    """What the discriminator pays for taking real for fake and fake for real.
+    """Return the discriminator's adversarial loss for real and fake images.
 
     LSGAN for the patch discriminator: mean [(1 − D(real))² + D(fake)²]. For the U-Net
     discriminator ½(real: enc + dec) + ½(fake: enc + dec) (method §3).
@@ -104,7 +104,7 @@ def discriminator_adversarial(real: DiscriminatorOutput, fake: DiscriminatorOutp
 
 
 def mixed_adversarial(mixed: DiscriminatorOutput, mask: Float[Tensor, "B 1 H W"]) -> Scalar:
-    """The mixed image is fake as a whole, and real or fake pixel by pixel (method §4)."""
+    """Return the loss for mixed images: fake as a whole, real or fake per pixel (method §4)."""
     return bce(mixed.logits, 0.0) + F.binary_cross_entropy_with_logits(_pixels(mixed), mask)
 
 
@@ -114,7 +114,7 @@ def consistency(
     fake: DiscriminatorOutput,
     mask: Float[Tensor, "B 1 H W"],
 ) -> Scalar:
-    """Mean (D_dec(mix(D, D̂; M)) − mix(D_dec(D), D_dec(D̂); M))² on logits (method §4).
+    """Return mean (D_dec(mix(D, D̂; M)) − mix(D_dec(D), D_dec(D̂); M))² on logits (method §4).
 
     Gradients flow through all three passes.
     """
@@ -122,7 +122,7 @@ def consistency(
 
 
 def bce(logits: Tensor, target: float) -> Scalar:
-    """Binary cross-entropy with logits against one target for all, averaged."""
+    """Return the mean binary cross-entropy of logits against a single target."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 

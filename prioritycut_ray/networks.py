@@ -1,4 +1,4 @@
-"""Configuration → networks."""
+"""Build networks from a configuration."""
 
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from prioritycut_ray.precision import resolve_precision
 
 
 def build_animator(config: ModelConfig) -> Animator:
-    """The generator side, with fresh weights, channels last."""
+    """Build the animator of the configuration, with fresh weights, channels last."""
     animator = FirstOrderAnimator(
         KeypointDetector(num_keypoints=config.num_keypoints, **config.detector.model_dump()),
         DenseMotionNetwork(num_keypoints=config.num_keypoints, **config.dense_motion.model_dump()),
@@ -31,7 +31,7 @@ def build_animator(config: ModelConfig) -> Animator:
 
 
 def build_discriminator(config: Config) -> Discriminator:
-    """The discriminator that the configuration names, with fresh weights, channels last."""
+    """Build the discriminator of the configuration, with fresh weights, channels last."""
     options = config.discriminator
     num_keypoints = config.model.num_keypoints if options.use_keypoints else 0
     if options.kind == "patch":
@@ -56,16 +56,16 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 
 def _channels_last(network: _Network) -> _Network:
-    """In the layout that convolutions are fastest in, and all of a network must keep to."""
+    """Convert weights to channels last, the layout of all networks (models/blocks.py)."""
     return network.to(memory_format=torch.channels_last)
 
 
 def build_perceptual(config: Config, device: torch.device | None = None) -> PerceptualPyramid:
-    """The frozen network of the perceptual loss, on a device (the CPU)."""
+    """Build the frozen network of the perceptual loss, on a device (by default, the CPU)."""
     options, device = config.loss.perceptual, device or torch.device("cpu")
     features = perceptual_features(options.weights, seed=options.seed)
     if resolve_precision(config.train.precision, device) == "bfloat16":
-        # They never learn, so they need not be rounded anew at every use.
+        # Frozen weights need not be rounded again at every use.
         for layer in features.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.to(torch.bfloat16)

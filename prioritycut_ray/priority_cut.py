@@ -1,4 +1,4 @@
-"""PriorityCut and CutMix masks, and mixing by them (method §4): pure tensor functions.
+"""PriorityCut and CutMix masks, and mixing with them (method §4): pure tensor functions.
 
 A mask M is 1 where the mixed image shows the real (driving) frame and 0 where it shows the
 generated one.
@@ -22,19 +22,19 @@ def priority_mask(
     size: tuple[int, int],
     background_threshold: float = 0.5,
 ) -> Float[Tensor, "B 1 H W"]:
-    """The PriorityCut mask: 0 on the top-k percent occluded pixels of the foreground (method §4).
+    """Return the PriorityCut mask: 0 on the top-k percent occluded foreground pixels (method §4).
 
-    Everything happens at the occlusion map's resolution; the mask is then enlarged by nearest
-    neighbour. Foreground = {z : M_bg(z) < threshold}; per sample, the n = round(k/100 ·
-    |foreground|) foreground pixels with the highest priority 1 − O(z) are cut. Ties go to the
-    first pixel in reading order. Source: PriorityCut, abstract, introduction and figure 1; that
-    the per cent are of the foreground is the text's wording. Reconstructed by this project: the
-    threshold on the background mask.
+    The mask is computed at the resolution of the occlusion map, then enlarged by nearest neighbour.
+    Foreground = {z : M_bg(z) < threshold}; in each sample, the n = round(k/100 · |foreground|)
+    foreground pixels with the highest priority 1 − O(z) are cut. Ties go to the first pixel in
+    reading order. Source: PriorityCut, abstract, introduction and figure 1; the text says that the
+    percentage is of the foreground. Reconstructed by this project: the threshold on the background
+    mask.
 
     Args:
         occlusion_map: O, 1 = visible in the source, 0 = occluded.
         background_mask: M_bg, the probability that a pixel moves with the background.
-        top_k: k, in per cent of the foreground, 0 to 100.
+        top_k: k in percent of the foreground, 0 to 100.
         size: height and width of the mask.
         background_threshold: M_bg below which a pixel is foreground [reconstructed].
 
@@ -42,10 +42,10 @@ def priority_mask(
         The mask M, 0 or 1.
     """
     foreground = (background_mask < background_threshold).flatten(1)
-    # n·k first, in double precision: k/100 has no exact binary form, and round() would go astray.
+    # Multiply by k first, in double precision: k/100 is inexact, and could change the rounding.
     count = (foreground.sum(dim=1, keepdim=True).double() * top_k / 100).round()
     # Ascending O is descending 1 − O, without the rounding that makes small O equal. Background
-    # goes last, behind every O in [0, 1].
+    # comes last, after every O in [0, 1].
     visible = torch.where(foreground, occlusion_map.flatten(1), torch.inf)
     order = visible.sort(dim=1, stable=True).indices
     rank = torch.empty_like(order).scatter_(
@@ -56,15 +56,15 @@ def priority_mask(
 
 
 def cutmix_mask(uniform: Float[Tensor, "B 4"], size: tuple[int, int]) -> Float[Tensor, "B 1 H W"]:
-    """The CutMix mask of U-Net GAN: a random box, inverted half the time (method §4).
+    """Return the CutMix mask of U-Net GAN: a random box, inverted half the time (method §4).
 
     Args:
-        uniform: four numbers in [0, 1) a sample: area ratio λ, centre x, centre y, inversion.
+        uniform: four numbers in [0, 1) per sample: area ratio λ, centre x, centre y, inversion.
         size: height and width of the mask.
 
     Returns:
-        The mask M: a box of side √(1 − λ), clipped to the image, is 0 and the rest 1, or the
-        other way round where the last number is below one half.
+        The mask M: 0 inside a box of side √(1 − λ), clipped to the image, and 1 outside; inverted
+        if the last number is below one half.
     """
     height, width = size
     area_ratio, centre_x, centre_y, invert = uniform[:, :, None, None].unbind(1)
@@ -95,12 +95,12 @@ def mixing_mask(
     background_threshold: float,
     swap_prob: float,
 ) -> Float[Tensor, "B 1 H W"]:
-    """The mask M of either kind for a batch of animations, at image size; carries no gradient.
+    """Return a mask M of either kind for a batch of animations, at image size and detached.
 
     Args:
-        animation: the generated frames that are mixed in.
-        uniform: five numbers in [0, 1) a sample: four for the CutMix box, one for the swap.
-        mask: which kind.
+        animation: the generated frames to mix in.
+        uniform: five numbers in [0, 1) per sample: four for the CutMix box, one for the swap.
+        mask: kind of mask.
         top_k: see :func:`priority_mask`.
         background_threshold: see :func:`priority_mask`.
         swap_prob: see :func:`swap_roles`.
@@ -124,12 +124,12 @@ def mix(
     fake: Float[Tensor, "B C H W"],
     mask: Float[Tensor, "B 1 H W"],
 ) -> Float[Tensor, "B C H W"]:
-    """M ⊙ a + (1 − M) ⊙ b (method §4), exactly, for masks of 0 and 1."""
+    """Return M ⊙ real + (1 − M) ⊙ fake (method §4), exactly, for masks of 0 and 1."""
     return torch.where(mask.bool(), real, fake)
 
 
 def mix_probability(samples: int, *, mix_prob: float, warmup_samples: int) -> float:
-    """p(t) = p_max · min(1, t / warm-up) (method §4), with t in samples seen."""
+    """Return p(t) = p_max · min(1, t / warm-up) (method §4), with t in samples seen."""
     if warmup_samples == 0:
         return mix_prob
     return mix_prob * min(1.0, samples / warmup_samples)

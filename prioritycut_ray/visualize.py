@@ -13,7 +13,7 @@ from prioritycut_ray.priority_cut import mix
 from prioritycut_ray.transfer import send
 
 Panel = UInt8[Tensor, "3 _H _W"]
-"""A picture; sizes differ from panel to panel."""
+"""A picture of any size."""
 
 _PALETTE = torch.tensor(
     [
@@ -31,18 +31,19 @@ _PALETTE = torch.tensor(
     dtype=torch.float32,
 ).div(255)
 _HIDDEN, _CUT = (1.0, 0.1, 0.1), (0.1, 0.4, 1.0)
-"""Colours, red and blue, of parts that the source does not show and of parts that a mask cuts."""
+"""Red for parts that the source does not show, blue for parts that a mask cuts."""
 
 
 def to_uint8(image: Float[Tensor, "... H W"]) -> UInt8[Tensor, "... H W"]:
-    """Values in [0, 1] as 0 to 255, rounded."""
+    """Convert values in [0, 1] to 0 … 255, rounded, on the CPU."""
     return image.detach().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
 
 
 def grid(columns: Sequence[Float[Tensor, "B _C _H _W"]], *, gap: int = 2) -> Panel:
-    """Samples as rows and pictures as columns, with white gaps; C is 1 or 3, sizes may differ.
+    """Arrange samples as rows and pictures as columns, with white gaps.
 
-    Smaller columns are enlarged by nearest neighbour, so that a map's own resolution shows.
+    C is 1 or 3. Smaller columns are enlarged by nearest neighbour, so that the resolution of a map
+    stays visible.
     """
     height, width = max(column.shape[2] for column in columns), max(c.shape[3] for c in columns)
     rows = torch.stack([_as_rgb(column, height, width) for column in columns], dim=1)
@@ -53,7 +54,7 @@ def grid(columns: Sequence[Float[Tensor, "B _C _H _W"]], *, gap: int = 2) -> Pan
 
 
 def stack(panels: Sequence[Panel], *, gap: int = 2) -> Panel:
-    """Panels of one width below each other, with white gaps."""
+    """Stack panels of equal width vertically, with white gaps."""
     padded = [F.pad(panel, (0, 0, 0, gap), value=255) for panel in panels]
     return torch.cat(padded, dim=1)[:, :-gap]
 
@@ -65,10 +66,10 @@ def method_columns(
     *,
     rows: slice = slice(None),
 ) -> Panel:
-    """Source, driving, generated, occlusion map, mask, mixed image: the method's six columns.
+    """Draw the method's six columns: source, driving, generated, occlusion map, mask, mixed image.
 
-    Black is occluded in the map, and generated in the mask. Without a mask (mixing is off) the
-    last two columns are left out.
+    Black means occluded in the map, and generated in the mask. Without a mask (mixing is off), the
+    last two columns are omitted.
     """
     columns = [*pair, animation.prediction, animation.occlusion_map]
     if mask is not None:
@@ -79,11 +80,11 @@ def method_columns(
 def review_panel(
     pair: FramePair, animation: Animation, mask: Float[Tensor, "B 1 H W"]
 ) -> UInt8[Tensor, "B H2 W3 3"]:
-    """Six tiles to watch as a video, uint8 frames with sides that are twice and thrice a frame's.
+    """Draw six tiles as frames of a video: two rows of three.
 
-    Above: source, driving, generated. Below: their difference four times enlarged (grey is none);
-    the generated frame, red where the source shows nothing to warp; the driving frame, blue where
-    the mask cuts.
+    Top: source, driving, generated. Bottom: the difference between driving and generated times four
+    (grey is zero); the generated frame, red where the source is occluded; the driving frame, blue
+    where the mask cuts.
     """
     prediction = animation.prediction
     difference = 0.5 + 2 * (prediction - pair.driving)
@@ -95,10 +96,10 @@ def review_panel(
 def motion_panel(
     pair: FramePair, animation: Animation, mask: Float[Tensor, "B 1 H W"]
 ) -> UInt8[Tensor, "B H2 W3 3"]:
-    """Six tiles of an animation of another identity, to watch as a video.
+    """Draw six tiles of an animation of another identity, as frames of a video.
 
-    Above: source, driving, generated. Below: the occlusion map (black is hidden in the source);
-    the generated frame, red where it is hidden; the generated frame, blue where the mask cuts.
+    Top: source, driving, generated. Bottom: the occlusion map (black is occluded in the source);
+    the generated frame, red where it is occluded; the generated frame, blue where the mask cuts.
     """
     prediction, occlusion = animation.prediction, _full_size_occlusion(animation)
     hidden = tint(prediction, 1 - occlusion, _HIDDEN)
@@ -112,7 +113,7 @@ def _full_size_occlusion(animation: Animation) -> Float[Tensor, "B 1 H W"]:
 
 
 def tiles(*rows: Sequence[Float[Tensor, "B 3 H W"]]) -> UInt8[Tensor, "B _H _W 3"]:
-    """Pictures of one size side by side, rows below each other, as frames of a video."""
+    """Arrange pictures of equal size in rows, as frames of a video."""
     whole = torch.cat([torch.cat(list(row), dim=3) for row in rows], dim=2)
     return to_uint8(whole).permute(0, 2, 3, 1)
 
@@ -122,7 +123,7 @@ def tint(
     weight: Float[Tensor, "B 1 H W"],
     colour: tuple[float, float, float],
 ) -> Float[Tensor, "B 3 H W"]:
-    """Blend a colour over an image, by at most 0.6 where the weight is 1."""
+    """Blend a colour over an image, by 0.6 where the weight is 1."""
     share = 0.6 * weight.to(image.dtype)
     tone = send(torch.tensor(colour, dtype=image.dtype), image.device)
     return image * (1 - share) + tone.view(1, 3, 1, 1) * share
@@ -131,7 +132,7 @@ def tint(
 def draw_keypoints(
     image: Float[Tensor, "B 3 H W"], value: Float[Tensor, "B K 2"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Discs of a colour each at the keypoints, drawn on images in [0, 1]."""
+    """Draw a disc at each keypoint, in its own colour, on images in [0, 1]."""
     height, width = image.shape[2:]
     positions = coordinate_grid(height, width, dtype=image.dtype, device=image.device)
     radius = 0.035

@@ -1,8 +1,8 @@
-"""Weights of the public First Order Motion implementation as weights of ours (method §1, §3).
+"""Import weights of the public First Order Motion implementation (method §1, §3).
 
 Reads its published checkpoints (a pickled dict of state dicts), and safetensors files that hold
-``weights/…`` under the same names beside the reference's configuration. Our modules follow its
-names, so that converting is renaming; nothing is dropped or filled in without being said.
+``weights/…`` under the same names and the reference's configuration. Our modules use its names, so
+a conversion only renames; whatever is dropped or filled in is reported.
 """
 
 import json
@@ -38,20 +38,20 @@ from prioritycut_ray.validation import describe_problems
 
 NETWORKS = ("generator", "kp_detector", "discriminator")
 REQUIRED = NETWORKS[:2]
-"""Enough to animate; only training needs a discriminator."""
+"""What animation needs; only training needs a discriminator."""
 PUBLISHED_SIZE = 256
 PUBLISHED_TEMPERATURE = 0.1
 _LISTED = 10
-"""Wrong keys that an error message names; it counts the rest."""
+"""Number of wrong keys that an error message names; the others are counted."""
 
 Exactly1 = Annotated[float, Field(ge=1, le=1)]
 KeypointVariance = Annotated[float, Field(ge=0.01, le=0.01)]
 
 
 class _Section(BaseModel):
-    """A section of the reference's configuration: defaults are its constructors' own.
+    """A section of the reference's configuration, with the defaults of its constructors.
 
-    Values that our modules cannot represent, and unknown keys, are errors.
+    Unknown keys, and values that our modules do not support, are errors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -114,10 +114,10 @@ class ReferenceModel(NamedTuple):
     """A trained model as the reference stores it.
 
     Attributes:
-        weights: by ``network.name``, the network one of :data:`NETWORKS`.
-        config: the file's own, or what the shapes of the weights tell.
-        size: side of the frames that it was made for.
-        notes: what was assumed because the file does not say it, in sentences.
+        weights: tensors by ``network.name``, where the network is one of :data:`NETWORKS`.
+        config: configuration in the file, or inferred from the shapes of the weights.
+        size: side of the frames in pixels.
+        notes: assumptions about what the file does not contain, in sentences.
     """
 
     weights: dict[str, Tensor]
@@ -127,12 +127,12 @@ class ReferenceModel(NamedTuple):
 
 
 class ImportReport(NamedTuple):
-    """What an import made.
+    """The result of an import.
 
     Attributes:
-        checkpoint: the directory that was written, below the run's folder.
-        config: of the run.
-        notes: what was assumed or left out, in sentences.
+        checkpoint: directory of the new checkpoint, in the run's folder.
+        config: configuration of the run.
+        notes: what was assumed or omitted, in sentences.
     """
 
     checkpoint: Path
@@ -141,17 +141,17 @@ class ImportReport(NamedTuple):
 
 
 def import_checkpoint(file: Path, out: Path) -> ImportReport:
-    """Turn a checkpoint of First Order Motion into a run that animates, evaluates and trains.
+    """Turn a checkpoint of First Order Motion into a run that can animate, evaluate and train.
 
     Args:
-        file: a published checkpoint, or a safetensors file as :func:`read_reference` takes it.
+        file: a published checkpoint, or a safetensors file for :func:`read_reference`.
         out: folder of the run; the checkpoint becomes its step 0.
 
     Raises:
-        UserError: the file is no such checkpoint, its keys do not fit, or ``out`` is a run already.
+        UserError: the file is not such a checkpoint, its keys do not match, or ``out`` is a run.
     """
     if has_checkpoint(out):
-        raise UserError(f"{out}: this folder holds a run already; give a new one")
+        raise UserError(f"{out}: this folder already holds a run; give a new one")
     model = read_reference(file)
     config = run_config(model, out)
     state = new_state(config, torch.device("cpu"))
@@ -159,19 +159,19 @@ def import_checkpoint(file: Path, out: Path) -> ImportReport:
     state.ema.module.load_state_dict(state.animator.state_dict())
     directory = out / STEP_FORMAT.format(0)
     save_checkpoint(state, config, directory)
-    fresh = "the optimisers start afresh: Adam's moments are not imported"
+    fresh = "the optimisers start from scratch: Adam's moments are not imported"
     return ImportReport(directory, config, (*model.notes, fresh))
 
 
 def read_reference(file: Path) -> ReferenceModel:
-    """Read a model of the reference; never runs code of a pickle.
+    """Read a model of the reference, without running code of a pickle.
 
     Args:
         file: ``.safetensors`` with tensors ``weights/{network}.{name}`` and metadata ``config``
             (the reference's ``model_params`` as JSON) and ``size``; or a pickle of the published
-            layout, a dict with ``generator``, ``kp_detector`` and, if it is to be trained on,
-            ``discriminator``, optimisers and epoch. Half precision and the ``module.`` of
-            DataParallel are converted.
+            layout, a dict with ``generator``, ``kp_detector`` and optionally ``discriminator``,
+            optimisers and epoch. Half precision and the ``module.`` prefix of DataParallel are
+            converted.
 
     Raises:
         UserError: the file is neither.
@@ -193,13 +193,13 @@ def _read_safetensors(file: Path) -> ReferenceModel:
         size = int(metadata["size"])
     except ValidationError as error:
         raise UserError(
-            f"{file}: its config is not one that this project can build: "
+            f"{file}: the config of the model is not supported: "
             f"{describe_problems(error, ReferenceConfig)}"
         ) from error
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{file}: a .safetensors file of First Order Motion has the metadata config and size "
-            f"({describe(error)})"
+            f"{file}: a .safetensors file of First Order Motion must have the metadata config and "
+            f"size ({describe(error)})"
         ) from error
     weights, notes = _as_today(weights)
     return ReferenceModel(weights, config, size, notes)
@@ -230,17 +230,17 @@ def _read_pickle(file: Path) -> ReferenceModel:
 
 
 def _as_today(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Weights by the names and in the precision that they are loaded in.
+    """Convert names and precision of the weights to those that are loaded.
 
     Returns:
-        The weights, and what was changed.
+        The weights, and notes on what was changed.
     """
     notes = []
     for network in NETWORKS:
         own = [key for key in weights if key.startswith(f"{network}.")]
         prefix = f"{network}.module."
         if own and all(key.startswith(prefix) for key in own):
-            notes.append(f"the prefix module. of DataParallel is removed from the {network}")
+            notes.append(f"removed the prefix module. of DataParallel from the {network}")
             weights = {
                 f"{network}.{key.removeprefix(prefix)}" if key in own else key: value
                 for key, value in weights.items()
@@ -248,11 +248,11 @@ def _as_today(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str,
         if not own and network not in REQUIRED:
             notes.append(
                 f"the file has no {network}: it gets random weights, which matters only if you "
-                "train on"
+                "continue training"
             )
     kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
     if others := sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}):
-        notes.append(f"weights in {' and '.join(others)} are converted to float32")
+        notes.append(f"converted weights in {' and '.join(others)} to float32")
     weights = {
         key: value.float() if value.is_floating_point() else value for key, value in weights.items()
     }
@@ -260,9 +260,10 @@ def _as_today(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str,
 
 
 def _complete_spectral_norms(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Bring spectral norms of PyTorch before 1.1 to the layout of today.
+    """Convert spectral norms of PyTorch before 1.1 to the present layout.
 
-    They stored the normalised weight W = W_orig/σ and u, but not v. v follows from u = W_orig v/σ.
+    They stored the normalised weight W = W_orig/σ and u, but not v, which follows from
+    u = W_orig v/σ.
     """
     weights = dict(weights)
     for key in [key for key in weights if key.endswith(".weight_orig")]:
@@ -277,14 +278,14 @@ def _complete_spectral_norms(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _infer_config(
     weights: Mapping[str, Tensor], source: str
 ) -> tuple[ReferenceConfig, tuple[str, ...]]:
-    """The sizes of the networks, from the shapes of their weights.
+    """Infer the sizes of the networks from the shapes of their weights.
 
     Returns:
-        The configuration, and what had to be assumed.
+        The configuration, and notes on what was assumed.
     """
     notes = [
-        f"the file does not say the frame size and the detector's temperature: the published "
-        f"values {PUBLISHED_SIZE} and {PUBLISHED_TEMPERATURE} are taken"
+        f"the file does not contain the frame size and the detector's temperature: assuming the "
+        f"published values {PUBLISHED_SIZE} and {PUBLISHED_TEMPERATURE}"
     ]
     keypoints = _channels(weights, "kp_detector.kp.weight", source)
     jacobian = weights.get("kp_detector.jacobian.weight")
@@ -294,8 +295,8 @@ def _infer_config(
         for network in ("kp_detector", "generator.dense_motion_network")
     }
     if set(scales.values()) == {None}:
-        notes.append("no network has a down.weight: scale_factor is 1")
-    # One network alone without a down.weight lacks a key: the other's scale makes that known.
+        notes.append("neither network has a down.weight: assuming scale_factor 1")
+    # If only one network lacks a down.weight, the scale of the other makes it a missing key.
     known = next((scale for scale in scales.values() if scale is not None), 1.0)
     config = {
         "common_params": {"num_kp": keypoints, "estimate_jacobian": estimates},
@@ -319,7 +320,7 @@ def _infer_config(
         "discriminator_params": _infer_discriminator(weights, keypoints, source),
     }
     if not estimates:
-        notes.append("the detector has no jacobians: they are the identity")
+        notes.append("the detector estimates no jacobians: using the identity")
     return ReferenceConfig.model_validate(config), tuple(notes)
 
 
@@ -352,24 +353,24 @@ def _infer_discriminator(
 
 
 def _infer_scale(kernel: Tensor | None) -> float | None:
-    """The scale s of an anti-alias kernel with N = 2·round(4σ) + 1 taps, σ = (1/s − 1)/2."""
+    """Return the scale s of an anti-alias kernel: N = 2·round(4σ) + 1 taps, σ = (1/s − 1)/2."""
     return 4 / (kernel.shape[-1] + 3) if kernel is not None and kernel.ndim == 4 else None
 
 
 def _channels(weights: Mapping[str, Tensor], key: str, source: str) -> int:
-    """Output channels of the convolution ``key``."""
+    """Return the number of output channels of the convolution ``key``."""
     if key not in weights or weights[key].ndim != 4:
         _check_keys(source, missing=[key])
     return len(weights[key])
 
 
 def _count(weights: Iterable[str], prefix: str) -> int:
-    """How many different numbers follow a prefix."""
+    """Count the different numbers that follow a prefix."""
     return len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
 
 
 def _widest(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """Most output channels below a prefix: builds the same layers as max_features did."""
+    """Return the most output channels below a prefix; as max_features, it gives these layers."""
     biases = [
         bias.numel()
         for key, bias in weights.items()
@@ -379,12 +380,12 @@ def _widest(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def run_config(model: ReferenceModel, out: Path) -> Config:
-    """Our configuration for a model of the reference, as a run in the folder ``out``.
+    """Return our configuration for a model of the reference, as a run in the folder ``out``.
 
     Raises:
-        UserError: the sizes do not fit each other, or ``out`` is no name for a run.
+        UserError: the sizes do not fit together, or ``out`` is not a valid name of a run.
     """
-    # VGG-19 halves four times: nothing is left of the published 1/8 scale of a small frame.
+    # VGG-19 halves four times: at the published scale 1/8, nothing is left of a small frame.
     scales = [s for s in LossConfig().perceptual.scales if model.size * s >= 16]
     tree = {
         "name": out.absolute().name,
@@ -399,7 +400,7 @@ def run_config(model: ReferenceModel, out: Path) -> Config:
 
 
 def animator_config(reference: ReferenceConfig) -> ModelConfig:
-    """The sizes of detector, dense motion and generator."""
+    """Return the sizes of detector, dense motion and generator."""
     detector, generator = reference.kp_detector_params, reference.generator_params
     motion = generator.dense_motion_params
     return ModelConfig(
@@ -413,7 +414,7 @@ def animator_config(reference: ReferenceConfig) -> ModelConfig:
 
 
 def discriminator_config(reference: ReferenceConfig) -> DiscriminatorConfig:
-    """The sizes of the patch discriminator."""
+    """Return the sizes of the patch discriminator."""
     options = reference.discriminator_params
     return DiscriminatorConfig(
         kind="patch",
@@ -430,13 +431,13 @@ def load_weights(
 ) -> None:
     """Load a model of the reference into fresh networks of the same sizes.
 
-    Anti-alias kernels are constants: they are compared with ours and then left out. Where the
-    reference estimates no jacobians, the detector keeps its fresh jacobian layer, which gives the
-    identity (method §1). Batch counts, which nothing reads, may be absent.
+    Anti-alias kernels are constants: they are compared with ours, then omitted. If the reference
+    estimates no jacobians, the detector keeps its fresh jacobian layer, which gives the identity
+    (method §1). Batch counts, which are not used, may be missing.
 
     Raises:
-        UserError: naming ``source`` and the keys that are missing, unknown or do not fit, or that
-            are NaN or infinite.
+        UserError: keys are missing or unknown, or have wrong shapes, NaN or infinite values; names
+            ``source`` and the keys.
     """
     networks: list[tuple[nn.Module, Callable[[str], str]]] = [(animator, _animator_key)]
     if any(key.startswith("discriminator.") for key in model.weights):
@@ -452,11 +453,11 @@ def load_weights(
     _check_weights(model.weights, expected | kernels, source)
     if wrong := not_finite(model.weights):
         raise UserError(
-            f"{source}: these weights are NaN or infinite: {wrong}; they cannot be used, download "
-            "the file again or take another one"
+            f"{source}: these weights are NaN or infinite: {wrong}; download the file again or use "
+            "another one"
         )
     for key, kernel in kernels.items():
-        # As exact as half precision leaves it.
+        # To the accuracy of half precision.
         if not torch.allclose(model.weights[key], kernel, rtol=4e-3, atol=1e-6):
             raise UserError(f"{source}: {key} is not the Gaussian of its scale_factor")
     for module, rename in networks:
@@ -467,19 +468,19 @@ def load_weights(
 
 
 def _animator_key(name: str) -> str:
-    """The reference's key of a tensor of our animator."""
+    """Return the reference's key for a tensor of our animator."""
     network, _, rest = name.partition(".")
     prefixes = {"detector": "kp_detector", "dense_motion": "generator.dense_motion_network"}
     return f"{prefixes.get(network, network)}.{rest}"
 
 
 def _discriminator_key(name: str) -> str:
-    """The reference's key of a tensor of our discriminator, which judges at scale 1."""
+    """Return the reference's key for a tensor of our discriminator, which works at scale 1."""
     return f"discriminator.discs.1.{name}"
 
 
 def _kernels(config: ReferenceConfig) -> dict[str, Tensor]:
-    """The anti-alias kernels that the reference stores as buffers, by its keys."""
+    """Return the anti-alias kernels that the reference stores as buffers, by its keys."""
     scales = {
         "kp_detector": config.kp_detector_params.scale_factor,
         "generator.dense_motion_network": config.generator_params.dense_motion_params.scale_factor,
@@ -497,7 +498,7 @@ def _check_weights(
     """Compare keys and shapes.
 
     Raises:
-        UserError: naming what differs.
+        UserError: they differ; names the keys.
     """
     optional = ".num_batches_tracked"
     _check_keys(
@@ -519,10 +520,10 @@ def _check_keys(
     unknown: Sequence[str] = (),
     misshapen: Sequence[str] = (),
 ) -> None:
-    """Refuse keys that do not fit.
+    """Reject keys that do not match.
 
     Raises:
-        UserError: naming the first of them and counting all.
+        UserError: there are any; names the first ones and counts all.
     """
     problems = [
         f"{kind} {key}"
@@ -532,6 +533,6 @@ def _check_keys(
     if problems:
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise UserError(
-            f"{source}: no model of First Order Motion that fits this project, {len(problems)} "
-            f"keys differ: {', '.join(problems[:_LISTED])}{more}"
+            f"{source}: is not a supported model of First Order Motion: {len(problems)} keys "
+            f"differ: {', '.join(problems[:_LISTED])}{more}"
         )

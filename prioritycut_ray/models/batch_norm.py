@@ -1,8 +1,8 @@
-"""Batch normalisation with accurate statistics on CPUs, over the batches of all processes if asked.
+"""Batch normalisation with accurate statistics on CPUs, optionally synchronised over processes.
 
-torch's CPU kernel for channels-last tensors adds up a channel's pixels one after the other in
-float32: an error of 1e-5 and more for each layer, which grows with batch and frame size. Its
-SyncBatchNorm exists on CUDA alone, and makes the host wait for the device in every forward pass.
+torch's CPU kernel for channels-last tensors adds up a channel's pixels one by one in float32: an
+error of 1e-5 and more for each layer, which grows with batch and frame size. torch's SyncBatchNorm
+exists only for CUDA, and makes the host wait for the device in every forward pass.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _ROWS, _COLUMNS = 1024, 1024
-"""Of the blocks in which float32 sums are taken: a block fits into a core's cache."""
+"""Size of the blocks in which float32 sums are taken; a block fits into a core's cache."""
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -25,15 +25,15 @@ class BatchNorm2d(nn.BatchNorm2d):
     own unless it is synchronised.
 
     Attributes:
-        synchronised: statistics are those of the batches of all processes of the default group,
-            which must be of one size. Then every forward and every backward pass in training mode
-            is a collective operation: all processes run the same layers in the same order.
+        synchronised: take statistics over the batches of all processes of the default group, which
+            must have equal sizes. Every forward and backward pass in training mode is then a
+            collective operation: all processes must run the same layers in the same order.
     """
 
     synchronised = False
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        # A compiler generates accurate sums of its own.
+        # Compiled code sums accurately by itself.
         on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if not self.training or not (self.synchronised or on_cpu):
             return super().forward(x)
@@ -55,16 +55,16 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise(network: nn.Module) -> None:
-    """Take the batch statistics of a network over all processes of the default group."""
+    """Synchronise the batch statistics of a network over all processes of the default group."""
     for layer in network.modules():
         if isinstance(layer, BatchNorm2d):
             layer.synchronised = True
 
 
 class _Normalise(torch.autograd.Function):
-    """(x − mean) / √(var + ε) · weight + bias, by the statistics of all processes' batches.
+    """(x − mean) / √(var + ε) · weight + bias, with statistics over the batches of all processes.
 
-    Gives the result, the mean, and the biased variance; gradients flow through the result alone.
+    Returns the result, the mean, and the biased variance; gradients flow only through the result.
     """
 
     @staticmethod
@@ -88,7 +88,7 @@ class _Normalise(torch.autograd.Function):
             grad = torch.empty_like(x).copy_(grad)
         invstd = (var + ctx.eps).rsqrt()
         if x.dtype.itemsize < 4 and ctx.processes == 1:
-            # torch's one kernel is faster, and what its sums lack is far below the rounding of x.
+            # torch's fused kernel is faster, and its error is far below the rounding of x.
             gradients = torch.ops.aten.native_batch_norm_backward(
                 grad, x, weight, None, None, mean, invstd, True, ctx.eps, [True, True, True]
             )
@@ -98,13 +98,13 @@ class _Normalise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             means = _averaged(sums / _pixels(x), ctx.processes)
             of_x = _input_gradient(grad, x, weight, mean, invstd, means)
-        # Of this process alone: who averages the gradients of all parameters averages these too.
+        # Of this process only: they are averaged along with the gradients of other parameters.
         of_weight, of_bias = sums.to(weight.dtype)
         return of_x, of_weight, of_bias, None, None
 
 
 def _averaged(means: Float[Tensor, "2 C"], processes: int) -> Float[Tensor, "2 C"]:
-    """Over all processes; the same to the bit on each."""
+    """Average over all processes; the result is bitwise the same on each."""
     if processes > 1:
         means = means / processes
         dist.all_reduce(means)
@@ -112,11 +112,11 @@ def _averaged(means: Float[Tensor, "2 C"], processes: int) -> Float[Tensor, "2 C
 
 
 def _moments(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "2 C"]:
-    """Means of x and of x² for each channel, in float64."""
+    """Return the means of x and of x² for each channel, in float64."""
     blocks = _blocks(x)
     scratch = None
     if x.device.type == "cpu":
-        # Without running statistics the CPU's kernel would answer in the format of x.
+        # Without running statistics the CPU kernel would return the dtype of x.
         width, dtype = blocks[0].shape[1], torch.promote_types(x.dtype, torch.float32)
         scratch = x.new_zeros(width, dtype=dtype)
     moments = _stacked(
@@ -138,10 +138,10 @@ def _gradient_sums(
     invstd: Float[Tensor, " C"],
     eps: float,
 ) -> Float[Tensor, "2 C"]:
-    """Σ grad·x̂ and Σ grad for each channel, in float64; x̂ is the normalised x."""
+    """Return Σ grad·x̂ and Σ grad for each channel, in float64; x̂ is the normalised x."""
     blocks = _blocks(x)
     mean, var, invstd = (_repeated(value, blocks[0]) for value in (mean, var, invstd))
-    # In evaluation mode: the gradients of weight and bias by the statistics that are given.
+    # Evaluation mode gives the gradients of weight and bias for given statistics.
     gradients = [
         torch.ops.aten.native_batch_norm_backward(
             of_out, block, None, mean, var, mean, invstd, False, eps, [False, True, True]
@@ -159,7 +159,7 @@ def _input_gradient(
     invstd: Float[Tensor, " C"],
     means: Float[Tensor, "2 C"],
 ) -> Float[Tensor, "B C H W"]:
-    """weight/√(var + ε) · (grad − x̂·mean of grad·x̂ − mean of grad), block by block."""
+    """Return weight/√(var + ε) · (grad − x̂·mean of grad·x̂ − mean of grad), block by block."""
     of_normalised, of_grad = means.to(weight.dtype)
     slope = weight * invstd
     of_x = slope * invstd * of_normalised
@@ -175,11 +175,11 @@ def _input_gradient(
 
 
 def _blocks(x: Float[Tensor, "B C H W"]) -> tuple[Tensor, ...]:
-    """Views of ``x`` in which torch's kernels sum accurately; itself where they do in any case.
+    """Return views of ``x`` that torch's kernels sum accurately; ``x`` itself if they do already.
 
     In channels-last layout a batch is a matrix of pixels × channels, and kernels add up its rows.
-    Several pixels beside each other make wider and fewer rows, at no cost; these are cut into
-    blocks ``[rows, columns, 1, 1]``. Their columns are the channels, over and over.
+    Joining neighbouring pixels gives fewer and wider rows at no cost; these are split into blocks
+    ``[rows, columns, 1, 1]``, in which the channels repeat along the columns.
     """
     if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
         return (x,)
@@ -192,19 +192,19 @@ def _blocks(x: Float[Tensor, "B C H W"]) -> tuple[Tensor, ...]:
 
 
 def _repeated(value: Float[Tensor, " C"], block: Tensor) -> Float[Tensor, " columns"]:
-    """A number of each channel as one of each column of a block."""
+    """Repeat one number per channel for every column of a block."""
     fold = block.shape[1] // len(value)
     return value if fold == 1 else value.repeat(fold)
 
 
 def _stacked(pairs: Iterable[Iterable[Tensor]]) -> Float[Tensor, "blocks 2 columns"]:
-    """Two numbers of each column of each block, in float64."""
+    """Stack two numbers per column of each block, in float64."""
     stacked: Tensor = torch.stack([value for pair in pairs for value in pair]).double()
     return stacked.unflatten(0, (-1, 2))  # type: ignore[no-any-return]
 
 
 def _added(sums: Float[Tensor, "blocks 2 columns"], channels: int) -> Float[Tensor, "2 C"]:
-    """Sums over all pixels from those over the rows of each block."""
+    """Return sums over all pixels, given sums over the rows of each block."""
     if sums.shape[0] == 1 and sums.shape[2] == channels:
         return sums[0]
     total: Tensor = sums.unflatten(2, (-1, channels)).sum(dim=(0, 2))
@@ -212,5 +212,5 @@ def _added(sums: Float[Tensor, "blocks 2 columns"], channels: int) -> Float[Tens
 
 
 def _pixels(x: Tensor) -> int:
-    """Values of a channel."""
+    """Return the number of values in a channel."""
     return x.shape[0] * x.shape[2] * x.shape[3]

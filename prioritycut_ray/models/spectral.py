@@ -1,8 +1,8 @@
 """Spectral normalisation of all layers of a network together (method §3).
 
-The same numbers as ``torch.nn.utils.parametrizations.spectral_norm``, under the same names in a
-state dict. That one takes twenty launches a layer and pass, copies weights that are channels last,
-and multiplies in half precision under CUDA's autocast.
+It computes the numbers of ``torch.nn.utils.parametrizations.spectral_norm``, under the same names
+in a state dict. torch's own needs twenty kernel launches per layer and pass, copies weights that
+are channels last, and multiplies in half precision under CUDA's autocast.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,18 @@ from prioritycut_ray.models.blocks import in_float32
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _EPSILON = 1e-12
-"""Vectors that are shorter are divided by it, not by their length."""
+"""Shorter vectors are divided by this instead of their length."""
 _FIRST_ITERATIONS = 15
 
 
 class SpectralNorm(nn.Module):
     """Divides a weight by an estimate of its largest singular value: σ = uᵀ·W·v.
 
-    In training mode each forward pass takes one power iteration first: u = W·v, then v = Wᵀ·u, both
-    scaled to length 1. The gradient counts u and v as constants.
+    In training mode each forward pass starts with one power iteration: u = W·v, then v = Wᵀ·u, both
+    scaled to length 1. The gradient treats u and v as constants.
 
     Args:
-        weight: whose rows are output features.
+        weight: initial weight; its rows are output features.
     """
 
     _u: Tensor
@@ -52,14 +52,14 @@ class SpectralNorm(nn.Module):
 
 
 def spectral_norm(layer: _Layer) -> _Layer:
-    """Normalise the weight of a layer; returns the layer."""
+    """Normalise the weight of a layer, and return the layer."""
     weight: Tensor = layer.get_parameter("weight").detach()
     parametrize.register_parametrization(layer, "weight", SpectralNorm(weight))
     return layer
 
 
 class _OutsideAutocast(SpectralNormHook):
-    """What torch's older spectral norm does before a forward pass."""
+    """The forward pre-hook of torch's older spectral norm, computing in float32."""
 
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
         with in_float32(module.get_parameter("weight_orig")):
@@ -67,10 +67,10 @@ class _OutsideAutocast(SpectralNormHook):
 
 
 def spectral_norm_of_reference(layer: _Layer) -> _Layer:
-    """Normalise the weight of a layer as the reference does; returns the layer.
+    """Normalise the weight of a layer as the reference does, and return the layer.
 
-    That is torch's older spectral norm: it names its tensors otherwise, and does the two halves of
-    a power iteration in the other order, which gives other weights in training mode.
+    The reference uses torch's older spectral norm, which has other tensor names and swaps the two
+    halves of a power iteration: in training mode its weights differ.
     """
     torch.nn.utils.spectral_norm(layer)
     for hook in layer._forward_pre_hooks.values():
@@ -80,9 +80,9 @@ def spectral_norm_of_reference(layer: _Layer) -> _Layer:
 
 @contextmanager
 def normalised_weights(network: nn.Module) -> Iterator[None]:
-    """Within it, the normalised weights of a network are computed once, for all layers together.
+    """Compute the normalised weights of a network once, for all layers together.
 
-    All passes within it share them, and so take one power iteration; so do further calls within it.
+    All passes in the body, and nested calls, share them, and so take one power iteration together.
     """
     layers: list[Any] = [
         layer.get_submodule("parametrizations.weight")
@@ -104,7 +104,7 @@ def normalised_weights(network: nn.Module) -> Iterator[None]:
 
 
 def _normalise(weights: Sequence[Tensor], norms: Sequence[SpectralNorm]) -> list[Tensor]:
-    """W / σ of some weights, after a power iteration in training mode."""
+    """Return W / σ for some weights, after a power iteration in training mode."""
     us, vs, sigmas = _estimate(weights, norms, iterate=norms[0].training)
     with torch.no_grad():
         quotients = torch._foreach_div(list(weights), sigmas)
@@ -116,7 +116,7 @@ def _normalise(weights: Sequence[Tensor], norms: Sequence[SpectralNorm]) -> list
 def _estimate(
     weights: Sequence[Tensor], norms: Sequence[SpectralNorm], *, iterate: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """u, v and σ of some weights; v in the order of a matrix's columns."""
+    """Return u, v and σ for some weights, with v in the order of a matrix's columns."""
     matrices = [_matrix(weight) for weight in weights]
     stored_us = [norm._u for norm in norms]
     stored_vs = [
@@ -131,7 +131,7 @@ def _estimate(
         if not iterate:
             return us, vs, [u.dot(product) for u, product in zip(us, products, strict=True)]
         us, _ = _scaled(products)
-        # uᵀ·W·v is the length of Wᵀ·u, for v is that vector scaled to length 1.
+        # uᵀ·W·v is the length of Wᵀ·u, because v is that vector scaled to length 1.
         vs, sigmas = _scaled([matrix.mT.mv(u) for matrix, u in zip(matrices, us, strict=True)])
     torch._foreach_copy_(stored_us, us)
     torch._foreach_copy_(stored_vs, [v.view_as(x) for v, x in zip(vs, stored_vs, strict=True)])
@@ -139,19 +139,19 @@ def _estimate(
 
 
 def _scaled(vectors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Vectors scaled to length 1, and their lengths."""
+    """Scale vectors to length 1; return them and their former lengths."""
     lengths = torch._foreach_norm(vectors)
     scaled = torch._foreach_div(vectors, torch._foreach_clamp_min(lengths, _EPSILON))
     return list(scaled), list(lengths)
 
 
 def _matrix(weight: Float[Tensor, "O *I"]) -> Float[Tensor, "O N"]:
-    """A row for each output feature, in the order of a channels-last weight's memory: a view."""
+    """View a weight with one row per output feature, in the order of channels-last memory."""
     return weight.movedim(1, -1).flatten(1)
 
 
 class _Quotient(torch.autograd.Function):
-    """W / σ, computed before, with the gradient for W: (G − ⟨G, W⟩ · u/σ · vᵀ) / σ."""
+    """A given W / σ, with the gradient for W: (G − ⟨G, W⟩ · u/σ · vᵀ) / σ."""
 
     @staticmethod
     def forward(

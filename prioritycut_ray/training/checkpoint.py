@@ -1,13 +1,13 @@
-"""A training state as a directory and back; knows no Ray.
+"""Save a training state to a directory, and load it; independent of Ray.
 
 A checkpoint directory holds ``animator.safetensors``, ``animator_ema.safetensors`` (its moving
-average, which animates) and ``discriminator.safetensors``, readable without this project;
+average, used for animation) and ``discriminator.safetensors``, readable without this project;
 ``optimizers.pt``, ``config.yaml`` (resolved), ``progress.json`` (step, samples, seed, fingerprint
-of the data), and, written last, ``manifest.json`` with the SHA-256 of every other file. Without a
-manifest that fits, a directory is no checkpoint.
+of the data), and, written last, ``manifest.json`` with the SHA-256 of every other file. A directory
+without a matching manifest is not a checkpoint.
 
-No random generator has a state to keep: whatever is random is a function of seed, step and sample.
-Batch statistics to fall back to after a bad update are, between steps, those of the networks.
+There is no generator state to save: random numbers are functions of seed, step and sample. Between
+steps, the batch statistics to restore after a skipped update are those of the networks.
 """
 
 import shutil
@@ -33,11 +33,11 @@ from prioritycut_ray.storage.tensors import not_finite, read_tensors, read_weigh
 from prioritycut_ray.training.state import TrainState
 
 NETWORKS = ("animator", "animator_ema", "discriminator")
-"""Files of weights of a checkpoint."""
+"""Weight files of a checkpoint."""
 
 
 class Snapshot(NamedTuple):
-    """A copy of a training state in the memory of the CPU, to be written while training goes on."""
+    """A copy of a training state in CPU memory, to be written while training continues."""
 
     weights: dict[str, dict[str, Tensor]]
     optimizers: dict[str, Any]
@@ -49,9 +49,9 @@ def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
     """Copy everything that a checkpoint holds.
 
     Args:
-        state: of the run.
-        config: resolved.
-        data: fingerprint of the data set, empty if there is none.
+        state: state to copy.
+        config: the resolved configuration.
+        data: fingerprint of the data set; empty if there is none.
     """
     modules = (state.animator, state.ema.module, state.discriminator)
     weights = {name: module.state_dict() for name, module in zip(NETWORKS, modules, strict=True)}
@@ -72,17 +72,17 @@ def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
 
 
 def write_snapshot(snapshot: Snapshot, directory: Path) -> None:
-    """Write the files of a checkpoint into a directory, all but the manifest.
+    """Write the files of a checkpoint into a directory, except the manifest.
 
     Raises:
         NotFiniteError: a weight is NaN or infinite; nothing is written.
-        OSError: the file system refused, for instance when it is full.
+        OSError: a file cannot be written, for instance because the disk is full.
     """
     for name, tensors in snapshot.weights.items():
         if wrong := not_finite(tensors):
             raise NotFiniteError(
                 f"at step {snapshot.progress.step} these weights of the {name} are NaN or "
-                f"infinite: {wrong}; no checkpoint is made of them; lower optim.lr or set "
+                f"infinite: {wrong}; no checkpoint was written; lower optim.lr or set "
                 "optim.max_grad_norm, and train again under another name=..."
             )
     for name, tensors in snapshot.weights.items():
@@ -97,7 +97,7 @@ def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
     """Write a checkpoint into an empty directory, the manifest last.
 
     Raises:
-        OSError: the file system refused, for instance when it is full.
+        OSError: a file cannot be written, for instance because the disk is full.
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_snapshot(take_snapshot(state, config, data=""), directory)
@@ -105,15 +105,15 @@ def save_checkpoint(state: TrainState, config: Config, directory: Path) -> None:
 
 
 def fork_checkpoint(source: Path, config: Config, run: str) -> None:
-    """Let a run of another configuration begin where a checkpoint of the same networks stands.
+    """Start a run with another configuration from a checkpoint of the same networks.
 
-    Networks, averages, optimisers and counters are taken over; the data may be other. A run that
-    has a checkpoint of that step is left as it is.
+    Networks, averages, optimisers and counters are copied; the data may differ. A run that has a
+    checkpoint of that step is left unchanged.
 
     Args:
         source: directory of the checkpoint.
-        config: of the run that begins.
-        run: its folder, a path or any fsspec URL.
+        config: configuration of the new run.
+        run: folder of the new run, a path or any fsspec URL.
 
     Raises:
         UserError: the checkpoint is damaged, or holds weights that are NaN or infinite.
@@ -135,7 +135,7 @@ def fork_checkpoint(source: Path, config: Config, run: str) -> None:
 
 
 def check_weights(directory: Path) -> None:
-    """Make sure that a checkpoint is whole and its weights are numbers.
+    """Check that a checkpoint is intact and its weights are finite.
 
     Raises:
         UserError: it is damaged, or holds weights that are NaN or infinite.
@@ -149,7 +149,7 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
     """Restore networks, optimisers and progress in place.
 
     Raises:
-        UserError: the checkpoint is damaged, or is of another model.
+        UserError: the checkpoint is damaged, or belongs to another model.
     """
     verify(directory)
     load_module(state.animator, directory / "animator.safetensors")
@@ -167,11 +167,11 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
 
 
 def load_animator(checkpoint: str | Path, device: torch.device) -> tuple[Animator, Config]:
-    """The averaged animator of a checkpoint in evaluation mode, and its configuration.
+    """Return the averaged animator of a checkpoint in evaluation mode, and its configuration.
 
     Args:
-        checkpoint: a directory, or the URL of one.
-        device: where the animator is put.
+        checkpoint: path or URL of a directory.
+        device: device of the animator.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -185,7 +185,7 @@ def load_animator(checkpoint: str | Path, device: torch.device) -> tuple[Animato
 
 
 def _copied(tree: Any) -> Any:
-    """Dictionaries, lists and tuples with every tensor copied to the CPU."""
+    """Copy a tree of dictionaries, lists and tuples, with every tensor on the CPU."""
     if isinstance(tree, Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
@@ -196,7 +196,7 @@ def _copied(tree: Any) -> Any:
 
 
 def _load_optimizer(optimizer: Adam, stored: dict[str, Any]) -> None:
-    """With moments in the memory layout of their parameters: the fused kernels rely on it."""
+    """Restore an optimizer; its moments take the memory layout that fused kernels expect."""
     optimizer.load_state_dict(stored)
     for parameter, moments in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
@@ -207,11 +207,11 @@ def load_module(module: nn.Module, path: Path) -> None:
     """Read a module's weights from a file of tensors.
 
     Raises:
-        UserError: the file is damaged, is of another model, or a weight is NaN or infinite.
+        UserError: the file is damaged or belongs to another model, or a weight is NaN or infinite.
     """
     try:
         module.load_state_dict(read_weights(path))
     except RuntimeError as error:
         raise UserError(
-            f"{path}: the weights are of another model than the config describes: {describe(error)}"
+            f"{path}: the weights do not match the model in the config: {describe(error)}"
         ) from error

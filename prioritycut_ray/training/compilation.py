@@ -1,7 +1,7 @@
-"""Networks compiled block by block (``train.compile``, docs/performance.md).
+"""Compile networks block by block (``train.compile``, docs/performance.md).
 
-Blocks, because what lies between them must stay as it is: spectral norms of all layers together,
-coordinates in float32, hooks that keep gradients channels last. Blocks of one shape share their
+Only blocks, because what connects them must stay as it is: spectral norms of all layers together,
+coordinates in float32, hooks that keep gradients channels last. Blocks of equal shape share their
 compiled code.
 """
 
@@ -21,11 +21,11 @@ from prioritycut_ray.models.perceptual import PerceptualFeatures
 
 BLOCKS = (SameBlock, ResBlock, PatchBlock, ResidualDownBlock, ResidualUpBlock, PerceptualFeatures)
 _VARIANTS = 64
-"""Most ways in which a kind of block is compiled: shapes, with and without gradients, at rest."""
+"""Maximum number of compiled variants of a block: shapes, with or without gradients, frozen."""
 
 
 class _CollectiveBatchNorm2d(BatchNorm2d):
-    """Never compiled: every rank runs its collective operations in the order of the layers."""
+    """Never compiled, so that every rank runs collective operations in the order of the layers."""
 
     forward = torch.compiler.disable(BatchNorm2d.forward)
 
@@ -33,15 +33,15 @@ class _CollectiveBatchNorm2d(BatchNorm2d):
 def compile_networks(*networks: nn.Module, backend: str = "inductor") -> None:
     """Compile the blocks of networks in place, each shape when it is first used.
 
-    The code of a block serves batches of any size: the discriminator sees two images a sample, and
-    three where the step mixes.
+    The code of a block works for any batch size: the discriminator gets two images per sample, and
+    three if the step mixes.
 
     Args:
-        networks: keep their parameters, buffers and names; copies of them are not compiled.
-        backend: of ``torch.compile``.
+        networks: they keep their parameters, buffers and names; copies of them are not compiled.
+        backend: backend of ``torch.compile``.
 
     Raises:
-        UserError: this machine has no C++ compiler, which generated code needs.
+        UserError: this machine lacks a C++ compiler, which generated code needs.
     """
     if backend == "inductor" and not _has_compiler():
         raise UserError(
@@ -53,7 +53,7 @@ def compile_networks(*networks: nn.Module, backend: str = "inductor") -> None:
     for network in networks:
         for module in network.modules():
             if isinstance(module, BLOCKS):
-                # Calls go to what nn.Module.compile would set here; copies of a module lack it.
+                # The attribute that nn.Module.compile sets; copies of a module lack it.
                 compiled = torch.compile(module.forward, backend=backend, dynamic=False)
                 module._compiled_call_impl = _for_any_batch(compiled)
             elif isinstance(module, BatchNorm2d) and module.synchronised:

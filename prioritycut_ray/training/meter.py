@@ -1,4 +1,4 @@
-"""What a training run measures of itself between two log lines."""
+"""Losses and speed of a training run between two log lines."""
 
 import time
 from collections import Counter
@@ -25,7 +25,7 @@ class Meter:
     _since: float = field(default_factory=time.perf_counter)
 
     def watch(self, pairs: Iterator[FramePair]) -> Iterator[FramePair]:
-        """Pass frames on, timing the wait for each batch."""
+        """Yield frames, and measure the wait for each batch."""
         while True:
             before = time.perf_counter()
             pair = next(pairs, None)
@@ -44,7 +44,7 @@ class Meter:
         self._counts.update(values.keys())
 
     def summarise(self) -> dict[str, float]:
-        """Means since the last summary, over all ranks; collective."""
+        """Return means since the last summary, over all ranks; a collective operation."""
         elapsed = time.perf_counter() - self._since
         names = sorted(self._sums)
         means = torch.stack([self._sums[name] / self._counts[name] for name in names]).float()

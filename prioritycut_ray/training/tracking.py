@@ -1,4 +1,4 @@
-"""What the first worker logs of a run: TensorBoard, and rows of scalars."""
+"""Logs of a run, written by rank 0: TensorBoard, and rows of scalars."""
 
 import shutil
 import tempfile
@@ -18,20 +18,20 @@ from prioritycut_ray.training.steps import StepOutcome, display_mask
 from prioritycut_ray.visualize import draw_keypoints, grid, method_columns
 
 ROWS = slice(4)
-"""Samples of a batch that a picture shows."""
+"""Samples of a batch that pictures show."""
 _EVENT_FILE_BYTES = 4_000_000
 
 
 class Tracker:
-    """Writes scalars and pictures of a run: event files of TensorBoard, and rows of the log.
+    """Writes scalars and pictures of a run: TensorBoard event files, and rows of the log.
 
-    Everything is on storage when a later checkpoint is. Event files that cannot lie in the run's
-    folder itself are written on this machine and copied; a new one is begun before they get large.
+    Everything logged is on storage before the next checkpoint is. If the run's folder is remote,
+    event files are written on this machine and copied; a new one starts before they get large.
 
     Args:
-        run: the hand in the run's folder.
-        start: step that this attempt starts from, 0 if afresh; TensorBoard drops what an earlier
-            attempt wrote of later steps.
+        run: writer of the run's folder.
+        start: step that this attempt starts from, or 0; TensorBoard drops later steps that an
+            earlier attempt wrote.
     """
 
     def __init__(self, run: RunWriter, *, start: int) -> None:
@@ -40,22 +40,22 @@ class Tracker:
         folder = run.folder.local
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="prioritycut-"))
-            # Also where an attempt fails and never closes its tracker.
+            # Removed even if an attempt fails and never closes its tracker.
             self._remove_scratch = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._folder = folder / "tensorboard"
         self._writer = SummaryWriter(str(self._folder), purge_step=start + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of a step under their names."""
+        """Log the scalars of a step by name."""
         self._run.submit(partial(self._write_scalars, dict(values), step))
         self._run.log({"step": step} | dict(values))
 
     def pictures(self, pictures: Mapping[str, Tensor], step: int) -> None:
-        """uint8 pictures `[3, H, W]` of a step under their names."""
+        """Log uint8 pictures `[3, H, W]` of a step by name."""
         self._run.submit(partial(self._write_pictures, dict(pictures), step))
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Write what is pending."""
         self._run.submit(self._close)
 
     def _write_scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -75,13 +75,13 @@ class Tracker:
             self._remove_scratch()
 
     def _copy(self) -> None:
-        """Copy event files to where the run is; a large one for the last time."""
+        """Copy event files to the run's folder; a large one is closed and removed here."""
         if self._remove_scratch is None:
             return
         for path in self._folder.iterdir():
             full = path.stat().st_size > _EVENT_FILE_BYTES
             if full:
-                self._writer.close()  # the next event begins another file
+                self._writer.close()  # the next event starts another file
             self._run.folder.write(f"tensorboard/{path.name}", path.read_bytes())
             if full:
                 path.unlink()

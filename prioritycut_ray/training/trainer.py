@@ -34,7 +34,7 @@ from prioritycut_ray.training.worker import Worker, WorkerStatus
 from prioritycut_ray.transfer import send
 
 Report = Callable[[Mapping[str, float], TrainState | None], None]
-"""Receives metrics on every rank, equally often; saves the state unless it is None."""
+"""Takes metrics on every rank, at the same steps, and a state to save or None."""
 
 
 @float32_products(convolutions="tf32")
@@ -48,25 +48,27 @@ def train(
     report: Report,
     status: WorkerStatus,
 ) -> None:
-    """Train until ``train.samples`` frame pairs were seen; runs on every rank.
+    """Train until ``train.samples`` frame pairs have been seen; runs on every rank.
 
     Args:
         config: the resolved configuration.
-        index: of the shards at ``data.url``.
-        worker: rank, world size and device of this process; with more than one worker the
-            default process group exists already.
-        writer: of rank 0, for what it logs; None on the other ranks.
-        checkpoint: directory to resume from, or None to start afresh.
+        index: index of the training data.
+        worker: rank, world size and device of this process; with several workers, the default
+            process group must exist.
+        writer: writer of the run's folder on rank 0, for logs; None on the other ranks.
+        checkpoint: directory to resume from, or None to start from scratch.
         report: called on every rank with metrics and, at checkpoints, the state.
-        status: told what this rank is doing; asks it to stop.
+        status: updated with what this rank is doing; its ``stop`` requests a stop.
 
     Raises:
-        Preempted: some rank was asked to stop; the state was reported at the same step on all.
-        NotFiniteError: losses stayed NaN or infinite, or were so at the end.
+        Preempted: some rank was asked to stop; all ranks have reported the state of the same step.
+        NotFiniteError: losses stayed NaN or infinite, or were so in the last steps.
     """
     if worker.device.type == "cuda":
         choose_algorithms(deterministic=config.train.deterministic)
     config = agree_on_precision(config, worker)
+
+    # Build the networks and restore the checkpoint.
     state = new_state(config, worker.device)
     if checkpoint is not None:
         load_checkpoint(state, checkpoint)
@@ -74,6 +76,8 @@ def train(
     animator, discriminator = distribute(state, worker)
     if config.train.compile:
         compile_networks(state.animator, state.discriminator, perceptual)
+
+    # Train; random numbers and learning rates are functions of the step and of samples seen.
     tracker = Tracker(writer, start=state.step) if writer else None
     meter = Meter(worker)
     status.mark(state.step, "waiting for data")
@@ -81,7 +85,6 @@ def train(
         randomness = draw_randomness(config, state.step, worker)
         parts = micro_batches(pair, randomness, config.train.accumulate)
         set_learning_rates(state, config)
-
         outcome = training_step(
             state,
             animator,
@@ -98,6 +101,7 @@ def train(
         status.mark(state.step, "reporting")
         meter.update(outcome.losses)
 
+        # Log, save and stop when it is time.
         finished = state.samples >= config.train.samples
         if tracker and (finished or state.step % config.train.image_every == 0):
             tracker.pictures(training_pictures(parts[0].pair, outcome, config), state.step)
@@ -120,7 +124,7 @@ def train(
 
 
 def check_finite_end(state: TrainState) -> None:
-    """Say it when a run has come to its end while it could not learn any more.
+    """Check that a finished run was still learning at its end.
 
     Raises:
         NotFiniteError: the last updates were skipped, on all ranks.
@@ -129,27 +133,27 @@ def check_finite_end(state: TrainState) -> None:
     if skipped:
         updates = " and ".join(f"{count} of the {name}" for name, count in skipped.items())
         raise NotFiniteError(
-            f"the training has all its samples, but its losses are not finite at the end: the last "
-            f"updates were skipped ({updates}); lower optim.lr or set optim.max_grad_norm, and "
-            "train again under another name=..."
+            f"the training is complete, but its last losses are not finite: the last updates were "
+            f"skipped ({updates}); lower optim.lr or set optim.max_grad_norm, and train again "
+            "under another name=..."
         )
 
 
 def choose_algorithms(*, deterministic: bool) -> None:
-    """Of torch and its libraries on this process's GPU: the fastest, or those that repeat.
+    """Choose the fastest algorithms on this process's GPU, or reproducible ones.
 
-    To be called before the first collective operation: NCCL sums up in hardware, in any order,
-    unless it is told first. cuBLAS is told by the environment (launch.DETERMINISTIC_CUBLAS).
+    Call it before the first collective operation: otherwise NCCL may sum in hardware, in arbitrary
+    order. For cuBLAS, see :data:`~prioritycut_ray.training.worker.DETERMINISTIC_CUBLAS`.
     """
-    torch.backends.cudnn.benchmark = not deterministic  # Few shapes: those of B, 2B and 3B images.
+    torch.backends.cudnn.benchmark = not deterministic  # few shapes: B, 2B and 3B images
     if deterministic:
         torch.use_deterministic_algorithms(True)
-        # For debugging: it writes over all new memory.
+        # A debugging aid that would overwrite all new memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def agree_on_precision(config: Config, worker: Worker) -> Config:
-    """With ``train.precision: auto`` replaced by bfloat16 if every rank has it, else float32."""
+    """Replace ``train.precision: auto`` by bfloat16 if every rank supports it, else float32."""
     precision = resolve_precision(config.train.precision, worker.device)
     if worker.world_size > 1:
         everywhere = torch.tensor(float(precision == "bfloat16"), device=worker.device)
@@ -161,13 +165,14 @@ def agree_on_precision(config: Config, worker: Worker) -> Config:
 
 
 def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]:
-    """Wrap both networks for distributed training; bare where there is one worker.
+    """Wrap both networks for distributed training, unless there is only one worker.
 
-    Batch statistics are then of the global batch, as in the reference.
+    Batch statistics are then those of the global batch, as in the reference.
 
-    After its first step DistributedDataParallel shares gradients in the order in which they came.
-    From three ranks on, another order is another sum: a run that was resumed would differ in the
-    last bits from one that was not. Where the same bits are promised, the order stays as it was.
+    After its first step, DistributedDataParallel reduces gradients in the order in which they
+    became ready. With three ranks or more, another order gives another sum: a resumed run would
+    differ in the last bits from an uninterrupted one. Where equal bits are promised, the order is
+    kept.
     """
     state.animator.train()
     state.discriminator.train()
@@ -175,31 +180,31 @@ def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]
         return state.animator, state.discriminator
     synchronise(state.animator)
     same_bits = worker.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
-    # There are none, says torch; what is wanted is that it keeps the order of gradients.
+    # torch warns that there are no unused parameters; the option serves to keep the order.
     warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     wrap = partial(
         DistributedDataParallel,
         find_unused_parameters=same_bits,
-        gradient_as_bucket_view=True,  # not copied back from the buckets that are averaged
+        gradient_as_bucket_view=True,  # gradients need not be copied back from the buckets
     )
-    # All buffers of the animator are batch statistics: the same on every rank as they are.
+    # All buffers of the animator are batch statistics, which are equal on all ranks anyway.
     return wrap(state.animator, broadcast_buffers=False), wrap(state.discriminator)
 
 
 def training_pairs(
     config: Config, index: ClipIndex, worker: Worker, *, start: int
 ) -> Iterator[FramePair]:
-    """What :func:`training_batches` gives, on the device and augmented."""
+    """Yield the frames of :func:`training_batches`, augmented and on the device."""
     share = training_batches(config, index, worker, start=start)
     pairs = (prepare(batch, config, worker.device) for batch in share)
-    # While the training thread waits for the GPU, another one fetches and sends the next frames.
+    # While the training thread waits for the GPU, another thread fetches and sends the next frames.
     return prefetch_on_gpu(pairs, worker.device) if worker.device.type == "cuda" else pairs
 
 
 def training_batches(
     config: Config, index: ClipIndex, worker: Worker, *, start: int
 ) -> Iterator[Batch]:
-    """This rank's share of every global batch from sample ``start`` to the end of the run."""
+    """Yield this rank's share of every global batch, from sample ``start`` to the run's end."""
     data, options = config.data, config.train
     pairs = FramePairs(
         data.url,
@@ -228,14 +233,14 @@ def training_batches(
 
 
 def clip_cache(data: DataConfig) -> ClipCache | None:
-    """The cache of a remote data set, if one is configured; local shards need none."""
+    """Return the cache of a remote data set, if one is configured; local shards need none."""
     if data.cache_dir is None or is_local(data.url):
         return None
     return ClipCache(data.cache_dir, int(data.cache_gb * 1e9))
 
 
 def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:
-    """uint8 frames → device → [0, 1], augmented alike."""
+    """Send uint8 frames to the device, scale them to [0, 1], and augment each pair consistently."""
     source, driving = (
         send(frames, device).contiguous(memory_format=torch.channels_last).float() / 255
         for frames in (batch.source, batch.driving)
@@ -245,7 +250,7 @@ def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:
 
 
 def optimizer_scalars(state: TrainState) -> dict[str, float]:
-    """The current learning rates, and how many updates were skipped."""
+    """Return the current learning rates and the number of skipped updates."""
     detector, rest = state.animator_optimizer.param_groups
     return {
         "skipped_updates": float(state.skipped),

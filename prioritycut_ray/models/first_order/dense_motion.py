@@ -1,4 +1,4 @@
-"""From sparse keypoint motion to a dense deformation and an occlusion map (method §1)."""
+"""Sparse keypoint motion to a dense deformation and an occlusion map (method §1)."""
 
 from typing import NamedTuple
 
@@ -20,11 +20,11 @@ from prioritycut_ray.models.sampling import grid_sample
 
 
 class DenseMotion(NamedTuple):
-    """Where each driving pixel comes from, at the motion network's own resolution.
+    """Where each driving pixel comes from, at the resolution of the motion network.
 
     Attributes:
         deformation: source position (x, y) of each pixel, in [-1, 1] inside the source.
-        mask: softmax share of each motion; ``mask[:, 0]`` is the background mask M_bg.
+        mask: softmax weight of each motion; ``mask[:, 0]`` is the background mask M_bg.
         occlusion_map: 1 = visible in the source, 0 = occluded, must be inpainted.
     """
 
@@ -34,7 +34,7 @@ class DenseMotion(NamedTuple):
 
 
 class DenseMotionNetwork(nn.Module):
-    """Mixes the K keypoint motions and the static background (method §1, "Dense motion")."""
+    """Combines the K keypoint motions and the static background (method §1, "Dense motion")."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class DenseMotionNetwork(nn.Module):
 def heatmap_difference(
     source: Keypoints, driving: Keypoints, height: int, width: int
 ) -> Float[Tensor, "B K1 h w"]:
-    """H_k = driving Gaussian − source Gaussian, after the background's H_0 = 0."""
+    """Return H_k = driving Gaussian − source Gaussian, after the background's H_0 = 0."""
     both = torch.stack([driving.value, source.value])
     heatmaps = keypoint_heatmaps(both.flatten(0, 1), height, width)
     of_driving, of_source = heatmaps.unflatten(0, both.shape[:2]).unbind()
@@ -97,7 +97,7 @@ def heatmap_difference(
 def sparse_motions(
     source: Keypoints, driving: Keypoints, height: int, width: int
 ) -> Float[Tensor, "B K1 h w 2"]:
-    """T_k(z) = μ_k^S + J_k^S (J_k^D)^-1 (z − μ_k^D), after the background's T_0(z) = z."""
+    """Return T_k(z) = μ_k^S + J_k^S (J_k^D)^-1 (z − μ_k^D), after the background's T_0(z) = z."""
     assert source.jacobian is not None
     assert driving.jacobian is not None
     grid = coordinate_grid(height, width, dtype=source.value.dtype, device=source.value.device)
@@ -112,9 +112,9 @@ def sparse_motions(
 def warp_by_each(
     image: Float[Tensor, "B C h w"], motions: Float[Tensor, "B K1 h w 2"]
 ) -> Float[Tensor, "B K1 C h w"]:
-    """The image warped by each of the motions.
+    """Warp the image by each of the motions.
 
-    The motions lie below each other in one tall grid, so the image is not repeated K+1 times.
+    The motions are stacked into one tall grid, so that the image is not repeated K+1 times.
     """
     batch, count, height, width, _ = motions.shape
     tall = motions.reshape(batch, count * height, width, 2)

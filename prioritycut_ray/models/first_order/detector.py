@@ -14,11 +14,11 @@ class KeypointDetector(nn.Module):
     Args:
         num_keypoints: K.
         block_expansion: hourglass width e.
-        max_features: most channels of the hourglass.
+        max_features: maximum number of channels of the hourglass.
         num_blocks: hourglass depth.
-        scale_factor: the frame is down-sampled by it first, 1 over a whole number.
-        temperature: of the softmax over space.
-        single_jacobian_map: one jacobian map for all keypoints instead of one each.
+        scale_factor: factor by which the frame is down-sampled first, 1 / an integer.
+        temperature: temperature of the softmax over space.
+        single_jacobian_map: use one jacobian map for all keypoints instead of one each.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class KeypointDetector(nn.Module):
     def forward(self, frame: Float[Tensor, "B 3 H W"]) -> Keypoints:
         """Detect keypoints in frames with values in [0, 1]."""
         features = self.predictor(self.down(frame))
-        # Planes again: sums over space run along memory.
+        # Contiguous planes again: sums over space run along memory.
         logits = channels_last(self.kp(features)).float().contiguous()
         heatmap = torch.softmax(logits.flatten(2) / self.temperature, dim=-1).view_as(logits)
         jacobian = channels_last(self.jacobian(features))
@@ -58,7 +58,7 @@ class KeypointDetector(nn.Module):
 
 
 def _expected_position(heatmap: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K 2"]:
-    """μ_k = Σ_z z·heat_k(z), from the sums of heat_k over columns and over rows."""
+    """Return μ_k = Σ_z z·heat_k(z), from sums of heat_k over columns and over rows."""
     x, y = (
         torch.linspace(-1, 1, size, dtype=heatmap.dtype, device=heatmap.device)
         for size in (heatmap.shape[3], heatmap.shape[2])
@@ -70,6 +70,6 @@ def _expected_position(heatmap: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K 
 def _expected_map(
     heatmap: Float[Tensor, "B K h w"], maps: Float[Tensor, "B M 4 h w"]
 ) -> Float[Tensor, "B K 2 2"]:
-    """J_k = Σ_z heat_k(z)·map_k(z), with M = K maps or one that all keypoints share."""
+    """Return J_k = Σ_z heat_k(z)·map_k(z), with M = K maps, or M = 1 shared by all keypoints."""
     expected: Tensor = (heatmap[:, :, None] * maps).sum(dim=(-2, -1)).unflatten(-1, (2, 2))
     return expected

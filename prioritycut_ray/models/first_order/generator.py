@@ -1,4 +1,4 @@
-"""The occlusion-aware generator: warp, hide, inpaint (method §1, "Generator")."""
+"""The occlusion-aware generator: warp, mask, inpaint (method §1, "Generator")."""
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,9 @@ class Generator(nn.Module):
 
     Args:
         block_expansion: channels after the first block.
-        max_features: most channels.
-        num_down_blocks: how often the resolution is halved before warping.
-        num_bottleneck_blocks: residual blocks that inpaint.
+        max_features: maximum number of channels.
+        num_down_blocks: number of times the resolution is halved before warping.
+        num_bottleneck_blocks: number of residual blocks, which inpaint.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Generator(nn.Module):
         self.final = nn.Conv2d(channels[0], 3, kernel_size=7, padding=3)
 
     def encode(self, source: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """Features of the source frame, the part that does not depend on the motion."""
+        """Return features of the source frame, which do not depend on the motion."""
         features: Tensor = self.first(source)
         for block in self.down_blocks:
             features = block(features)
@@ -58,7 +58,7 @@ class Generator(nn.Module):
     def decode(
         self, features: Float[Tensor, "B C h w"], motion: DenseMotion
     ) -> Float[Tensor, "B 3 H W"]:
-        """Warp source features by the motion, hide what is occluded, and inpaint it."""
+        """Warp source features by the motion, mask what is occluded, and inpaint it."""
         warped = warp(channels_last(features), motion.deformation)
         occlusion = motion.occlusion_map
         if occlusion.shape[2:] != warped.shape[2:]:

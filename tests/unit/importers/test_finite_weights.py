@@ -167,5 +167,5 @@ def test_a_training_that_ends_with_skipped_updates_says_so() -> None:
     state = new_state(load_config(str(TINY)), CPU)
     check_finite_end(state)
     state.skipped_in_a_row["discriminator"] = 2
-    with pytest.raises(NotFiniteError, match=r"not finite at the end.*2 of the discriminator"):
+    with pytest.raises(NotFiniteError, match=r"last losses are not finite.*2 of the discriminator"):
         check_finite_end(state)

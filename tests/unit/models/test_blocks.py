@@ -57,7 +57,7 @@ def test_kernel_is_no_part_of_a_checkpoint() -> None:
 
 @pytest.mark.parametrize("scale", [0.3, 0.75, 2.0])
 def test_scale_that_is_no_whole_step_is_refused(scale: float) -> None:
-    with pytest.raises(ValueError, match="1 over a whole number"):
+    with pytest.raises(ValueError, match="1 divided by an integer"):
         AntiAliasDownsample(scale)
 
 

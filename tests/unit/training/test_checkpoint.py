@@ -152,7 +152,7 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
 def test_weights_of_another_model_are_refused_by_name(tiny: Config, tmp_path: Path) -> None:
     save_checkpoint(new_state(tiny, CPU), tiny, tmp_path)
     other = load_config(str(TINY), ["model.num_keypoints=5"])
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="do not match the model"):
         load_checkpoint(new_state(other, CPU), tmp_path)
 
 
