@@ -10,7 +10,7 @@ from prioritycut_ray.video.encoding import write_video
 
 
 def moving_square(count: int, height: int = 64, width: int = 64) -> list[np.ndarray]:
-    """A bright square that moves 3 pixels a frame over a smooth ramp: no two frames alike."""
+    """A bright square that moves 3 pixels per frame over a smooth ramp: all frames differ."""
     ramp = np.linspace(20, 120, width, dtype=np.uint8)
     frames = []
     for index in range(count):
@@ -36,7 +36,7 @@ def muxed(
     sar: int = 1,
     **options: str,
 ) -> bytes:
-    """Encode by hand, for files that write_video does not write."""
+    """Encode files that write_video does not write."""
     target = io.BytesIO()
     with av.open(target, "w", format=container, options=options) as file:
         stream = file.add_stream(codec, rate=25)

@@ -43,7 +43,7 @@ class Member(NamedTuple):
         original: file name of the video, which the key may not spell out.
         variable_rate: whether ``fps`` is only an average.
         first_frame: where in the video the clip begins, from 0.
-        split: for whoever packs the shard again; training reads the split from the index.
+        split: used if the shard is packed again; training reads the split from the index.
     """
 
     key: str

@@ -102,7 +102,7 @@ def verify(url: str, *, on_progress: Callable[[int, int], None] | None = None) -
 def clip_problems(
     url: str, index: ClipIndex, *, decode: Decode = frames_upright, patience_s: int = PATIENCE_S
 ) -> Iterator[str]:
-    """Read and decode every clip, in processes that may die of it.
+    """Read and decode every clip, in processes that a clip may kill.
 
     Args:
         url: the folder of a data set, a local path or any fsspec URL.

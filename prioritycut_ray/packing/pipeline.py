@@ -158,27 +158,6 @@ def append_videos(
     return _run("data append", inputs, url, recipe, base, strict, on_progress)
 
 
-class PackedClip(NamedTuple):
-    """A clip to write: its video, and which of the video's segments it is."""
-
-    entry: Entry
-    outcome: Outcome
-    number: int
-
-    @property
-    def segment(self) -> Segment:
-        """The clip's place in its video."""
-        return self.outcome.segments[self.number]
-
-    @property
-    def name(self) -> str:
-        """The name from which its key is made."""
-        frames = self.entry.frames
-        part = "" if frames is None else f"_{frames.start}-{frames.end or 'end'}"
-        alone = len(self.outcome.segments) == 1
-        return f"{self.entry.name}{part}" + ("" if alone else f"_{self.number:04d}")
-
-
 def _run(
     command: str,
     inputs: Sequence[str],
@@ -195,7 +174,9 @@ def _run(
     job = {"command": command, "inputs": [absolute(given) for given in inputs], **recipe._asdict()}
     work = Workspace(out)
     with work.claimed(job, appending=base is not None):
+        # Decode and encode every video, or reuse what an interrupted run has finished.
         outcomes, kept = _outcomes(entries, unusable, recipe, work, on_progress)
+        # Name what was left out.
         rejected = (*unusable, *_rejections(entries, outcomes))
         _write_rejected(out, rejected, {entry.shown for entry in entries} if base else None)
         if strict and rejected:
@@ -204,6 +185,7 @@ def _run(
         if not packed:
             work.clear()
             raise UserError(_nothing_usable(out, rejected))
+        # Write the clips that are not in the data set yet, then the index.
         known = {clip.sha256 for clip in base.clips} if base else set()
         new = [clip for clip in packed if clip.segment.sha256 not in known]
         index = _assemble(new, out, recipe, base, work) if new or base is None else base
@@ -248,6 +230,27 @@ def _clips(entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> list[Packed
         for entry, outcome in zip(entries, outcomes, strict=True)
         for number in range(len(outcome.segments))
     ]
+
+
+class PackedClip(NamedTuple):
+    """A clip to write: its video, and which of the video's segments it is."""
+
+    entry: Entry
+    outcome: Outcome
+    number: int
+
+    @property
+    def segment(self) -> Segment:
+        """The clip's place in its video."""
+        return self.outcome.segments[self.number]
+
+    @property
+    def name(self) -> str:
+        """The name from which its key is made."""
+        frames = self.entry.frames
+        part = "" if frames is None else f"_{frames.start}-{frames.end or 'end'}"
+        alone = len(self.outcome.segments) == 1
+        return f"{self.entry.name}{part}" + ("" if alone else f"_{self.number:04d}")
 
 
 # ---------------------------------------------------------------------------------------------

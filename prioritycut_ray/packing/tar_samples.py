@@ -37,7 +37,7 @@ class _Sample(NamedTuple):
 
 
 def read_samples(shard: Entry) -> list[Entry | Rejected]:
-    """List the samples of a tar, and what of it cannot be used; nothing is extracted."""
+    """List the samples of a tar, and its unusable parts; nothing is extracted."""
     shown = shard.shown
     result: list[Entry | Rejected] = []
     samples: dict[str, _Sample] = {}

@@ -1,4 +1,4 @@
-"""Packing on a real Ray: what goes in, what comes out, and what a bad file may not do."""
+"""Packing on a real Ray cluster: inputs, results, and bad files that must not end a run."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ pytestmark = [
 
 
 def film(seed: int, count: int = 6, height: int = 48, width: int = 80) -> list[np.ndarray]:
-    """A square of a colour of its own that moves over a gray ramp."""
+    """A square, coloured by the seed, that moves over a gray ramp."""
     frames = []
     for index in range(count):
         frame = np.repeat(np.linspace(30, 200, width, dtype=np.uint8)[None, :, None], 3, axis=2)
@@ -165,7 +165,7 @@ def test_folder_of_awkward_files_matches_its_expectations(tmp_path: Path) -> Non
 
 
 def hour_in_a_thimble(path: Path, frames: int = 20_000) -> None:
-    """Write a small file that takes minutes to decode: one large black picture, again and again."""
+    """Write a small file that takes minutes to decode: one large black frame, repeated."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=25)
@@ -184,7 +184,7 @@ def hour_in_a_thimble(path: Path, frames: int = 20_000) -> None:
 
 
 def outcomes(inputs: list[str], **how: Any) -> dict[str, Outcome]:
-    """Make the parts of some videos; what became of each, by its name."""
+    """Make the parts of some videos; return their outcomes by name."""
     entries = find_videos(inputs).entries
     recipe = Recipe(size=32, copy=False, max_frames=100)
     made = make_parts(entries, range(len(entries)), recipe, **how)
@@ -233,7 +233,7 @@ def test_endless_video_is_rejected(tmp_path: Path) -> None:
 
 
 def pack_and_die(moment: str, call: str) -> None:
-    """Run a packing call in a process that kills itself at a moment, with no time to tidy up."""
+    """Run a packing call in a process that kills itself at a moment, without cleaning up."""
     import ray
 
     script = f"""

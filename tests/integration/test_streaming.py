@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def config_of(tiny: Config, url: str, loader_workers: int = 0, **data: Any) -> Config:
-    """Five steps over an epoch and a half, all of the augmentation on."""
+    """Five steps over an epoch and a half, with all augmentations."""
     changes = {"url": url, "num_repeats": 6, "loader_workers": loader_workers, **data}
     return tiny.model_copy(
         update={
@@ -61,7 +61,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def order_of(config: Config, world_size: int, folder: Path, start: int = 0) -> str:
-    """Let ranks write their files at the same time, and join them in the order of the samples."""
+    """Let ranks write their files at the same time, and merge them in the order of the samples."""
     folder.mkdir()
     context = multiprocessing.get_context("fork")
     paths = [folder / f"rank{rank}.txt" for rank in range(world_size)]
@@ -109,7 +109,7 @@ def test_order_resumes_on_another_number_of_ranks(tiny: Config, tmp_path: Path) 
 
 @pytest.fixture
 def deadly(monkeypatch: pytest.MonkeyPatch) -> Member:
-    """A clip whose checksum holds and that kills, by a real SIGSEGV, whoever decodes it."""
+    """A clip with a valid checksum that kills its decoder with a real SIGSEGV."""
     clip, decode = clip_member(6)._replace(key="deadly"), DECODERS["decord"]
 
     def decode_or_die(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:

@@ -1,4 +1,4 @@
-"""Loader workers that really die: the work goes on, and a clip that kills is passed over."""
+"""Loader workers that really die: loading continues, and a deadly clip is skipped."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ def name_of(clip: int) -> str:
 
 
 class Mortal:
-    """Reads a number, unless a worker has still to die of it; the folder counts its deaths."""
+    """Reads a number, unless a worker has yet to die of it; the folder counts its deaths."""
 
     def __init__(self, folder: Path, deaths: Mapping[int, int], how: signal.Signals) -> None:
         self.folder, self.deaths, self.how = folder, deaths, how
@@ -55,7 +55,7 @@ def test_only_a_clip_that_kills_twice_is_avoided(tmp_path: Path, caplog: Any) ->
     read = read_all(tmp_path, {5: 99})
     assert read[5] == "5: its decoder dies (SIGSEGV)"
     assert read[:5] + read[6:] == [str(number) for number in range(12) if number != 5]
-    # Twice in a row; one that comes before the batches ahead of it are delivered may be a third.
+    # Twice in a row; a death before earlier batches are delivered may be a third.
     assert len(list(tmp_path.glob("5-*"))) >= 2
     assert "a loader worker died (SIGSEGV at clip film5)" in caplog.text
 
@@ -82,7 +82,7 @@ def test_batch_whose_worker_dies_before_it_is_taken_over_is_read_again(
     tmp_path: Path, caplog: Any
 ) -> None:
     class DyingSlowly(Mortal):
-        """Closes its connections first, and is gone a second later, as with a core dump."""
+        """Closes its connections first and exits a second later, as with a core dump."""
 
         def __call__(self, numbers: Sequence[int], *given: Any) -> Any:
             if numbers == [2] and not (tmp_path / "closed").exists():
@@ -92,7 +92,7 @@ def test_batch_whose_worker_dies_before_it_is_taken_over_is_read_again(
                 os.kill(os.getpid(), signal.SIGKILL)
             return torch.tensor(int(super().__call__(numbers, *given)))
 
-    # The worker has put batch 1 into its pipe when it dies; the memory of that batch dies with it.
+    # The worker has sent batch 1 when it dies; the memory of that batch disappears with it.
     batches = load(DyingSlowly(tmp_path, {}, signal.SIGKILL), SHARES, 1, name_of)
     first = next(batches)
     deadline = time.monotonic() + 60
@@ -125,7 +125,7 @@ def test_warnings_of_workers_are_logged_here(tmp_path: Path, caplog: Any) -> Non
 def test_only_a_gpu_pins_and_the_pinning_thread_has_its_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch's pinning thread takes the current device of the thread that starts the workers."""
+    """torch's pinning thread uses the current device of the thread that starts the workers."""
     device: dict[int, torch.device] = {}  # by thread
     started: list[tuple[bool, torch.device | None]] = []
 

@@ -1,4 +1,4 @@
-"""How much a retraining shows of what the current model has seen."""
+"""How much of an epoch shows clips that the current model has seen."""
 
 import collections
 from pathlib import Path
@@ -18,7 +18,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
 
 
 def shown(index: ClipIndex, known: int | None, replay: float, epoch: int = 0) -> dict[str, int]:
-    """Visits of each clip in an epoch, where so many of the first clips are known."""
+    """Visits of each clip in an epoch when the first ``known`` clips are known."""
     clips = index.clips[:known]
     seen = None if known is None else ClipIndex(fingerprint=fingerprint(clips), clips=clips)
     pairs = FramePairs(

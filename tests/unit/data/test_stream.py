@@ -1,4 +1,4 @@
-"""One order of samples for any number of ranks and loader workers, whole or resumed."""
+"""The order of samples is the same for any number of ranks and workers, and after resuming."""
 
 import collections
 import gc
@@ -41,7 +41,7 @@ def joined(parts: list[Batch]) -> Batch:
 
 
 def read_order(dataset: FramePairs, start: int, stop: int, world_size: int, workers: int) -> Batch:
-    """Read all ranks' shares and put every global batch together again."""
+    """Read all ranks' shares and reassemble every global batch."""
     ranks = [
         list(
             batches(
@@ -235,11 +235,11 @@ def test_warning_names_the_clip_and_does_not_flood(
         read_order(dataset, 0, 40, 1, workers)
     replaced = sum(dataset.draw(number).clips[0] == 1 for number in range(40))
     assert replaced > 10
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == replaced.bit_length()
-    assert "clip clip1 is replaced" in told[0]
-    assert "checksum" in told[0]
-    assert "(8 so far, of 1 clips)" in told[3]
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == replaced.bit_length()
+    assert "clip clip1 is replaced" in logged[0]
+    assert "checksum" in logged[0]
+    assert "(8 so far, of 1 clips)" in logged[3]
 
 
 @pytest.mark.parametrize("clips", [1, 3, 12])

@@ -1,4 +1,4 @@
-"""One video becomes clips, or a reason in words."""
+"""One video becomes clips, or is rejected with a reason."""
 
 import io
 from fractions import Fraction
@@ -247,7 +247,7 @@ def test_damaged_part_is_never_taken_for_a_finished_one(tmp_path: Path) -> None:
                 found, clips = read_part(damaged)
             except ValueError:
                 continue
-            # What passes has the same clips: another letter in a number of the head, at most.
+            # What passes has the same clips: at most a digit of the head differs.
             assert clips == read_part(part)[1]
             assert [s.sha256 for s in found.segments] == [
                 s.sha256 for s in read_part(part)[0].segments

@@ -16,7 +16,7 @@ def test_identity_is_the_path_below_the_folder(tmp_path: Path) -> None:
         "id2/a/1.mp4",
     ]
     assert identities(f"{tmp_path}/*/a/*.mp4") == ["id1/a/1", "id2/a/1"]
-    # What has no folder in common but one further up is told apart from there.
+    # Files whose only common folder is further up are distinguished from there.
     assert identities(f"{tmp_path}/id1", f"{tmp_path}/id2/a") == ["a/1", "b/1", "1.mov", "1.mp4"]
     assert identities(*files[:3]) == ["id1/a/1.mp4", "id1/b/1.mp4", "id2/a/1.mp4"]
     assert identities(files[0]) == ["1"]

@@ -150,7 +150,7 @@ def test_cut_off_mp4_is_flagged_with_the_number_of_frames(part: float) -> None:
 
 
 def test_cut_off_between_two_frames_is_flagged() -> None:
-    """No frame is damaged here: only the count tells."""
+    """No frame is damaged: only the count shows it."""
     data = encoded(moving_square(60), gop=1)
     with av.open(io.BytesIO(data)) as file:
         entries = file.streams.video[0].index_entries
@@ -238,7 +238,7 @@ def test_impossible_pixel_aspect_is_refused() -> None:
 
 
 def camera_frames(orientation: int, container: str) -> bytes:
-    """Frames as a camera of pictures writes them: JPEG with Exif."""
+    """Frames as a still camera writes them: JPEG with Exif."""
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[:24, :32] = (220, 30, 30)
     exif = Image.Exif()
@@ -273,7 +273,7 @@ def test_frames_with_side_data_of_any_kind_are_read_upright(
 
 
 def plain(width: int, height: int, said: int, meant: Colorspace) -> bytes:
-    """One colour, encoded by one matrix, with what the stream says of that."""
+    """One colour, encoded with one matrix, and the matrix that the stream declares."""
     pixels = np.full((height, width, 3), (200, 40, 60), np.uint8)
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as file:

@@ -1,4 +1,4 @@
-"""Pictures come whole and in their right colours, whatever their container, or are refused."""
+"""Pictures are read completely and in the right colours, from any container, or are refused."""
 
 import io
 import os
@@ -32,7 +32,7 @@ RAMP = np.linspace(0, 65535, 64 * 48).reshape(48, 64)
 
 
 def quarters(width: int = 64, height: int = 48) -> Image.Image:
-    """Four quarters of four colours: what is cut, turned or mirrored looks different."""
+    """Four quarters of four colours: cropping, rotating or mirroring changes the picture."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (200, 30, 30)
     pixels[: height // 2, width // 2 :] = (30, 200, 30)
@@ -176,7 +176,7 @@ def test_gray_of_other_depths_is_scaled(tmp_path: Path) -> None:
 
 
 def write_tiff(path: Path, data: bytes, bits: int) -> None:
-    """Write gray pixels of 64x48 that Pillow itself does not write."""
+    """Write 64x48 gray pixels in formats that Pillow does not write."""
     tags = {256: 64, 257: 48, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: 48, 279: len(data)}
     head = 8 + 2 + 12 * len(tags) + 4
     tags[273] = head
@@ -309,7 +309,7 @@ def test_damage_is_reported_in_one_line(kind: str, tmp_path: Path) -> None:
     Image.fromarray(noise).save(path, **options)
     whole = path.read_bytes()
     chance = random.Random(0)
-    told: list[str] = []
+    messages: list[str] = []
     for number in range(40):
         data = bytearray(whole)
         place = chance.randrange(len(data))
@@ -320,9 +320,9 @@ def test_damage_is_reported_in_one_line(kind: str, tmp_path: Path) -> None:
             try:
                 read(path)
             except VideoError as error:
-                told.append(str(error))
-    assert len(told) >= 15
-    assert all(line.startswith(f"{path}: ") and "\n" not in line for line in told)
+                messages.append(str(error))
+    assert len(messages) >= 15
+    assert all(line.startswith(f"{path}: ") and "\n" not in line for line in messages)
 
 
 # ---------------------------------------------------------------------------------------------
