@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,17 @@ def test_another_split_has_another_protocol(
     other = evaluate(runs[1], str(shards), split="test", workers=0, out=tmp_path)
     known = json.loads((report / "evaluation.json").read_text())["protocols"]
     assert set(other.protocols).isdisjoint(known)
+
+
+def test_a_checkpoint_replaced_at_the_same_path_is_loaded_again(
+    runs: tuple[Path, Path], shards: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    first = evaluate(run, shards, workers=0)
+    shutil.rmtree(run)
+    shutil.copytree(runs[1], run)
+    second, expected = evaluate(run, shards, workers=0), evaluate(runs[1], shards, workers=0)
+    assert second.runs[0].clips == expected.runs[0].clips != first.runs[0].clips
 
 
 def test_a_clip_that_cannot_be_decoded_is_named_and_left_out_of_the_means(
