@@ -13,7 +13,7 @@ from prioritycut_ray.inference.pretrained import Animator
 from prioritycut_ray.inference.scene import (
     Motion,
     Scene,
-    describe,
+    describe_scene,
     panel_frames,
     render_scene,
     set_scene,
@@ -58,7 +58,7 @@ def animate(
         check_output(out, (picture, video))
         animator = Animator.from_pretrained(run)
         scene = set_scene(picture, video, crops, animator.size, survey(video))
-        for line in describe(picture, scene, animator.size):
+        for line in describe_scene(picture, scene, animator.size):
             console.print(line, markup=False)
         _write(animator, scene, motion, out, panel=panel, console=console)
     console.print(f"Animation: {out}", markup=False)
@@ -97,10 +97,10 @@ def _write(
     timing, fps = scene.driving.timing, scene.driving.fps
     frames = panel_frames(render_scene(animator, scene, motion), panel=panel)
     with ProgressBar("animating", len(timing.starts)) as bar:
-        write_animation(out, _counted(frames, len(timing.starts), bar), timing, fps, sound)
+        write_animation(out, _with_progress(frames, len(timing.starts), bar), timing, fps, sound)
 
 
-def _counted(frames: Iterable[Frame], count: int, bar: ProgressBar) -> Iterator[Frame]:
+def _with_progress(frames: Iterable[Frame], count: int, bar: ProgressBar) -> Iterator[Frame]:
     started = time.monotonic()
     for done, frame in enumerate(frames, start=1):
         yield frame

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.metrics.identity import identity_metric
-from prioritycut_ray.metrics.landmarks import check_installed, landmark_metrics
+from prioritycut_ray.metrics.landmarks import landmark_metrics, require_faces_extra
 from prioritycut_ray.metrics.perceptual import PROXY, perceptual_metric
 
 
@@ -48,5 +48,5 @@ def selected_metrics(measures: Measures) -> tuple[Metric, ...]:
     )
     if not measures.faces:
         return basic
-    check_installed()
+    require_faces_extra()
     return (*basic, *landmark_metrics(), identity_metric())

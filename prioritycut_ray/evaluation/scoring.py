@@ -18,7 +18,7 @@ from prioritycut_ray.data.shards import Clip, read_clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.measures import Measures
 from prioritycut_ray.inference.animate import default_device, reconstruct
-from prioritycut_ray.metrics.aggregate import FrameScores, concatenate, every_frame, spoiled
+from prioritycut_ray.metrics.aggregate import FrameScores, concatenate, every_frame, mask_not_finite
 from prioritycut_ray.metrics.identity import identity_scores
 from prioritycut_ray.metrics.landmarks import Face, FaceFinder, landmark_scores
 from prioritycut_ray.metrics.perceptual import perceptual_distance, perceptual_metric
@@ -159,7 +159,7 @@ def score_frames(
                 images = to_uint8(prediction).permute(0, 2, 3, 1).numpy()
                 faces += [finder.find(image) for image in images]
         scores = concatenate(parts) | _face_scores(true_faces, faces)
-        models.append(spoiled(scores, torch.cat(finite).numpy()))
+        models.append(mask_not_finite(scores, torch.cat(finite).numpy()))
     copied = true_faces[:1] * len(true_faces)
     return [concatenate(baseline) | _face_scores(true_faces, copied), *models]
 

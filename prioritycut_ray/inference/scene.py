@@ -67,7 +67,7 @@ def set_scene(
     return Scene(cut_picture(picture, source_box, size), source_box, footage, driving_box)
 
 
-def describe(source: Path, scene: Scene, size: int) -> list[str]:
+def describe_scene(source: Path, scene: Scene, size: int) -> list[str]:
     """Describe crops and timing, one line for the source and one for the driving video."""
     footage = scene.driving
     rate = f"{footage.fps:.2f} fps" + " (variable)" * footage.variable_rate

@@ -98,7 +98,7 @@ def concatenate(parts: Sequence[FrameScores]) -> FrameScores:
     }
 
 
-def spoiled(scores: FrameScores, finite: NDArray[np.bool_]) -> FrameScores:
+def mask_not_finite(scores: FrameScores, finite: NDArray[np.bool_]) -> FrameScores:
     """Set every metric of a frame whose prediction is not finite to NaN.
 
     Some metrics clamp or quantise their input, and would score such a frame like any other.
@@ -174,7 +174,7 @@ def _estimate_over_clips(key: str, groups: Sequence[Group], identities: Sequence
     def statistic(total: Any, count: Any, axis: int = -1) -> Any:
         return total.sum(axis) / count.sum(axis)
 
-    return _bootstrapped(statistic, sums, _counted(groups), frames)
+    return _bootstrapped(statistic, sums, _number_of_clips(groups), frames)
 
 
 def _estimate_over_frames(key: str, groups: Sequence[Group], identities: Sequence[str]) -> Estimate:
@@ -196,10 +196,10 @@ def _estimate_over_frames(key: str, groups: Sequence[Group], identities: Sequenc
         ]
         return ratios[0] if len(ratios) == 1 else ratios[0] - ratios[1]
 
-    return _bootstrapped(statistic, sums, _counted(groups), frames)
+    return _bootstrapped(statistic, sums, _number_of_clips(groups), frames)
 
 
-def _counted(groups: Sequence[Group]) -> int:
+def _number_of_clips(groups: Sequence[Group]) -> int:
     return sum(group[0].sums()[1] > 0 for group in groups)
 
 

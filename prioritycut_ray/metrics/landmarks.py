@@ -62,7 +62,7 @@ class FaceFinder:
     """
 
     def __init__(self) -> None:
-        check_installed()
+        require_faces_extra()
         import dlib
 
         spec = importlib.util.find_spec("face_recognition_models")
@@ -101,7 +101,7 @@ def dlib_version() -> str:
     return str(import_module("dlib").__version__)
 
 
-def check_installed() -> None:
+def require_faces_extra() -> None:
     """Check that the extra ``faces`` is installed.
 
     Raises:

@@ -9,7 +9,7 @@ import pytest
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.metrics.aggregate import value_of
 from prioritycut_ray.metrics.identity import identity_scores
-from prioritycut_ray.metrics.landmarks import Face, FaceFinder, check_installed, landmark_scores
+from prioritycut_ray.metrics.landmarks import Face, FaceFinder, landmark_scores, require_faces_extra
 from prioritycut_ray.video.decoding import frames_upright
 from tests.places import DEV
 
@@ -37,7 +37,7 @@ def test_distances_use_the_frames_with_a_face_in_both() -> None:
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--faces.*prioritycut_ray\[faces\]"):
-        check_installed()
+        require_faces_extra()
 
 
 @needs_extra
