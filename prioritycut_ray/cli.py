@@ -76,8 +76,9 @@ def quickstart(
 Videos = Annotated[
     list[str],
     typer.Argument(
-        help="Video files, folders, globs, WebDataset `.tar` shards, or `.csv` manifests (file, "
-        "identity, split, start, end, left, top, right, bottom): paths or fsspec URLs."
+        help="Video files, folders, globs, WebDataset shards (`'s-{000..123}.tar'`), or `.csv` "
+        "manifests (file, identity, split, start, end, left, top, right, bottom): paths or "
+        "fsspec URLs."
     ),
 ]
 Data = Annotated[

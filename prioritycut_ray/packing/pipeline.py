@@ -73,6 +73,27 @@ class PackReport:
     warnings: tuple[str, ...]
 
 
+class PackedClip(NamedTuple):
+    """A clip to write: its video, and which of the video's segments it is."""
+
+    entry: Entry
+    outcome: Outcome
+    number: int
+
+    @property
+    def segment(self) -> Segment:
+        """The clip's place in its video."""
+        return self.outcome.segments[self.number]
+
+    @property
+    def name(self) -> str:
+        """The name from which its key is made."""
+        frames = self.entry.frames
+        part = "" if frames is None else f"_{frames.start}-{frames.end or 'end'}"
+        alone = len(self.outcome.segments) == 1
+        return f"{self.entry.name}{part}" + ("" if alone else f"_{self.number:04d}")
+
+
 OnProgress = Callable[[PackProgress], None]
 
 
@@ -230,27 +251,6 @@ def _clips(entries: Sequence[Entry], outcomes: Sequence[Outcome]) -> list[Packed
         for entry, outcome in zip(entries, outcomes, strict=True)
         for number in range(len(outcome.segments))
     ]
-
-
-class PackedClip(NamedTuple):
-    """A clip to write: its video, and which of the video's segments it is."""
-
-    entry: Entry
-    outcome: Outcome
-    number: int
-
-    @property
-    def segment(self) -> Segment:
-        """The clip's place in its video."""
-        return self.outcome.segments[self.number]
-
-    @property
-    def name(self) -> str:
-        """The name from which its key is made."""
-        frames = self.entry.frames
-        part = "" if frames is None else f"_{frames.start}-{frames.end or 'end'}"
-        alone = len(self.outcome.segments) == 1
-        return f"{self.entry.name}{part}" + ("" if alone else f"_{self.number:04d}")
 
 
 # ---------------------------------------------------------------------------------------------
