@@ -4,8 +4,8 @@
 #   docker build -t prioritycut-ray:0.1.0-ray2.60.0-cu126 \
 #     --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 .
 #
-# The CUDA libraries come with torch's wheels, the driver from the node: the base is the same.
-# No HEALTHCHECK: the operator gives Ray's pods their probes.
+# The CUDA libraries come with torch's wheels and the driver from the node, so the base image is the
+# same. There is no HEALTHCHECK: the operator adds probes to Ray's pods.
 ARG PYTHON_VERSION=3.11
 FROM python:${PYTHON_VERSION}-slim-bookworm AS build
 
@@ -19,7 +19,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 
-# Dependencies before code: this layer, of gigabytes, changes only with pyproject.toml.
+# Dependencies before code: this layer of several GB changes only with pyproject.toml.
 WORKDIR /src
 RUN pip install --index-url "${TORCH_INDEX}" \
     "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}"
@@ -40,7 +40,7 @@ RUN pip install --no-deps . \
 
 FROM python:${PYTHON_VERSION}-slim-bookworm
 
-# KubeRay's probes call wget.
+# KubeRay's probes use wget.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends wget \
@@ -52,8 +52,8 @@ COPY --from=build /opt/venv /opt/venv
 COPY retrain.yaml /home/ray/
 COPY tune_configs /home/ray/tune_configs
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
-# NVIDIA's container runtime asks for these; where there is none, GKE mounts the driver at
-# /usr/local/nvidia and leaves finding it to the image.
+# NVIDIA's container runtime reads these. Without it, GKE mounts the driver at /usr/local/nvidia, which
+# the image must search.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib64
 USER 1000:1000

@@ -281,7 +281,7 @@ def _described(error: ValidationError) -> Iterator[Violation]:
         case "minimum":
             yield dotted(path), f"is {value}, less than {wanted}"
         case "maximum":
-            yield dotted(path), f"is {value}, more than {wanted}"
+            yield dotted(path), f"is {value}, greater than {wanted}"
         case "minLength" | "minItems":
             yield dotted(path), "is empty"
         case _:

@@ -114,7 +114,7 @@ def test_what_a_pod_needs_is_there(stage: Stage) -> None:
         stage.run(host, "touch", "/home/ray/written")
 
 
-def test_the_training_job_ends_well(stage: Stage, tmp_path: Path) -> None:
+def test_the_training_job_succeeds(stage: Stage, tmp_path: Path) -> None:
     client, head, worker = (stage.network.add(name) for name in ("client", "head", "worker"))
     _shard(stage, client)
     cluster = stage.job["spec"]["rayClusterSpec"]

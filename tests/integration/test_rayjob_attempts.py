@@ -1,4 +1,4 @@
-"""`submit --kubernetes` on a real Ray head: no API server, but jobs, logs and signals are real.
+"""`submit --kubernetes` on a real Ray head, with real jobs, logs and signals but no API server.
 
 kubectl is a stand-in (:mod:`tests.fake_kubectl`), and a thread does what KubeRay's operator does
 with a RayJob in K8sJobMode: it mounts the ConfigMaps, runs `ray job submit` with the manifest's
@@ -43,7 +43,7 @@ if any(word.endswith("bin/prioritycut") for word in sys.orig_argv):
 
 
 class Operator(threading.Thread):
-    """What the operator does with RayJobs, on a head that is there already."""
+    """Does what the operator does with RayJobs, on an existing head."""
 
     def __init__(self, server: ApiServer, address: str, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -96,7 +96,7 @@ class Operator(threading.Thread):
         )
 
     def _mounted(self, spec: dict[str, Any]) -> str:
-        """The runtime environment with the paths that ConfigMaps are mounted at."""
+        """Return the runtime environment with the paths of the mounted ConfigMaps."""
         text = str(spec["runtimeEnvYAML"])
         pod = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
         paths = {item["name"]: item["mountPath"] for item in pod["containers"][0]["volumeMounts"]}
@@ -166,7 +166,7 @@ def words(shards: Path, tmp_path: Path, name: str) -> list[str]:
 
 
 def environ_of(server: ApiServer) -> dict[str, str]:
-    """Where kubectl is the stand-in, and the token comes from nowhere else."""
+    """Return an environment with the stand-in for kubectl and without a token."""
     changed = {**ENVIRON, "PATH": f"{server.folder / 'bin'}:{ENVIRON['PATH']}"}
     return {key: value for key, value in changed.items() if not key.startswith("RAY_AUTH")}
 

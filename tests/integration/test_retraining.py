@@ -1,4 +1,4 @@
-"""Retraining for real: new clips, warm start, paired comparison, the gate, the pointer."""
+"""Retraining end to end: new clips, warm start, paired comparison, gate, pointer."""
 
 import json
 import os
@@ -123,11 +123,11 @@ def project(
     return project
 
 
-def test_nothing_new_asks_nothing_of_ray(
+def test_without_new_clips_ray_is_not_started(
     project: Project, prioritycut: Prioritycut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> None:
-        raise AssertionError("Ray was asked for something")
+        raise AssertionError("Ray was started")
 
     for module in ("launch.driver", "ray_cluster.tasks"):
         monkeypatch.setattr(f"prioritycut_ray.{module}.start_ray", refuse)
@@ -142,7 +142,7 @@ def test_nothing_new_asks_nothing_of_ray(
     assert project.figures()["prioritycut_retrain_new_clips"] == 0
 
 
-def test_the_second_of_two_at_once_leaves_with_a_code_of_its_own(
+def test_a_concurrent_retraining_exits_with_its_own_code(
     project: Project, prioritycut: Prioritycut
 ) -> None:
     with leased(Folder(str(project.models)), 60):
@@ -153,7 +153,7 @@ def test_the_second_of_two_at_once_leaves_with_a_code_of_its_own(
     assert prioritycut("retrain", project.settings()).returncode == 0
 
 
-def test_without_a_current_model_the_way_to_one_is_told(
+def test_without_a_current_model_the_error_says_how_to_promote_one(
     project: Project, prioritycut: Prioritycut, tmp_path: Path
 ) -> None:
     done = prioritycut("retrain", project.settings(models=str(tmp_path / "none")))
@@ -171,7 +171,7 @@ def test_without_a_current_model_the_way_to_one_is_told(
         ({"gate": {"target": "l2"}}, ["gate", "l2", "l1"]),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(
+def test_invalid_settings_are_rejected_before_training(
     project: Project, prioritycut: Prioritycut, changes: dict[str, Any], words: list[str]
 ) -> None:
     project.append("new", range(40, 42), puppet)
@@ -179,7 +179,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(
     assert {path.name for path in project.models.iterdir()} == {"current.json", "first", "lease"}
 
 
-def test_an_improvement_is_promoted_once_and_told(
+def test_an_improvement_is_promoted_once_and_reported(
     project: Project, prioritycut: Prioritycut
 ) -> None:
     project.append("new", range(40, 43), puppet)
@@ -214,10 +214,8 @@ def test_an_improvement_is_promoted_once_and_told(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_models_may_live_in_a_bucket(
-    project: Project, tmp_path: Path, bucket: str, server: S3
-) -> None:
-    """Ray's workers must know the bucket's credentials, so the command has a Ray of its own."""
+def test_models_in_a_bucket(project: Project, tmp_path: Path, bucket: str, server: S3) -> None:
+    """The command starts its own Ray, whose workers need the bucket's credentials."""
     models = f"{bucket}/models"
     settings = project.settings(models=models)
     for words in (
@@ -239,10 +237,10 @@ def test_models_may_live_in_a_bucket(
 
 
 @pytest.mark.slow
-def test_poisoned_clips_are_refused_and_not_tried_again(
+def test_a_candidate_of_poisoned_clips_is_refused_and_not_repeated(
     project: Project, prioritycut: Prioritycut
 ) -> None:
-    """All-white clips, enough to forget what a person looks like."""
+    """All-white clips, enough to ruin the model."""
     project.append("poison", range(3), white)
     received: list[dict[str, Any]] = []
     with webhook(received) as url:
@@ -261,7 +259,7 @@ def test_poisoned_clips_are_refused_and_not_tried_again(
 
 @contextmanager
 def webhook(received: list[dict[str, Any]]) -> Iterator[str]:
-    """The URL of a server that keeps what is posted to it."""
+    """Yield the URL of a server that stores posted reports."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -281,9 +279,7 @@ def webhook(received: list[dict[str, Any]]) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_of_two_at_once_one_makes_a_model_and_the_other_leaves(
-    project: Project, tmp_path: Path
-) -> None:
+def test_of_two_concurrent_retrainings_one_exits(project: Project, tmp_path: Path) -> None:
     project.append("new", range(40, 43), puppet)
     settings = project.settings()
     both = [start(["retrain", settings], tmp_path / f"said{place}.txt") for place in range(2)]
@@ -308,9 +304,7 @@ def test_of_two_at_once_one_makes_a_model_and_the_other_leaves(
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_killed_at_every_step_and_run_again_it_ends_the_same(
-    project: Project, tmp_path: Path
-) -> None:
+def test_killed_at_every_step_it_gives_the_same_result(project: Project, tmp_path: Path) -> None:
     project.append("new", range(40, 43), puppet)
     calls = tmp_path / "calls.txt"
     settings = project.settings(lease_seconds=3.0, command=f"echo called >> {calls}")
@@ -364,11 +358,11 @@ def say_and_die(self, *words, **options):
 Console.print = say_and_die
 main()
 """
-"""The command; it is killed when it has said the line ``DIE_AT``, however fast the machine is."""
+"""The command, which is killed when it prints ``DIE_AT``, independent of the machine's speed."""
 
 
 def kill_at(line: str, settings: str, said: Path) -> None:
-    """Run a retraining that is killed, with all that it started, when it has said a line."""
+    """Run a retraining that is killed with its processes when it prints a line."""
     driver = start(["retrain", settings], said, {"DIE_AT": line})
     try:
         assert driver.wait(600) == -signal.SIGKILL, said.read_text()

@@ -1,4 +1,4 @@
-"""Searches on a real Ray, with real training: small networks, a few steps a trial."""
+"""Searches on a real Ray with real training: small networks, a few steps per trial."""
 
 import csv
 import json
@@ -63,7 +63,7 @@ def prepare(folder: Path, shards: Path, search: dict[str, Any]) -> Search:
 
 
 def used_by_workers() -> float:
-    """CPUs that are taken, but for the hundredths of drivers and queues."""
+    """Return the CPUs in use, without the shares of drivers and queues."""
     return round(ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0))
 
 
@@ -111,7 +111,7 @@ def test_the_best_configuration_can_be_trained(asha: Search) -> None:
     assert config.train.samples == 8
 
 
-def test_pictures_and_one_page_without_anything_beside_it(asha: Search) -> None:
+def test_plots_and_one_self_contained_page(asha: Search) -> None:
     names = {path.name for path in asha.folder.glob("*.png")}
     assert names == {"l1_against_optim.lr.png", "parallel_coordinates.png", "learning_curves.png"}
     for name in names:
@@ -158,9 +158,7 @@ def test_resuming_a_search_that_has_ended_trains_nothing(asha: Search) -> None:
     assert asha.rows() == rows
 
 
-def test_a_search_that_does_not_fit_is_refused_before_anything_starts(
-    shards: Path, tmp_path: Path
-) -> None:
+def test_an_invalid_search_is_rejected_before_anything_starts(shards: Path, tmp_path: Path) -> None:
     for changes, words in [
         ({"objective": {"metric": "l2", "split": "test"}}, "use one of l1, psnr"),
         ({"objective": {"split": "val"}}, "objective.split"),
@@ -281,7 +279,7 @@ def test_a_killed_trial_continues_from_its_last_report(
     assert "failed, retrying from its last report" in capsys.readouterr().err
     assert first
     for path, changed in first.items():
-        assert path.stat().st_mtime_ns == changed, "what was trained is not trained again"
+        assert path.stat().st_mtime_ns == changed, "nothing is trained twice"
 
 
 @pytest.mark.slow
@@ -327,7 +325,7 @@ def test_after_kill_9_of_the_driver_resume_loses_no_result_and_repeats_none(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_sigterm_twice_ends_the_search_in_order(shards: Path, tmp_path: Path) -> None:
+def test_two_sigterms_stop_the_search_cleanly(shards: Path, tmp_path: Path) -> None:
     search = prepare(tmp_path, shards, ASHA_SEARCH)
     said = tmp_path / "said.txt"
     with said.open("w") as file:
@@ -392,7 +390,7 @@ def test_a_search_in_a_bucket_resumes_after_kill_9(
         driver.kill()
         driver.wait(60)
     fs.invalidate_cache()
-    assert fs.find(ended, detail=True) == before, "nothing of it was done again"
+    assert fs.find(ended, detail=True) == before, "nothing is repeated"
     fs.get(folder, str(search.folder), recursive=True)
     rows = search.rows()
     assert [(row["optim.lr"], row["status"], row["samples"]) for row in rows] == [

@@ -87,7 +87,7 @@ def test_help_of_every_verb_imports_nothing_heavy() -> None:
     assert result.stderr.strip() == "[]"
 
 
-def test_no_verb_shows_the_verbs(prioritycut: Prioritycut) -> None:
+def test_without_a_verb_all_verbs_are_shown(prioritycut: Prioritycut) -> None:
     result = prioritycut()
     for verb in VERBS:
         assert verb in result.stdout + result.stderr
@@ -114,7 +114,7 @@ def test_a_typo_names_the_key_and_the_nearest_valid_one(prioritycut: Prioritycut
         (["animate", "no-run", "--source", "a", "--driving", "b", "--out", "c.mp4"], ["no-run"]),
     ],
 )
-def test_a_missing_thing_is_one_line(
+def test_missing_inputs_give_one_line(
     prioritycut: Prioritycut,
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],

@@ -1,4 +1,4 @@
-"""The checker of manifests: what it says of mistakes, and that it says nothing of what is right."""
+"""The checker of manifests: it finds mistakes, and nothing in correct manifests."""
 
 import copy
 import csv
@@ -123,7 +123,7 @@ def test_a_mistake_is_named_with_its_place(case: Object) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case["says"] == "nothing"], ids=name_of)
-def test_what_is_right_is_left_alone(case: Object) -> None:
+def test_correct_objects_have_no_findings(case: Object) -> None:
     assert text_of(check(broken(case))) == ""
 
 
@@ -222,13 +222,13 @@ def test_a_file_that_a_pod_reads_is_a_key_of_what_it_mounts() -> None:
         ),
     ],
 )
-def test_a_key_that_a_pod_wants_is_there(path: str, value: Any, fragment: str) -> None:
+def test_a_key_that_a_pod_refers_to_exists(path: str, value: Any, fragment: str) -> None:
     cron = correct("CronJob")
     change(cron, f"spec.jobTemplate.spec.template.spec.{path}", value)
     assert fragment in check_all(correct("ConfigMap"), cron)
 
 
-def test_two_objects_of_one_name_are_named() -> None:
+def test_two_objects_with_the_same_name_are_reported() -> None:
     assert "appears twice in this file" in check_all(correct("Secret"), correct("Secret"))
 
 
@@ -345,7 +345,7 @@ def test_quantities(text: str, amount: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1 Gi", "Gi", "1GB", "-", None, [], True, "1e99999"])
-def test_what_is_not_a_quantity(text: Any) -> None:
+def test_invalid_quantities(text: Any) -> None:
     assert parse_quantity(text) is None
 
 

@@ -1,4 +1,4 @@
-"""The manifests of cluster/: what is committed is what is rendered, and valid."""
+"""The manifests in cluster/ are valid, and equal to what is rendered."""
 
 import re
 import shlex
@@ -115,13 +115,13 @@ EVERYTHING: Object = {
         EVERYTHING,
     ],
 )
-def test_every_choice_renders_valid_manifests(changes: Object) -> None:
+def test_every_option_renders_valid_manifests(changes: Object) -> None:
     for text in render(ManifestOptions.model_validate(changes)).values():
         assert errors_of(check_text(text)) == []
 
 
 def all_pods(options: ManifestOptions | None = None) -> list[Object]:
-    """Every pod of the manifests, once for each place where it stands."""
+    """Yield every pod of the manifests, including embedded ones."""
     files = render(options or ManifestOptions()).values()
     return [pod for text in files for pod in pods(list(yaml.safe_load_all(text)))]
 
@@ -134,7 +134,7 @@ def name_of(pod: Object) -> str:
     return str(pod["containers"][0]["name"])
 
 
-def test_every_pod_keeps_its_promises() -> None:
+def test_every_pod_follows_the_security_rules() -> None:
     for pod in all_pods():
         assert pod["securityContext"]["runAsNonRoot"] is True
         for container in pod["containers"] + pod.get("initContainers", []):
@@ -147,8 +147,8 @@ def test_every_pod_keeps_its_promises() -> None:
         assert pod["containers"][0]["lifecycle"]["preStop"]
 
 
-def test_the_grace_of_pods_hooks_and_drivers_is_one_number() -> None:
-    """A driver gives up before its hook does, and the hook before the pod ends."""
+def test_all_grace_periods_follow_from_one_option() -> None:
+    """The driver gives up before its hook, and the hook before the pod is killed."""
     options = ManifestOptions(grace_seconds=300)
     for pod in ray_pods(options):
         assert pod["terminationGracePeriodSeconds"] == 300
@@ -165,7 +165,7 @@ def test_the_grace_of_pods_hooks_and_drivers_is_one_number() -> None:
     assert settings.set == {"train.grace_seconds": 280}
 
 
-def test_only_workers_run_where_machines_are_taken_back() -> None:
+def test_only_workers_run_on_spot_instances() -> None:
     cluster = train_job()["spec"]["rayClusterSpec"]
     head = cluster["headGroupSpec"]["template"]["spec"]
     worker = cluster["workerGroupSpecs"][0]["template"]["spec"]
@@ -173,9 +173,9 @@ def test_only_workers_run_where_machines_are_taken_back() -> None:
     assert {item["value"] for item in worker["tolerations"] if "value" in item} == {"true", "spot"}
 
 
-def test_roles_give_the_least_rights() -> None:
+def test_roles_grant_the_least_permissions() -> None:
     roles = {o["metadata"]["name"]: o for o in objects("base.yaml") if o["kind"] == "Role"}
-    assert set(roles) == {"prioritycut-retrain"}, "the operator gives a head that scales its own"
+    assert set(roles) == {"prioritycut-retrain"}, "the operator creates the head's role"
     for rule in roles["prioritycut-retrain"]["rules"]:
         assert rule["resources"] == ["rayjobs"]
         assert "*" not in rule["verbs"]
@@ -195,7 +195,7 @@ def removal(options: ManifestOptions, file: str) -> Object:
     return dict(job["spec"])
 
 
-def test_the_gpus_of_a_job_go_first_and_the_job_last() -> None:
+def test_workers_are_deleted_first_and_the_job_last() -> None:
     spec = removal(ManifestOptions(), "rayjob-train.yaml")
     assert "shutdownAfterJobFinishes" not in spec
     rules = spec["deletionStrategy"]["deletionRules"]
@@ -210,7 +210,7 @@ def test_the_gpus_of_a_job_go_first_and_the_job_last() -> None:
         assert after["DeleteWorkers"] < after["DeleteCluster"] < after["DeleteSelf"]
 
 
-def test_a_queue_removes_clusters_in_its_own_way() -> None:
+def test_with_a_queue_the_cluster_is_removed_after_the_job() -> None:
     spec = removal(ManifestOptions(queue="gpu"), "rayjob-train.yaml")
     assert spec["shutdownAfterJobFinishes"] is True
     assert "deletionStrategy" not in spec
@@ -269,7 +269,7 @@ def test_every_head_is_protected_from_evictions() -> None:
     assert annotations["karpenter.sh/do-not-disrupt"] == "true"
 
 
-def test_each_step_of_a_night_ends() -> None:
+def test_each_step_of_the_nightly_job_has_a_timeout() -> None:
     spec = objects("cronjob-retrain.yaml")[1]["spec"]["jobTemplate"]["spec"]
     pod = spec["template"]["spec"]
     steps = {c["name"]: c["args"] for c in pod["initContainers"] + pod["containers"]}
@@ -286,7 +286,7 @@ def test_each_step_of_a_night_ends() -> None:
     assert spec["activeDeadlineSeconds"] >= sum(seconds.values())
 
 
-def test_a_schedule_of_kuberay_is_rendered_on_request_and_never_suspended() -> None:
+def test_a_ray_cron_job_is_rendered_on_request_and_not_suspended() -> None:
     assert "raycronjob-retrain.yaml" not in RENDERED
     [cron] = yaml.safe_load_all(
         render(ManifestOptions(ray_cron_job=True))["raycronjob-retrain.yaml"]
@@ -300,7 +300,7 @@ def test_a_job_submits_from_its_head_on_request() -> None:
     assert "submitterPodTemplate" not in spec
 
 
-def test_what_is_chosen_stands_in_the_pods() -> None:
+def test_options_are_applied_to_the_pods() -> None:
     options = ManifestOptions.model_validate(EVERYTHING)
     [job] = yaml.safe_load_all(render(options)["rayjob-train.yaml"])
     group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
@@ -342,7 +342,7 @@ def test_pods_without_gpus_see_none() -> None:
             assert hidden is ("nvidia.com/gpu" not in container["resources"]["limits"])
 
 
-def test_the_command_of_a_job_is_what_a_laptop_would_run() -> None:
+def test_the_entrypoint_of_a_job_is_a_valid_command() -> None:
     words = entrypoint(ManifestOptions(), "train").split()
     assert words[:3] == ["prioritycut", "train", "vox256"]
     config = load_config(words[2], words[3:])
@@ -350,24 +350,24 @@ def test_the_command_of_a_job_is_what_a_laptop_would_run() -> None:
     assert config.storage == "s3://prioritycut/runs"
 
 
-def test_a_retraining_is_one_file_and_its_places() -> None:
+def test_the_entrypoint_of_a_retraining_is_valid() -> None:
     words = entrypoint(ManifestOptions(), "retrain").split()
     assert words[:3] == ["prioritycut", "retrain", "retrain.yaml"]
     settings = load_section(RetrainSettings, str(ROOT / words[2]), words[3:])
     assert settings.data == "s3://prioritycut/data"
 
 
-def test_a_search_is_one_file_and_a_trial_a_pod() -> None:
+def test_the_entrypoint_of_a_search_is_valid_and_a_trial_fits_a_pod() -> None:
     words = entrypoint(ManifestOptions(), "tune").split()
     assert words[:3] == ["prioritycut", "tune", "tune_configs/ablation.yaml"]
-    assert words[-1] == "--resume", "a retried attempt goes on"
+    assert words[-1] == "--resume", "a retried attempt resumes"
     config = load_config("vox256", words[3:-1])
     assert config.data.url == "s3://prioritycut/data"
     assert (config.train.workers, config.train.use_gpu) == (1, "yes")
     assert config.train.cpus_per_worker < ManifestOptions().worker.cpus, "room for drivers"
 
 
-def test_the_image_and_the_manifests_have_one_ray() -> None:
+def test_the_image_and_the_manifests_have_the_same_ray_version() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert f"ARG RAY_VERSION={RAY_VERSION}\n" in dockerfile
     assert image_ray_version(ManifestOptions().image) == RAY_VERSION
@@ -426,7 +426,7 @@ def test_the_ray_version_of_an_image_is_in_its_tag(image: str, version: str | No
         ("worker.labels.team=a b", ["worker.labels.team", "label"]),
     ],
 )
-def test_options_that_do_not_fit_are_named(word: str, fragments: list[str]) -> None:
+def test_invalid_options_are_named(word: str, fragments: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         load_section(ManifestOptions, None, [word])
     for fragment in fragments:
@@ -434,7 +434,7 @@ def test_options_that_do_not_fit_are_named(word: str, fragments: list[str]) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_two_that_exclude_each_other_are_named() -> None:
+def test_mutually_exclusive_options_are_rejected() -> None:
     for words in (["queue=a", "scheduler=volcano"], ["queue=a", "ray_cron_job=true"]):
         with pytest.raises(UserError, match="are mutually exclusive"):
             load_section(ManifestOptions, None, words)
@@ -467,7 +467,7 @@ def test_overrides_change_one_value_and_keys_may_have_dots() -> None:
 
 def test_the_options_of_the_docs_are_options() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
-    table = text.partition("## What can be chosen")[2].partition("\n## ")[0]
+    table = text.partition("## Options")[2].partition("\n## ")[0]
     rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")][2:]
     assert len(rows) > 15
     for row in rows:

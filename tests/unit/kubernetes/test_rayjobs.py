@@ -45,7 +45,7 @@ def working_directory(config_map: dict[str, Any]) -> zipfile.ZipFile:
 # What is created.
 
 
-def test_code_and_configuration_travel_in_a_config_map(
+def test_code_and_configuration_are_sent_in_a_config_map(
     prioritycut: Prioritycut, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.yaml").write_text("name: own\nloss:\n  feature_matching: 5\n")
@@ -76,9 +76,7 @@ def test_code_and_configuration_travel_in_a_config_map(
     assert "Working directory:" in result.stderr
 
 
-def test_what_runs_needs_no_config_map_without_files(
-    prioritycut: Prioritycut, tmp_path: Path
-) -> None:
+def test_there_is_no_config_map_without_files(prioritycut: Prioritycut, tmp_path: Path) -> None:
     (tmp_path / "big.py").write_bytes(os.urandom(2**21))
     result = submitted(prioritycut, "vox256", *PLACES, "--dry-run", "--exclude", "*")
     made = objects(result)
@@ -113,7 +111,7 @@ def test_flags_and_options_shape_the_cluster(prioritycut: Prioritycut, tmp_path:
     assert "storage=s3://mine/runs" in job["spec"]["entrypoint"]
 
 
-# What is refused.
+# Rejected submissions.
 
 
 @pytest.mark.parametrize(
@@ -136,7 +134,7 @@ def test_flags_and_options_shape_the_cluster(prioritycut: Prioritycut, tmp_path:
         (["--kubernetes", "--set", "volumes.a.path=/submitted"], ["volumes"]),
     ],
 )
-def test_what_makes_no_sense_is_named(
+def test_invalid_flags_are_named(
     prioritycut: Prioritycut, tmp_path: Path, words: list[str], fragments: list[str]
 ) -> None:
     (tmp_path / "mine.py").write_text("")
@@ -150,7 +148,7 @@ def test_an_address_in_the_environment_does_not_matter(
     assert submitted(prioritycut, "vox256", "--dry-run").returncode == 0
 
 
-def test_what_a_config_map_cannot_hold_is_named(prioritycut: Prioritycut, tmp_path: Path) -> None:
+def test_a_package_beyond_the_limit_is_named(prioritycut: Prioritycut, tmp_path: Path) -> None:
     (tmp_path / "large.bin").write_bytes(os.urandom(2**21))
     result = submitted(prioritycut, "vox256", *PLACES, "--dry-run")
     assert_one_line(result, "1 MiB", "large.bin", "--exclude")
@@ -159,13 +157,13 @@ def test_what_a_config_map_cannot_hold_is_named(prioritycut: Prioritycut, tmp_pa
     assert_one_line(result, "1 MiB", "large.bin", "the job needs it")
 
 
-def test_an_image_that_nobody_has_is_refused(prioritycut: Prioritycut, server: ApiServer) -> None:
+def test_a_placeholder_image_is_rejected(prioritycut: Prioritycut, server: ApiServer) -> None:
     result = prioritycut("submit", "vox256", *PLACES, "--kubernetes")
     assert_one_line(result, "registry.example.com", "--image")
     assert server.calls == []
 
 
-def test_one_job_trains_a_run(prioritycut: Prioritycut, server: ApiServer) -> None:
+def test_only_one_job_trains_a_run(prioritycut: Prioritycut, server: ApiServer) -> None:
     words = ["vox256", "name=bodies", *PLACES, "--detach", "--context", "lab"]
     assert submitted(prioritycut, *words).returncode == 0
     [job] = server.all("rayjob")
@@ -182,7 +180,7 @@ def test_one_job_trains_a_run(prioritycut: Prioritycut, server: ApiServer) -> No
 # What is left behind.
 
 
-def test_the_config_map_goes_with_its_job(
+def test_the_config_map_is_deleted_with_its_job(
     prioritycut: Prioritycut, server: ApiServer, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\n")
@@ -195,7 +193,7 @@ def test_the_config_map_goes_with_its_job(
     assert f"jobs logs {job['metadata']['name']} --follow --kubernetes" in result.stdout
 
 
-def test_nothing_is_left_of_a_job_that_is_refused(
+def test_nothing_is_left_of_a_rejected_job(
     prioritycut: Prioritycut, server: ApiServer, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\n")
@@ -205,7 +203,7 @@ def test_nothing_is_left_of_a_job_that_is_refused(
     assert server.all("configmap") == []
 
 
-def test_a_config_map_that_stays_is_named(
+def test_a_config_map_that_is_not_deleted_is_named(
     prioritycut: Prioritycut, server: ApiServer, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\n")
@@ -255,7 +253,7 @@ def test_a_config_map_that_stays_is_named(
         ),
     ],
 )
-def test_the_operator_says_how_it_ended(
+def test_the_end_of_a_job_comes_from_the_operator_if_its_head_is_gone(
     prioritycut: Prioritycut, server: ApiServer, status: dict[str, str], code: int, shown: str
 ) -> None:
     metadata = {"name": "train", "namespace": "vision"}

@@ -1,4 +1,4 @@
-"""What is promoted and what is not, from differences with and without intervals."""
+"""The decision of the gate, from differences with and without intervals."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_the_gate(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_never_promoted(value: float) -> None:
+def test_a_metric_that_is_not_finite_is_never_promoted(value: float) -> None:
     bad = estimate(value)
     for fixed, everywhere in [((bad, estimate(1.0)), estimate(-0.02)), (BETTER, bad)]:
         verdict = judge(differences(fixed, BETTER, everywhere), [L1, PSNR], GATE)
@@ -72,6 +72,6 @@ def test_what_is_not_finite_is_never_promoted(value: float) -> None:
         assert "inf" not in verdict.reason.replace("finite", "")
 
 
-def test_a_rule_about_an_unmeasured_metric_is_refused() -> None:
+def test_a_rule_for_an_unmeasured_metric_is_rejected() -> None:
     with pytest.raises(UserError, match=r"gate: akd is not measured; use one of l1, psnr"):
         judge(differences(BETTER, BETTER, estimate(0.0)), [L1, PSNR], Gate(target="akd"))

@@ -1,4 +1,4 @@
-"""The pointer to the current model: whole at all times, with a history."""
+"""The pointer to the current model is always complete, and has a history."""
 
 import threading
 from collections.abc import Callable
@@ -100,7 +100,7 @@ def test_a_pointer_that_was_edited_is_named(models: Folder) -> None:
         read_current(models)
 
 
-def test_other_weights_than_those_that_were_promoted_are_refused(models: Folder) -> None:
+def test_weights_that_changed_after_the_promotion_are_rejected(models: Folder) -> None:
     move(models, "a")
     manifest = Path(models.url, "a", "run", "step_0000001", "manifest.json")
     manifest.write_text(manifest.read_text() + "\n")
@@ -108,7 +108,7 @@ def test_other_weights_than_those_that_were_promoted_are_refused(models: Folder)
         current_model(models)
 
 
-def test_a_reader_sees_the_old_one_or_the_new_one(models: Folder) -> None:
+def test_a_reader_sees_the_old_or_the_new_pointer(models: Folder) -> None:
     move(models, "a")
     ended, seen, problems = threading.Event(), set(), []
 

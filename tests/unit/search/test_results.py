@@ -1,4 +1,4 @@
-"""Tables and pictures of a search, from trials as they may have ended."""
+"""Tables and plots of a search, with trials of any outcome."""
 
 import csv
 import io
@@ -44,7 +44,7 @@ TRIALS = [
 ]
 
 
-def test_the_best_is_one_that_was_trained_to_the_end() -> None:
+def test_the_best_trial_has_finished() -> None:
     lowest, highest = best_trial(TRIALS, L1), best_trial(TRIALS, PSNR)
     assert lowest is not None
     assert lowest.key == "a"
@@ -55,7 +55,7 @@ def test_the_best_is_one_that_was_trained_to_the_end() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("metric", [L1, PSNR], ids=lambda metric: metric.key)
-def test_what_is_not_finite_is_never_the_best(metric: Metric, value: float) -> None:
+def test_a_trial_that_is_not_finite_is_never_the_best(metric: Metric, value: float) -> None:
     diverged = trial("z", "finished", 0.5, value, **{"priority_cut.top_k": 5, "variant": "unet"})
     for trials in ([diverged, TRIALS[0]], [TRIALS[0], diverged]):
         best = best_trial(trials, metric)
@@ -83,7 +83,7 @@ def test_the_best_configuration_can_be_trained(tmp_path: Path) -> None:
     assert (config.priority_cut.top_k, config.priority_cut.mix_prob) == (5, 1.0)
 
 
-def test_the_table_has_every_trial_and_the_reason_of_a_failure() -> None:
+def test_the_table_has_every_trial_with_the_reason_for_a_failure() -> None:
     header, body = table(TRIALS)
     rows = list(csv.DictReader(csv_text([header, *body]).splitlines()))
     assert [row["status"] for row in rows] == ["finished", "stopped early", "finished", "failed"]
@@ -94,7 +94,7 @@ def test_the_table_has_every_trial_and_the_reason_of_a_failure() -> None:
 
 
 @pytest.mark.parametrize("trials", [TRIALS, TRIALS[:1], TRIALS[1:2]])
-def test_pictures_are_drawn_of_whatever_there_is(trials: list[TrialResult]) -> None:
+def test_plots_are_drawn_with_any_number_of_trials(trials: list[TrialResult]) -> None:
     pictures = draw_all(trials, L1)
     assert set(pictures) == {
         "l1_against_priority_cut.top_k.png",
@@ -107,5 +107,5 @@ def test_pictures_are_drawn_of_whatever_there_is(trials: list[TrialResult]) -> N
             assert min(image.size) >= 400
 
 
-def test_there_is_no_picture_of_nothing() -> None:
+def test_without_reports_there_are_no_plots() -> None:
     assert draw_all(TRIALS[3:], L1) == {}

@@ -1,4 +1,4 @@
-"""The files of searches, and what is refused before anything starts."""
+"""Search files, and errors before anything starts."""
 
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def test_the_ablation_has_the_four_rows_of_the_paper_with_three_seeds_each() -> 
         ({"variants": {"patch": {"discriminator.kind": "patch"}}}, ["per-pixel logits"]),
     ],
 )
-def test_a_search_that_makes_no_sense_is_refused_with_the_reason(
+def test_an_invalid_search_is_rejected_with_the_reason(
     values: dict[str, Any], words: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -96,7 +96,7 @@ def test_a_search_that_makes_no_sense_is_refused_with_the_reason(
         ("priority_cut.top_k", {"uniform": [50, 101]}, ["priority_cut.top_k=101"]),
     ],
 )
-def test_a_range_with_values_that_no_trial_could_take_is_refused(
+def test_a_range_with_invalid_values_is_rejected(
     key: str, domain: dict[str, Any], words: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -105,7 +105,7 @@ def test_a_range_with_values_that_no_trial_could_take_is_refused(
         assert word in str(caught.value)
 
 
-def test_ranges_that_every_trial_can_take_are_accepted(tmp_path: Path) -> None:
+def test_valid_ranges_are_accepted(tmp_path: Path) -> None:
     space = {
         "optim.lr": {"loguniform": [1e-5, 1e-3]},
         "priority_cut.top_k": {"uniform": [0, 100]},
@@ -120,7 +120,7 @@ def test_a_file_without_a_smoke_size_says_so(tmp_path: Path) -> None:
         load_search(written(tmp_path), smoke=True)
 
 
-def test_a_section_that_is_off_is_switched_on_by_a_key_inside_it(tmp_path: Path) -> None:
+def test_a_key_in_a_disabled_section_enables_it(tmp_path: Path) -> None:
     search = checked(tmp_path, set={"priority_cut": None})
     config = trial_config(load_base(search, []), search, {"priority_cut.top_k": 5}, "trial", "runs")
     assert config.priority_cut is not None
@@ -131,14 +131,14 @@ def test_a_section_that_is_off_is_switched_on_by_a_key_inside_it(tmp_path: Path)
     ("samples", "reports", "expected"),
     [(32, 1, [32]), (32, 2, [16, 32]), (30, 3, [12, 24, 30]), (32, 8, list(range(4, 33, 4)))],
 )
-def test_reports_are_at_whole_steps_at_equal_distances(
+def test_reports_are_equally_spaced_at_whole_steps(
     samples: int, reports: int, expected: list[int]
 ) -> None:
     config = load_config(str(TINY), [f"train.samples={samples}"])
     assert boundaries(config, reports) == expected
 
 
-def test_more_reports_than_steps_are_refused() -> None:
+def test_more_reports_than_steps_are_rejected() -> None:
     with pytest.raises(UserError, match="8 steps, too few for reports=9"):
         boundaries(load_config(str(TINY)), 9)
 
@@ -146,7 +146,7 @@ def test_more_reports_than_steps_are_refused() -> None:
 @pytest.mark.parametrize(
     ("workers", "cpus", "nodes", "trials"),
     [
-        (1, 1, [2], 1),  # the second trial's driver would find no hundredth of a CPU
+        (1, 1, [2], 1),  # no CPU share is left for the second trial's driver
         (1, 1, [3], 2),
         (2, 1, [2], 0),
         (2, 1, [3], 1),
