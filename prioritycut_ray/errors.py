@@ -94,9 +94,9 @@ class LeaseHeld(UserError):
 def describe(error: BaseException) -> str:
     """Describe an error on one line: its type, and the line of its text that says what happened.
 
-    That is the last line in Python, and the first one in CUDA's libraries, which add advice. NCCL's
-    first line gives the category and its last line the cause: both are kept. An error of this
-    project is its message alone.
+    That is the last line in Python, and the first one in CUDA's libraries and the Hugging Face hub,
+    which add advice. NCCL's first line gives the category and its last line the cause: both are
+    kept. An error of this project is its message alone.
     """
     headline = _headline(str(error))
     if isinstance(error, UserError):
@@ -139,5 +139,7 @@ def _headline(text: str) -> str:
 
 _NO_SPACE = re.compile(r"No space left on device|PytorchStreamWriter failed")
 _LIBRARY = re.compile(
-    r"(CUDA|cuDNN|cusolver|cuFFT|cuSPARSE|NCCL)( \w+)? error|ran out of memory", re.I
+    r"(CUDA|cuDNN|cusolver|cuFFT|cuSPARSE|NCCL)( \w+)? error|ran out of memory"
+    r"|\d{3} (client|server) error",
+    re.I,
 )

@@ -31,6 +31,10 @@ def test_an_exit_code_survives_pickling() -> None:
             "RuntimeError: CUDA error: an illegal memory access",
         ),
         (
+            OSError("404 Client Error. (Request ID: 7)\n\nRepository Not Found.\nPlease log in."),
+            "OSError: 404 Client Error. (Request ID: 7)",
+        ),
+        (
             RuntimeError("failed finding central directory\nException raised from valid at c.cc"),
             "RuntimeError: failed finding central directory",
         ),
