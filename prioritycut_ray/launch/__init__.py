@@ -1,1 +1,1 @@
-"""Training on Ray Train: driver, workers, failures; the same run on a laptop and on a cluster."""
+"""Training and evaluation on Ray: driver, workers, failures; on a laptop and on a cluster alike."""
