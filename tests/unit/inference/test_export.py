@@ -140,7 +140,7 @@ def test_a_damaged_export_is_an_error_that_names_the_file(exported: Path, tmp_pa
         ("config.json", b"{", "not valid JSON"),
         ("config.json", b'{"model_type": "bert"}', "model_type"),
         ("config.json", b'{"model_type": "prioritycut", "sise": 1}', "sise"),
-        ("config.json", b'{"model_type": "prioritycut"}', "another model"),
+        ("config.json", b'{"model_type": "prioritycut"}', "do not match the model"),
     ):
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
