@@ -368,8 +368,3 @@ def read_picture(path: str | Path, most_pixels: int = TOO_LARGE) -> Picture:
         picture = Picture(frame, frame.shape[1], frame.shape[0])
         check_pixels(path, picture.width, picture.height, most_pixels)
     return picture
-
-
-def read_image(path: str | Path) -> Frame:
-    """Read a picture as :func:`read_picture` does: RGB ``uint8 [H, W, 3]``."""
-    return read_picture(path).image

@@ -26,7 +26,7 @@ from prioritycut_ray.networks import build_animator
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
 from prioritycut_ray.video.boxes import Box, box_of, parse_crop
-from prioritycut_ray.video.decoding import frames_timed, frames_upright, read_image
+from prioritycut_ray.video.decoding import frames_timed, frames_upright, read_picture
 from prioritycut_ray.video.encoding import Timing, write_video
 from prioritycut_ray.video.source import VideoError
 from tests.conftest import TINY, Prioritycut, Result, assert_one_line
@@ -330,17 +330,19 @@ def test_folder_contains_frames_and_their_times(animated: Animated, tmp_path: Pa
     with (tmp_path / "frames" / "times.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["seconds"]) * 1000 for row in rows] == pytest.approx(UNEVEN)
-    assert {read_image(tmp_path / "frames" / row["file"]).shape for row in rows} == {(32, 32, 3)}
+    assert {read_picture(tmp_path / "frames" / row["file"]).image.shape for row in rows} == {
+        (32, 32, 3)
+    }
     assert animated.left() == ["frames"]
 
 
 def test_panel_shows_source_driving_crop_and_result(animated: Animated, tmp_path: Path) -> None:
     assert animated("out", "--panel", "--crop=96,0,160,64", "--source-crop=auto").returncode == 0
     assert animated("plain", "--crop=96,0,160,64", "--source-crop=auto").returncode == 0
-    panel = read_image(tmp_path / "out" / "000003.png")
+    panel = read_picture(tmp_path / "out" / "000003.png").image
     assert panel.shape == (32, 96, 3)
-    assert (panel[:, 64:] == read_image(tmp_path / "plain" / "000003.png")).all()
-    source = read_image(animated.inputs["source"])[:, 10:80]
+    assert (panel[:, 64:] == read_picture(tmp_path / "plain" / "000003.png").image).all()
+    source = read_picture(animated.inputs["source"]).image[:, 10:80]
     small = np.asarray(Image.fromarray(source).resize((32, 32), Image.Resampling.LANCZOS))
     assert np.abs(panel[:, :32].astype(int) - small).max() <= 1
     driving = list(frames_upright(animated.inputs["driving"]))[3][:, 96:]
@@ -440,7 +442,7 @@ def test_animating_outward_from_the_best_frame_equals_animating_in_order() -> No
 def test_best_frame_changes_the_result(animated: Animated, tmp_path: Path) -> None:
     assert animated("first").returncode == 0
     assert animated("best", "--best-frame", "--adapt-scale").returncode == 0
-    first, best = (read_image(tmp_path / name / "000004.png") for name in ("first", "best"))
+    first, best = (read_picture(tmp_path / name / "000004.png").image for name in ("first", "best"))
     assert (first != best).any()
 
 

@@ -15,7 +15,7 @@ from av.stream import Disposition
 from av.video.reformatter import Colorspace
 from PIL import Image
 
-from prioritycut_ray.video.decoding import frames_timed, frames_upright, probe, read_image
+from prioritycut_ray.video.decoding import frames_timed, frames_upright, probe, read_picture
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import center_square, resize
 from prioritycut_ray.video.remux import copy_stream
@@ -391,29 +391,31 @@ def test_picture_is_upright_and_opaque(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # Shown turned clockwise.
     Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "phone.png"), np.rot90(pixels, -1))
+    assert np.array_equal(read_picture(tmp_path / "phone.png").image, np.rot90(pixels, -1))
     alpha = np.dstack([pixels, np.zeros((48, 64), np.uint8)])
     alpha[:10, :, 3] = 255
     Image.fromarray(alpha).save(tmp_path / "alpha.png")
-    opaque = read_image(tmp_path / "alpha.png")
+    opaque = read_picture(tmp_path / "alpha.png").image
     assert np.array_equal(opaque[:10], pixels[:10])
     assert not opaque[10:].any()
     Image.fromarray(pixels[..., 0]).save(tmp_path / "gray.png")
-    assert np.array_equal(read_image(tmp_path / "gray.png"), pixels[..., :1].repeat(3, axis=2))
+    assert np.array_equal(
+        read_picture(tmp_path / "gray.png").image, pixels[..., :1].repeat(3, axis=2)
+    )
 
 
 def test_first_frame_of_a_video_is_a_picture(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", moving_square(3), 25.0)
-    assert alike(read_image(tmp_path / "clip.mp4"), moving_square(1)[0])
+    assert alike(read_picture(tmp_path / "clip.mp4").image, moving_square(1)[0])
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_files_that_are_not_pictures_are_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(data)
     with pytest.raises(VideoError, match=r"x\.png: "):
-        read_image(tmp_path / "x.png")
+        read_picture(tmp_path / "x.png")
     with pytest.raises(VideoError, match="No such file"):
-        read_image(tmp_path / "missing.png")
+        read_picture(tmp_path / "missing.png")
 
 
 def test_cut_off_picture_is_refused(tmp_path: Path) -> None:
@@ -421,7 +423,7 @@ def test_cut_off_picture_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(VideoError, match=r"cut\.png: "):
-        read_image(path)
+        read_picture(path)
 
 
 def test_square_is_centred() -> None:

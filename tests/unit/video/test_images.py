@@ -21,7 +21,6 @@ from prioritycut_ray.video.decoding import (
     frames_timed,
     frames_upright,
     probe,
-    read_image,
     read_picture,
 )
 from prioritycut_ray.video.sound import survey_sound
@@ -56,10 +55,10 @@ def assert_alike(found: np.ndarray, expected: Image.Image | np.ndarray, most: fl
 def test_heic_is_read_completely(options: dict[str, int], tmp_path: Path) -> None:
     whole = quarters(512, 768)
     whole.save(tmp_path / "a.heic", quality=90, **options)
-    assert_alike(read_image(tmp_path / "a.heic"), whole)
+    assert_alike(read_picture(tmp_path / "a.heic").image, whole)
     # It is not by its name that a picture is known.
     (tmp_path / "a.heic").rename(tmp_path / "a.mp4")
-    assert_alike(read_image(tmp_path / "a.mp4"), whole)
+    assert_alike(read_picture(tmp_path / "a.mp4").image, whole)
     with pytest.raises(VideoError, match="only one frame"):
         survey(tmp_path / "a.mp4")
 
@@ -69,7 +68,7 @@ def test_the_primary_picture_of_several_is_read(tmp_path: Path) -> None:
     several.add_from_pillow(quarters(64, 96).convert("L").convert("RGB"))
     several.add_from_pillow(quarters(128, 64))
     several.save(tmp_path / "a.heic", primary_index=1, quality=90)
-    assert_alike(read_image(tmp_path / "a.heic"), quarters(128, 64))
+    assert_alike(read_picture(tmp_path / "a.heic").image, quarters(128, 64))
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif", "heic", "avif"])
@@ -82,14 +81,14 @@ def test_every_orientation_is_upright(kind: str, orientation: int, tmp_path: Pat
     quarters().save(path, exif=exif if kind == "tif" else exif.tobytes(), quality=90)
     turn = pictures._TRANSPOSED.get(orientation)
     upright = quarters() if turn is None else quarters().transpose(turn)
-    assert_alike(read_image(path), upright)
+    assert_alike(read_picture(path).image, upright)
     picture = read_picture(path)
     assert (picture.width, picture.height) == upright.size
 
 
 def test_a_picture_with_damaged_exif_is_read(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\1", quality=95)
-    assert_alike(read_image(tmp_path / "a.jpg"), quarters())
+    assert_alike(read_picture(tmp_path / "a.jpg").image, quarters())
 
 
 def test_previews_of_a_tiff_are_skipped(tmp_path: Path) -> None:
@@ -98,15 +97,15 @@ def test_previews_of_a_tiff_are_skipped(tmp_path: Path) -> None:
     small, whole = quarters(16, 12), quarters()
     small.save(tmp_path / "a.tif", tiffinfo=preview, save_all=True, append_images=[])
     with pytest.raises(VideoError, match="is camera raw"):
-        read_image(tmp_path / "a.tif")
+        read_picture(tmp_path / "a.tif")
     preview[50706] = b"\1\4\0\0"
     small.save(tmp_path / "a.dng", "TIFF", tiffinfo=preview)
     with pytest.raises(VideoError, match="is camera raw"):
-        read_image(tmp_path / "a.dng")
+        read_picture(tmp_path / "a.dng")
     small.encoderinfo = {"tiffinfo": {254: 1}}
     whole.encoderinfo = {"tiffinfo": {254: 0}}
     small.save(tmp_path / "b.tif", save_all=True, append_images=[whole])
-    assert_alike(read_image(tmp_path / "b.tif"), whole)
+    assert_alike(read_picture(tmp_path / "b.tif").image, whole)
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -118,16 +117,16 @@ def test_layers_are_read_only_if_merged(whole: bool, tmp_path: Path) -> None:
     parts = [head, bytes(4), struct.pack(">I", len(resource)), resource, bytes(4), bytes(2), planes]
     (tmp_path / "a.psd").write_bytes(b"".join(parts))
     if whole:
-        assert_alike(read_image(tmp_path / "a.psd"), quarters())
+        assert_alike(read_picture(tmp_path / "a.psd").image, quarters())
     else:
         with pytest.raises(VideoError, match="has layers but no merged picture"):
-            read_image(tmp_path / "a.psd")
+            read_picture(tmp_path / "a.psd")
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif", b"jxl ", b"crx "])
 def test_an_unreadable_still_picture_is_not_taken_for_a_video(brand: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.mov").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(200))
-    for read in (read_image, probe, lambda path: list(frames_upright(path))):
+    for read in (read_picture, probe, lambda path: list(frames_upright(path))):
         with pytest.raises(VideoError, match=r"a\.mov: \S"):
             read(tmp_path / "a.mov")
 
@@ -135,13 +134,13 @@ def test_an_unreadable_still_picture_is_not_taken_for_a_video(brand: bytes, tmp_
 def test_error_about_an_unknown_kind_of_picture_gives_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bytes(200))
     with pytest.raises(VideoError, match=r"a\.jxl: is not a video.*; if it is a picture, save it"):
-        read_image(tmp_path / "a.jxl")
+        read_picture(tmp_path / "a.jxl")
 
 
 def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):
-        for read in (read_image, probe, survey_sound, lambda path: list(frames_upright(path))):
+        for read in (read_picture, probe, survey_sound, lambda path: list(frames_upright(path))):
             with pytest.raises(VideoError, match="is not a regular file"):
                 read(path)
 
@@ -156,23 +155,23 @@ def test_gray_of_16_bits_is_scaled(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{kind}"
     Image.fromarray(RAMP.astype(np.uint16)).save(path)
     expected = np.repeat((RAMP / 257)[..., None], 3, axis=2)
-    assert_alike(read_image(path), expected, 0.6)
+    assert_alike(read_picture(path).image, expected, 0.6)
 
 
 def test_gray_of_other_depths_is_scaled(tmp_path: Path) -> None:
     expected = np.repeat((RAMP / 257)[..., None], 3, axis=2)
     Image.fromarray((RAMP / 65535).astype(np.float32)).save(tmp_path / "float.tif")
-    assert_alike(read_image(tmp_path / "float.tif"), expected, 0.6)
+    assert_alike(read_picture(tmp_path / "float.tif").image, expected, 0.6)
     inverted = {262: 0}
     Image.fromarray(RAMP.astype(np.uint16)).save(tmp_path / "white0.tif", tiffinfo=inverted)
-    assert_alike(read_image(tmp_path / "white0.tif"), 255 - expected, 0.6)
+    assert_alike(read_picture(tmp_path / "white0.tif").image, 255 - expected, 0.6)
     # Two pixels of 12 bits are three bytes.
     twelve = (RAMP / 16.0).astype(np.uint16).reshape(-1, 2)
     packed = np.stack(
         [twelve[:, 0] >> 4, (twelve[:, 0] & 15) << 4 | twelve[:, 1] >> 8, twelve[:, 1] & 255], 1
     )
     write_tiff(tmp_path / "12.tif", packed.astype(np.uint8).tobytes(), bits=12)
-    assert_alike(read_image(tmp_path / "12.tif"), expected, 0.6)
+    assert_alike(read_picture(tmp_path / "12.tif").image, expected, 0.6)
 
 
 def write_tiff(path: Path, data: bytes, bits: int) -> None:
@@ -201,7 +200,7 @@ def test_values_without_a_known_white_level_are_refused(
 ) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
     with pytest.raises(VideoError, match=rf"a\.tif: .*{reason}"):
-        read_image(tmp_path / "a.tif")
+        read_picture(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +230,7 @@ def test_every_mode_keeps_its_colours(mode: str, kind: str, tmp_path: Path) -> N
         expected = converted.convert("RGB")
     sizes: dict[str, Any] = {"sizes": [(64, 48)]} if kind == "ico" else {}
     converted.save(path, quality=95, **sizes)
-    assert_alike(read_image(path), expected)
+    assert_alike(read_picture(path).image, expected)
 
 
 def test_embedded_profiles_are_respected(tmp_path: Path) -> None:
@@ -242,9 +241,9 @@ def test_embedded_profiles_are_respected(tmp_path: Path) -> None:
     )
     quarters().save(tmp_path / "a.png", icc_profile=bytes(profile))
     swapped = np.asarray(quarters())[..., [1, 0, 2]]
-    assert_alike(read_image(tmp_path / "a.png"), swapped)
+    assert_alike(read_picture(tmp_path / "a.png").image, swapped)
     quarters().save(tmp_path / "broken.png", icc_profile=b"no profile")
-    assert_alike(read_image(tmp_path / "broken.png"), quarters())
+    assert_alike(read_picture(tmp_path / "broken.png").image, quarters())
 
 
 @pytest.mark.parametrize("kind", ["png", "gif", "webp", "tif", "avif", "heic"])
@@ -254,7 +253,7 @@ def test_transparent_parts_are_black_in_source_and_driving(kind: str, tmp_path: 
     Image.fromarray(pixels).save(tmp_path / f"a.{kind}", quality=95)
     expected = np.asarray(quarters()).copy()
     expected[24:] = 0
-    assert_alike(read_image(tmp_path / f"a.{kind}"), expected)
+    assert_alike(read_picture(tmp_path / f"a.{kind}").image, expected)
     if kind != "tif":  # Which is not a video.
         assert_alike(next(frames_upright(tmp_path / f"a.{kind}")), expected)
 
@@ -268,7 +267,7 @@ def test_a_transparent_colour_is_black(tmp_path: Path) -> None:
         image = Image.new(mode, (8, 8), 0)
         image.paste(pixel, (0, 0, 4, 8))
         image.save(tmp_path / "a.png", transparency=transparency)
-        assert not read_image(tmp_path / "a.png").any(), mode
+        assert not read_picture(tmp_path / "a.png").image.any(), mode
 
 
 # ---------------------------------------------------------------------------------------------
@@ -295,7 +294,7 @@ def test_a_picture_larger_than_any_camera_takes_is_refused(tmp_path: Path) -> No
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "bomb.png").write_bytes(data)
     with pytest.raises(VideoError, match=r"30000x30000 pixels, more than 400\.0 megapixels"):
-        read_image(tmp_path / "bomb.png")
+        read_picture(tmp_path / "bomb.png")
     quarters().save(tmp_path / "a.png")
     with pytest.raises(VideoError, match="64x48 pixels, more than"):
         read_picture(tmp_path / "a.png", 64 * 48 - 1)
@@ -316,7 +315,7 @@ def test_damage_is_reported_in_one_line(kind: str, tmp_path: Path) -> None:
         if number % 2:
             data[place : place + 8] = chance.randbytes(8)
         path.write_bytes(data if number % 2 else data[:place])
-        for read in (read_image, lambda path: list(frames_timed(path)), probe):
+        for read in (read_picture, lambda path: list(frames_timed(path)), probe):
             try:
                 read(path)
             except VideoError as error:
@@ -368,7 +367,7 @@ def test_the_default_picture_of_an_animation_is_not_a_frame(tmp_path: Path) -> N
     )
     means = [round(frame.mean()) for frame in frames_upright(tmp_path / "a.png")]
     assert means == [50, 100, 150]
-    assert read_image(tmp_path / "a.png").mean() == 0
+    assert read_picture(tmp_path / "a.png").image.mean() == 0
 
 
 def test_bytes_are_read_like_files(tmp_path: Path) -> None:
