@@ -85,9 +85,9 @@ def short_names(runs: Sequence[str]) -> list[str]:
     Raises:
         UserError: the same run is given twice.
     """
-    if len(set(runs)) < len(runs):
-        raise UserError("the same run is given twice: drop one of them")
     paths = [tuple(run.rstrip("/").split("/")) for run in runs]
+    if len(set(paths)) < len(runs):
+        raise UserError("the same run is given twice: drop one of them")
     parts = 1
     while len({path[-parts:] for path in paths}) < len(runs):
         parts += 1
