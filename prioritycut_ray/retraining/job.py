@@ -20,13 +20,14 @@ from prioritycut_ray.config import (
 from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index, were_seen
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
-from prioritycut_ray.retraining.gate import check_rules
+from prioritycut_ray.retraining.gate import Verdict, check_rules
 from prioritycut_ray.retraining.registry import (
     RUN,
     current_model,
     former_models,
     model_names,
     read_current,
+    read_record,
     run_folder,
 )
 from prioritycut_ray.retraining.settings import RetrainSettings
@@ -114,10 +115,10 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Retrain
     candidate_config(models, job)
     check_rules(selected_metrics(Measures(settings.lpips, settings.faces)), settings.gate)
     if models.exists(f"{job.candidate}/{DONE}"):
-        verdict = json.loads(models.read(f"{job.candidate}/{VERDICT}"))
+        verdict = read_record(models, f"{job.candidate}/{VERDICT}", Verdict)
         return NothingNew(
             reason=f"candidate {job.candidate} was trained on these clips before and refused: "
-            f"{verdict['reason']}"
+            f"{verdict.reason}"
         )
     lease.check()
     models.write(f"{job.candidate}/{INDEX_NAME}", index.model_dump_json(indent=1).encode())
@@ -135,7 +136,7 @@ def unfinished_job(models: Folder) -> RetrainingJob | None:
 
 def read_job(models: Folder, candidate: str) -> RetrainingJob:
     """Return the job of a candidate."""
-    return RetrainingJob.model_validate_json(models.read(f"{candidate}/{JOB}"))
+    return read_record(models, f"{candidate}/{JOB}", RetrainingJob)
 
 
 def new_clips(index: ClipIndex, seen: ClipIndex, split: str) -> list[Clip]:
@@ -205,7 +206,7 @@ def train_candidate(
         train(config)
 
 
-def superseded(models: Folder, job: RetrainingJob) -> bool:
+def current_model_changed(models: Folder, job: RetrainingJob) -> bool:
     """Return whether the current model has changed since the job began, for example by hand."""
     current = read_current(models)
     return current is None or current.model not in (job.current, job.candidate)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from prioritycut_ray.retraining.gate import Verdict
 from prioritycut_ray.retraining.job import DONE, JOB, VERDICT
-from prioritycut_ray.retraining.registry import RUN, model_names, read_current
+from prioritycut_ray.retraining.registry import RUN, model_names, read_current, read_record
 from prioritycut_ray.storage.folder import Folder
 
 
@@ -65,4 +65,4 @@ def _refusal(models: Folder, name: str) -> str:
     path = f"{name}/{VERDICT}"
     if not models.exists(path):
         return ""
-    return Verdict.model_validate_json(models.read(path)).reason
+    return read_record(models, path, Verdict).reason

@@ -1,7 +1,6 @@
 """The six steps of a retraining; each leaves a file in the candidate's folder and runs once."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 from pydantic import BaseModel
 
@@ -17,9 +16,9 @@ from prioritycut_ray.retraining.job import (
     VERDICT,
     NothingNew,
     RetrainingJob,
+    current_model_changed,
     find_job,
     finish,
-    superseded,
     train_candidate,
 )
 from prioritycut_ray.retraining.notifications import (
@@ -29,7 +28,13 @@ from prioritycut_ray.retraining.notifications import (
     run_command,
     write_metrics,
 )
-from prioritycut_ray.retraining.registry import promote, read_current, run_folder
+from prioritycut_ray.retraining.registry import (
+    Record,
+    promote,
+    read_current,
+    read_record,
+    run_folder,
+)
 from prioritycut_ray.retraining.settings import RetrainSettings
 from prioritycut_ray.runs.locate import locate_checkpoint
 from prioritycut_ray.storage.folder import Folder
@@ -37,7 +42,6 @@ from prioritycut_ray.storage.lease import Lease, leased
 from prioritycut_ray.templates import render
 
 Print = Callable[[str], None]
-Stored = TypeVar("Stored", bound=BaseModel)
 
 
 def retrain(settings: RetrainSettings, say: Print) -> RetrainReport | None:
@@ -73,7 +77,7 @@ def retrain(settings: RetrainSettings, say: Print) -> RetrainReport | None:
 def _finish_job(models: Folder, job: RetrainingJob, lease: Lease, say: Print) -> RetrainReport:
     """Run the steps of a job that have not been run yet."""
     verdict = comparison = None
-    if superseded(models, job):
+    if current_model_changed(models, job):
         reason = f"{job.current} is no longer the current model"
     else:
         say(
@@ -160,10 +164,10 @@ def _notify(settings: RetrainSettings, report: RetrainReport) -> list[str]:
 # The files of the steps.
 
 
-def _stored(models: Folder, job: RetrainingJob, name: str, kind: type[Stored]) -> Stored | None:
+def _stored(models: Folder, job: RetrainingJob, name: str, kind: type[Record]) -> Record | None:
     """Return the result of a step that an earlier process has completed, or None."""
     path = f"{job.candidate}/{name}"
-    return kind.model_validate_json(models.read(path)) if models.exists(path) else None
+    return read_record(models, path, kind) if models.exists(path) else None
 
 
 def _store(models: Folder, job: RetrainingJob, lease: Lease, name: str, value: BaseModel) -> None:

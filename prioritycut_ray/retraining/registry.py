@@ -14,8 +14,10 @@ The pointer is replaced atomically: a reader sees the old or the new one.
 """
 
 import hashlib
+import importlib.metadata
 import json
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -30,6 +32,8 @@ from prioritycut_ray.validation import describe_problems
 
 CURRENT = "current.json"
 RUN = "run"
+
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class Promotion(BaseModel):
@@ -202,6 +206,23 @@ def adopt(models: Folder, lease: Lease, run: str, model: str) -> None:
 def run_folder(models: Folder, model: str) -> str:
     """Return the path or URL of a model's training run."""
     return f"{models.url}/{model}/{RUN}"
+
+
+def read_record(models: Folder, path: str, kind: type[Record]) -> Record:
+    """Read one of the JSON files of a candidate.
+
+    Raises:
+        UserError: the file is damaged, or was written by an incompatible version.
+    """
+    try:
+        return kind.model_validate_json(models.read(path))
+    except ValidationError as error:
+        version = importlib.metadata.version("prioritycut_ray")
+        raise UserError(
+            f"{models.url}/{path}: cannot be read by prioritycut_ray {version} "
+            f"({describe_problems(error, kind)}); use the version that wrote it, or remove the "
+            "candidate's folder"
+        ) from error
 
 
 def model_names(models: Folder) -> list[str]:

@@ -93,6 +93,15 @@ def test_a_damaged_pointer_is_named(models: Folder, damage: bytes) -> None:
         read_current(models)
 
 
+def test_a_record_of_another_version_is_named(
+    models: Folder, prioritycut: Callable[..., Result]
+) -> None:
+    for name in ("job.json", "done.json", "verdict.json"):
+        models.write(f"b/{name}", b'{"promote": "later"}')
+    listed = prioritycut("models", "list", "--models", models.url)
+    assert_one_line(listed, "b/verdict.json: cannot be read by prioritycut_ray 0.", "promote")
+
+
 def test_a_pointer_that_was_edited_is_named(models: Folder) -> None:
     move(models, "a", "b")
     models.write("current.json", models.read("current.json").replace(b"because b", b"because c"))
