@@ -268,9 +268,14 @@ def batches(
         )
     share = global_batch // world_size
     firsts = range(start + rank * share, stop - global_batch + 1 + rank * share, global_batch)
-    name_of = lambda position: pairs.clips[position].key  # noqa: E731
-    shares = _Shares(firsts, share)
-    return _log_damage(pairs, load(pairs.read, shares, loader_workers, name_of, pin_for=pin_for))
+    loaded = load(
+        pairs.read,
+        _Shares(firsts, share),
+        loader_workers,
+        lambda position: pairs.clips[position].key,
+        pin_for=pin_for,
+    )
+    return _log_damage(pairs, loaded)
 
 
 def _log_damage(pairs: FramePairs, loaded: Iterator[tuple[Batch, list[Damage]]]) -> Iterator[Batch]:
