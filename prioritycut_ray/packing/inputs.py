@@ -98,7 +98,7 @@ def _expand_braces(given: str) -> Iterator[str]:
         yield given
         return
     try:
-        yield from braceexpand(given)
+        yield from filter(None, braceexpand(given))  # A shell drops empty words, too.
     except ValueError:  # braceexpand's UnbalancedBracesError
         raise UserError(
             f"{printable(given)}: its braces are not balanced; write {{000000..000123}} or {{a,b}}"

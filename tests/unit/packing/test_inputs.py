@@ -55,7 +55,9 @@ def test_a_pattern_below_folders_with_brackets_in_their_names(tmp_path: Path) ->
     assert found.source == f"{tmp_path}/clips 1/2.mp4"
 
 
-def test_braces_name_many_shards_or_folders(tmp_path: Path) -> None:
+def test_braces_name_many_shards_or_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(12):
         write_tar(tmp_path / f"train-{number:06d}.tar", [("a.mp4", b"x"), ("a.json", FACTS)])
     touched(tmp_path, "a/1.mp4", "b/1.mp4", "c/1.mp4", "{c,d}/2.mp4", "e{f,g}.mp4")
@@ -75,6 +77,8 @@ def test_braces_name_many_shards_or_folders(tmp_path: Path) -> None:
     assert found("train-{000003..000005}.tar") == [f"train-00000{n}.tar" for n in (3, 4, 5)]
     assert found("{a,b}/*.mp4") == ["a/1.mp4", "b/1.mp4"]
     assert found("{b,a}") == ["b/1.mp4", "a/1.mp4"]
+    monkeypatch.chdir(tmp_path)
+    assert identities("{,a}") == ["1"], "an empty word is not the current folder"
     # A literal name comes first; a backslash escapes.
     assert found("{c,d}/*.mp4") == ["{c,d}/2.mp4"]
     assert found("e{f,g}.mp4") == ["e{f,g}.mp4"]
