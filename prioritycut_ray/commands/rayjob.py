@@ -11,9 +11,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from prioritycut_ray.commands.submit import detaching, report_end
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.kubernetes.kubectl import Kubectl, KubectlError, Object
+from prioritycut_ray.kubernetes.kubectl import Kubectl, KubectlError
 from prioritycut_ray.kubernetes.options import ManifestOptions
-from prioritycut_ray.kubernetes.pods import PORTS
+from prioritycut_ray.kubernetes.pods import PORTS, Object
 from prioritycut_ray.kubernetes.rayjobs import (
     RayJobState,
     follow_command,

@@ -11,11 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from prioritycut_ray.errors import UserError
-
-Object = dict[str, Any]
+from prioritycut_ray.kubernetes.pods import Object
 
 _ANSWER_S = 60
 _FORWARDED = re.compile(r"Forwarding from (127\.0\.0\.1:\d+) ")

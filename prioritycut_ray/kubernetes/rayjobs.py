@@ -5,7 +5,8 @@ import shlex
 from typing import Any, NamedTuple
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.kubernetes.kubectl import Kubectl, KubectlError, Object
+from prioritycut_ray.kubernetes.kubectl import Kubectl, KubectlError
+from prioritycut_ray.kubernetes.pods import Object
 
 
 class RayJobState(NamedTuple):
