@@ -25,7 +25,7 @@ def device() -> torch.device:
 
 @pytest.fixture
 def gpu() -> torch.device:
-    """The GPU, for what no CPU has."""
+    """The GPU, for tests of what CPUs lack."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     return torch.device("cuda", 0)

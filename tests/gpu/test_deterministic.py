@@ -1,4 +1,4 @@
-"""``train.deterministic``: the same bits twice and after a resumption, with true gradients."""
+"""``train.deterministic``: equal bits in two runs and after a resume, with correct gradients."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.gpu.runs import KINDS, set_up, tensors
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    """As in a worker with the switch; conftest.py has told cuBLAS."""
+    """As in a worker with the option; conftest.py sets the variable for cuBLAS."""
     search = torch.backends.cudnn.benchmark
     choose_algorithms(deterministic=True)
     yield

@@ -1,4 +1,4 @@
-"""What a GPU really says when it fails is told apart as the examples of the unit tests are."""
+"""Real error messages of a GPU are classified like the examples in the unit tests."""
 
 import subprocess
 import sys
@@ -29,8 +29,8 @@ def test_out_of_memory(gpu: torch.device) -> None:
     assert "Tried to allocate" in failure.reason
 
 
-def test_an_error_of_a_kernel_is_told_by_its_first_line(gpu: torch.device) -> None:
-    """In a process of its own: the GPU is of no use to this one afterwards."""
+def test_an_error_of_a_kernel_is_described_by_its_first_line(gpu: torch.device) -> None:
+    """In its own process, which cannot use the GPU afterwards."""
     command = [sys.executable, "-c", ASSERT]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert said.startswith(f"{ExitCode.WORKER_ERROR:d} ")

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def coordinates(dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
-    """Whatever matrix products of coordinates there are, of the same random numbers."""
+    """All matrix products of coordinates, for the same random numbers."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -46,7 +46,7 @@ def coordinates(dtype: torch.dtype, device: torch.device) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("convolutions", ["ieee", "tf32"])
 def test_coordinates_are_those_of_the_cpu(device: torch.device, convolutions: str) -> None:
-    """Though the process was told to round: to a thousandth of a pixel of 256x256."""
+    """Even if the process asks for rounding; to a thousandth of a pixel at 256x256."""
     expected = coordinates(torch.float64, CPU)
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
@@ -86,7 +86,7 @@ def test_animation_gives_the_pictures_of_the_cpu(device: torch.device, relative:
         animator = build_animator(config.model).to(place).eval()
         parts = animate(animator, source.to(place), driving, relative=relative, adapt_scale=False)
         pictures.append(torch.cat([part.animation.prediction.cpu() for part in parts]))
-    assert float((pictures[0] - pictures[1]).abs().max()) < 0.02, "TF32 in convolutions alone"
+    assert float((pictures[0] - pictures[1]).abs().max()) < 0.02, "TF32 only in convolutions"
 
 
 class Difference(nn.Module):

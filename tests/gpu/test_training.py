@@ -49,16 +49,14 @@ def test_losses_stay_together_for_some_steps(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mixing", "patch"])
-def test_bfloat16_gives_the_losses_of_float32_within_its_noise(
-    gpu: torch.device, kind: str
-) -> None:
+def test_bfloat16_on_a_gpu_matches_float32_within_its_noise(gpu: torch.device, kind: str) -> None:
     if not has_bfloat16(gpu):
         pytest.skip("this GPU has no bfloat16")
     losses = set_up(gpu, *KINDS[kind], "train.precision=bfloat16").step()
     assert_close(losses, set_up(gpu, *KINDS[kind]).step(), rel=0.05)
 
 
-def test_what_is_not_finite_is_skipped_and_too_much_of_it_ends_the_run(
+def test_updates_that_are_not_finite_are_skipped_and_too_many_end_the_run(
     device: torch.device,
 ) -> None:
     run = set_up(device, "optim.max_skipped_in_a_row=2")
@@ -95,7 +93,7 @@ def test_a_restored_state_is_the_saved_one(device: torch.device, tmp_path: Path)
 
 
 def test_the_host_waits_once_a_step(gpu: torch.device) -> None:
-    """As CUDA sees it: where updates are decided on; pictures and losses are read apart."""
+    """As CUDA reports it: only when updates are decided; pictures and losses are read elsewhere."""
     run = set_up(gpu)
     config, state = run.config, run.state
     frames = torch.rand(2, config.train.batch_size, 3, 32, 32, device=gpu)
@@ -166,7 +164,7 @@ def test_frames_arrive_in_unit_range(device: torch.device) -> None:
 
 
 def test_global_batch_statistics_are_torchs_own(device: torch.device, tmp_path: Path) -> None:
-    """Of a group of one, where both must agree in values, gradients and running statistics."""
+    """In a group of one, both must agree in values, gradients and running statistics."""
     ours, theirs = BatchNorm2d(16).to(device), nn.BatchNorm2d(16).to(device)
     ours.synchronised = True
     generator = torch.Generator().manual_seed(0)

@@ -56,7 +56,7 @@ STATISTICS = {
     "accumulated": ["train.accumulate=2"],
     "frozen detector": ["optim.detector_lr=0"],
 }
-"""Overrides of the scenarios that look at batch statistics."""
+"""Overrides of the scenarios about batch statistics."""
 LAYERS = {
     "float64": 1e-12,
     "float32": 1e-6,
@@ -64,7 +64,7 @@ LAYERS = {
     "checkpoint": 1e-6,
     "bfloat16": 1e-2,
 }
-"""How a lone batch norm is run, and how near two processes come to one."""
+"""How a single batch norm is run, and how close two processes must come to one."""
 
 
 class Setup(NamedTuple):
@@ -113,7 +113,7 @@ def my_share(config: Config, worker: Worker, step: int) -> list[MicroBatch]:
 
 
 def both_steps(setup: Setup, batches: Sequence[MicroBatch]) -> bool:
-    """Update both networks; tells whether the step mixed."""
+    """Update both networks; return whether the step mixed."""
     config, _, state, animator, discriminator, perceptual = setup
     outcome = training_step(state, animator, discriminator, perceptual, batches, config)
     return outcome.discriminator_batches[0].mask is not None
@@ -147,7 +147,7 @@ def one_update(words: list[str], worker: Worker, perceptual: PerceptualPyramid) 
 
 
 def several_steps(worker: Worker, perceptual: PerceptualPyramid) -> Result:
-    """Steps in a row with batch statistics that learn, by the mix decisions of the config."""
+    """Several steps with updated batch statistics, with the mix decisions of the config."""
     setup = set_up(configured(), worker, perceptual)
     forwards = {"animator": 0, "discriminator": 0}
 
@@ -178,7 +178,7 @@ def a_value_that_is_not_finite(worker: Worker, perceptual: PerceptualPyramid) ->
     both_steps(setup, [batch._replace(pair=batch.pair._replace(source=source))])
     after_frame, skipped_by_frame = _changed(state, before), state.skipped
 
-    # Averaging spreads a gradient that is not finite; a loss stays where it is.
+    # Averaging spreads a gradient that is not finite to all ranks, but not a loss.
     for parameter in state.animator.parameters():
         parameter.grad = torch.ones_like(parameter)
     losses = {"spoilt": torch.tensor(float("inf") if spoil else 1.0)}
@@ -290,8 +290,8 @@ def one_layer(worker: Worker, case: str) -> Result:
 
 
 def two_forwards(worker: Worker) -> Result:
-    """What becomes of batch statistics between two forwards, and of the backward after them."""
-    norm = nn.BatchNorm2d(3, momentum=0.0)  # It leaves its statistics as they are.
+    """What happens to batch statistics between two forward passes, and to the backward pass."""
+    norm = nn.BatchNorm2d(3, momentum=0.0)  # it does not update its statistics
     module = DistributedDataParallel(norm)
     images = torch.rand(2, 3, 8, 8)
     first = module(images)
@@ -351,7 +351,7 @@ def run_and_resume(rank: int, port: int, folder: Path) -> None:
 
 
 def spawn(run: Callable[[int, int, Path], None], folder: Path, processes: int) -> list[Any]:
-    """What each of some processes left behind."""
+    """The result of each of several processes."""
     # Hosted here, so that no other process can take the port in between.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -362,7 +362,7 @@ def spawn(run: Callable[[int, int, Path], None], folder: Path, processes: int) -
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
-    """What the two processes left behind."""
+    """The results of the two processes."""
     first, second = spawn(run_rank, tmp_path_factory.mktemp("ddp"), 2)
     return first, second
 
@@ -384,7 +384,7 @@ def test_two_processes_update_like_one_with_the_whole_batch(
     alone = one_update(UPDATES[name], ALONE, perceptual)
     first, second = (rank[name] for rank in ranks)
     assert {first["mixed"], second["mixed"], alone["mixed"]} == {name == "mixing"}
-    # Of gradients: Adam's first step is lr·sign(g), which says nothing of the size of g.
+    # Compare gradients: Adam's first step is lr·sign(g), which does not depend on the size of g.
     for network in ("animator", "discriminator"):
         assert torch.equal(first[network], second[network])
         assert distance(first[network], alone[network]) <= 1e-5, network
@@ -440,9 +440,9 @@ def test_every_rank_mixes_at_the_same_steps(ranks: tuple[Result, Result]) -> Non
     assert [rank["draws"] for rank in ranks] == [alone] * 2
     assert of_four == [alone] * 4
     assert 0.25 < sum(draw < 0.5 for draw in alone) / STEPS < 0.75
-    # And what the steps made of it, in the processes.
+    # The decisions of the steps in the processes.
     decisions = [draw < 0.5 for draw in alone[:4]]
-    assert len(set(decisions)) == 2, "both kinds of step are among the first"
+    assert len(set(decisions)) == 2, "both kinds of step occur"
     assert [rank["several"]["mixed"] for rank in ranks] == [decisions] * 2
 
 
@@ -451,7 +451,7 @@ def test_a_value_that_is_not_finite_on_one_rank_stops_the_update_of_both(
 ) -> None:
     for rank, result in enumerate(r["not_finite"] for r in ranks):
         assert result["after_frame"] == [], f"rank {rank}"
-        assert result["skipped_by_frame"] == 2, "of both networks"
+        assert result["skipped_by_frame"] == 2, "both networks"
         assert result["after_loss"] == [], f"rank {rank}"
         assert result["skipped_by_loss"] == 1
         counts = {"animator": 0, "discriminator": 0}
@@ -483,7 +483,7 @@ def test_steps_take_one_forward_of_each_network_before_its_backward(
 
 @pytest.mark.slow
 def test_three_processes_resume_to_the_same_bits(tmp_path: Path) -> None:
-    """Of three gradients the sum depends on their order, which must not depend on the start."""
+    """The sum of three gradients depends on their order, which a resume must not change."""
     for whole, resumed in spawn(run_and_resume, tmp_path, 3):
         assert torch.isfinite(whole).all()
         assert torch.equal(whole, resumed)

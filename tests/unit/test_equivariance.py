@@ -17,7 +17,7 @@ from prioritycut_ray.equivariance import (
 
 
 def spline(seed: int, batch: int = 2) -> ThinPlateSpline:
-    """A transform ten times as strong as in training, in double precision."""
+    """A transform ten times stronger than in training, in double precision."""
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(batch, 31, generator=generator, dtype=torch.float64)
     return random_spline(10 * normal)
@@ -43,7 +43,7 @@ def test_jacobian_equals_autograd(seed: int) -> None:
 
 
 def test_jacobian_is_finite_at_the_control_points() -> None:
-    """There the L1 distance has a kink and log(r) its pole."""
+    """There the L1 distance has a kink, and log(r) a pole."""
     transform = spline(1, batch=1)
     axis = torch.linspace(-1, 1, 5, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)[None].requires_grad_()
@@ -81,7 +81,7 @@ def test_noise_has_the_methods_strength() -> None:
     torch.testing.assert_close(transform.weights, torch.full((1, 25), 0.005))
 
 
-def test_samples_have_transforms_of_their_own() -> None:
+def test_each_sample_has_its_own_transform() -> None:
     both = spline(3)
     points = torch.rand(2, 4, 2, dtype=torch.float64)
     for row in range(2):
@@ -91,7 +91,7 @@ def test_samples_have_transforms_of_their_own() -> None:
 
 
 def test_frame_is_reflected_at_its_border() -> None:
-    """Shifted far to one side, a white frame stays white: zeros would come in otherwise."""
+    """Shifted far to one side, a white frame stays white; zero padding would show black."""
     shift = torch.tensor([[[1.0, 0.0, 0.7], [0.0, 1.0, -0.4]]])
     transform = ThinPlateSpline(shift, torch.zeros(1, 25))
     warped = transform_frame(transform, torch.ones(1, 3, 16, 24))
@@ -100,7 +100,7 @@ def test_frame_is_reflected_at_its_border() -> None:
 
 @pytest.mark.parametrize(("axis", "shift"), [(0, [0.5, 0.0]), (1, [0.0, 0.5])])
 def test_frame_is_sampled_at_the_transformed_points(axis: int, shift: list[float]) -> None:
-    """A linear ramp, sampled half a unit further on, is brighter by that much inside."""
+    """A linear ramp that is sampled half a unit further is brighter by that much inside."""
     size = 33
     centres = (2 * torch.arange(size) + 1) / size - 1
     ramp = centres.view(1, 1, 1, size) if axis == 0 else centres.view(1, 1, size, 1)

@@ -46,11 +46,11 @@ PATCHES_OF_REAL = image([1, 2], [3, 4])
 PATCHES_OF_FAKE = image([0, 1], [2, 0])
 
 
-def test_generator_pays_squared_distance_to_one() -> None:
+def test_generator_loss_is_the_squared_distance_to_one() -> None:
     close(losses.generator_adversarial(patch(PATCHES_OF_REAL)), (0 + 1 + 4 + 9) / 4)
 
 
-def test_discriminator_pays_for_real_below_one_and_fake_above_zero() -> None:
+def test_discriminator_loss_is_the_squared_distance_to_one_and_zero() -> None:
     loss = losses.discriminator_adversarial(patch(PATCHES_OF_REAL), patch(PATCHES_OF_FAKE))
     close(loss, (0 + 1 + 4 + 9) / 4 + (0 + 1 + 4 + 0) / 4)
 
@@ -61,14 +61,14 @@ def test_feature_distance_sums_the_mean_of_each_level() -> None:
     close(losses.feature_distance(predicted, target), 10 / 4 + 2)
 
 
-def test_feature_distance_pulls_at_the_prediction_alone() -> None:
+def test_feature_distance_has_gradients_only_for_the_prediction() -> None:
     predicted, target = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
     losses.feature_distance([predicted], [target]).backward()
     assert predicted.grad is not None
     assert target.grad is None
 
 
-def test_feature_distance_refuses_another_number_of_levels() -> None:
+def test_feature_distance_rejects_another_number_of_levels() -> None:
     with pytest.raises(ValueError, match="zip"):
         losses.feature_distance([torch.zeros(1)], [torch.zeros(1)] * 2)
 
@@ -79,12 +79,12 @@ def test_feature_distance_refuses_another_number_of_levels() -> None:
 PIXELS = image([A, -A], [0, 0])
 
 
-def test_generator_wants_image_and_pixels_to_look_real() -> None:
+def test_generator_loss_averages_image_and_pixels() -> None:
     pixels = (REAL + FAKE + 2 * EVEN) / 4
     close(losses.generator_adversarial(unet(A, PIXELS)), (REAL + pixels) / 2)
 
 
-def test_discriminator_pays_half_for_real_and_half_for_fake() -> None:
+def test_discriminator_loss_averages_real_and_fake() -> None:
     real, fake = unet(A, PIXELS), unet(A, image([A, A], [A, 0]))
     pixels_of_real = (REAL + FAKE + 2 * EVEN) / 4
     pixels_of_fake = (3 * FAKE + EVEN) / 4
@@ -108,7 +108,7 @@ def test_consistency_compares_logits_of_the_mix_with_the_mix_of_logits() -> None
 
 
 def test_consistency_is_zero_for_an_exactly_equivariant_discriminator() -> None:
-    """One that judges each pixel by itself; one that looks around is not equivariant."""
+    """It classifies each pixel independently; one with a receptive field is not equivariant."""
     real, fake = torch.rand(2, 2, 3, 8, 8)
     mask = torch.randint(0, 2, (2, 1, 8, 8)).float()
 
@@ -164,8 +164,8 @@ def test_jacobians_are_compared_in_the_driving_keypoints_frame() -> None:
     close(losses.equivariance_jacobian(driving, transformed, SHEAR), expected)
 
 
-def test_equivariant_keypoints_pay_nothing() -> None:
-    """A detector that finds z' in the warped frame where it finds T(z') in the plain one."""
+def test_equivariant_keypoints_have_zero_loss() -> None:
+    """The detector finds z' in the warped frame if it finds T(z') in the original."""
     transform = random_spline(5 * torch.randn(2, 31, dtype=torch.float64))
     value = torch.rand(2, 4, 2, dtype=torch.float64) * 2 - 1
     local = torch.randn(2, 4, 2, 2, dtype=torch.float64) + 3 * torch.eye(2)

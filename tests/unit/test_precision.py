@@ -1,4 +1,4 @@
-"""Float32 products are never rounded to TF32 where coordinates come from; convolutions by rule."""
+"""Float32 products of coordinates are never rounded to TF32; convolutions follow the setting."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Formats(NamedTuple):
-    """How float32 factors are read by matrix products and by convolutions of CUDA."""
+    """How CUDA rounds float32 factors of matrix products and of convolutions."""
 
     products: str
     convolutions: str
@@ -42,7 +42,7 @@ EXACT = Formats("ieee", "ieee")
 
 @pytest.fixture(autouse=True)
 def rounded() -> Iterator[Formats]:
-    """Everything in TF32, as a program or an NVIDIA container may have it."""
+    """Everything in TF32, as a program or an NVIDIA container may set it."""
     before = current()
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     torch.backends.cudnn.conv.fp32_precision = "tf32"
@@ -52,13 +52,13 @@ def rounded() -> Iterator[Formats]:
 
 
 def watch(network: nn.Module) -> list[Formats]:
-    """The formats at every forward pass of a network, noted as they come."""
+    """Records the formats in every forward pass of a network."""
     seen: list[Formats] = []
     network.register_forward_hook(lambda *_: seen.append(current()))
     return seen
 
 
-def test_settings_are_restored_also_after_an_error(rounded: Formats) -> None:
+def test_settings_are_restored_even_after_an_error(rounded: Formats) -> None:
     @float32_products(convolutions="ieee")
     def fail() -> None:
         assert current() == EXACT
@@ -69,7 +69,7 @@ def test_settings_are_restored_also_after_an_error(rounded: Formats) -> None:
     assert current() == rounded
 
 
-def test_settings_by_older_names_are_overruled_and_restored() -> None:
+def test_settings_by_older_names_are_overridden_and_restored() -> None:
     torch.set_float32_matmul_precision("high")
     try:
         with float32_products(convolutions="tf32"):
@@ -108,7 +108,7 @@ def test_animation(tiny: Config, rounded: Formats) -> None:
     source = torch.rand(1, 3, 32, 32)
     driving = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     for _ in animate(animator, source, driving, relative=True, adapt_scale=False):
-        assert current() == rounded, "the caller's own work is not touched"
+        assert current() == rounded, "the caller's settings are unchanged"
     assert set(seen) == {TRAINING}
     seen.clear()
     find_best_frame(animator, source, driving)

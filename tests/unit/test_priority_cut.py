@@ -103,7 +103,7 @@ def test_ties_go_to_the_first_pixel_in_reading_order(m: Maps, top_k: float) -> N
 
 @properties
 @given(maps(), percentages, st.randoms())
-def test_samples_do_not_see_each_other(m: Maps, top_k: float, random: Random) -> None:
+def test_samples_of_a_batch_are_independent(m: Maps, top_k: float, random: Random) -> None:
     order = list(range(len(m.occlusion)))
     random.shuffle(order)
     permuted = Maps(m.occlusion[order], m.background[order])
@@ -259,7 +259,7 @@ def test_mix_is_its_equation_and_swaps_with_the_mask(seed: int) -> None:
     assert torch.equal(mixed, mix(fake, real, 1 - mask))
 
 
-def test_what_is_masked_out_does_not_leak() -> None:
+def test_masked_values_do_not_leak() -> None:
     mask = torch.tensor([[[[1.0, 0.0]]]])
     real, fake = torch.tensor([[[[0.5, torch.nan]]]]), torch.tensor([[[[torch.inf, 0.25]]]])
     assert mix(real, fake, mask).tolist() == [[[[0.5, 0.25]]]]
@@ -276,7 +276,7 @@ def test_swap_inverts_the_samples_that_are_drawn() -> None:
 
 
 @pytest.mark.parametrize("kind", ["priority", "cutmix"])
-def test_mixing_mask_takes_the_kind_that_is_asked_for(kind: str) -> None:
+def test_mixing_mask_is_of_the_configured_kind(kind: str) -> None:
     keypoints = Keypoints(torch.zeros(2, 3, 2))
     animation = Animation(
         prediction=torch.rand(2, 3, 16, 16),

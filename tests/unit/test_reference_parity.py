@@ -1,4 +1,4 @@
-"""Our networks, losses and transforms give the numbers of the public First Order Motion.
+"""Networks, losses and transforms reproduce the numbers of the public First Order Motion.
 
 A golden file holds weights, inputs and outputs of that implementation. Besides the one in
 tests/data, every ``*.safetensors`` in the folder that PRIORITYCUT_GOLDEN names is reproduced.
@@ -34,7 +34,7 @@ from prioritycut_ray.networks import build_animator, build_discriminator
 from tests.places import DATA
 
 TOLERANCE = {"eval": 1e-5, "train": 1e-4}
-"""Of ‖ours − reference‖ / ‖reference‖ in float32; other groups are held to the one of eval."""
+"""Limits of ‖ours − reference‖ / ‖reference‖ in float32; other groups use that of eval."""
 
 INPUTS = (
     "weights/",
@@ -47,7 +47,7 @@ INPUTS = (
     "animate/driving.",
     "animate/driving0.",
 )
-"""What a file gives; all else in it is the reference's answer. Weights are checked on loading."""
+"""Inputs in a file; everything else is output of the reference. Loading checks the weights."""
 
 OF_A_MODE = (
     *(f"kp_{frame}.value" for frame in ("source", "driving")),
@@ -60,7 +60,7 @@ ALWAYS = (
     *("equivariance/frame", "equivariance/warped_kp_value", "equivariance/loss.value_unweighted"),
     *("animate/adapt_False.value", "animate/adapt_True.value"),
 )
-"""Answers without which a file would be reproduced too easily."""
+"""Outputs that every file must contain."""
 
 
 class Golden(NamedTuple):
@@ -69,7 +69,7 @@ class Golden(NamedTuple):
     discriminator: Discriminator
 
     def keypoints(self, name: str) -> Keypoints:
-        """``name.value``, and ``name.jacobian`` where the reference estimates it."""
+        """``name.value``, and ``name.jacobian`` if the reference estimates it."""
         value = self.tensors[f"{name}value"]
         identity = torch.eye(2).expand(*value.shape, 2)
         return Keypoints(value, self.tensors.get(f"{name}jacobian", identity))
@@ -88,7 +88,7 @@ def golden_files() -> list[Path]:
 def load(file: Path, mode: str) -> Golden:
     """The file's tensors, and fresh networks of ours with its weights, in a mode."""
     model = read_reference(file)
-    # No run's configuration: frames of a run are multiples of 32 wide, those of a file need not be.
+    # Not validated as a run, whose frames must be multiples of 32 pixels wide.
     config = Config.model_construct(
         model=animator_config(model.config), discriminator=discriminator_config(model.config)
     )
@@ -101,13 +101,13 @@ def load(file: Path, mode: str) -> Golden:
 
 
 def reproduce(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Everything that a golden file may hold, computed by us from its inputs."""
+    """Everything that a golden file may contain, computed by us from its inputs."""
     for mode in ("eval", "train"):
         golden = load(file, mode)
         pair = FramePair(golden.tensors["input/source"], golden.tensors["input/driving"])
         animation, motion = animate(golden.animator, pair)
         yield from under(f"{mode}/", animation_tensors(pair, animation, motion))
-        yield from under(f"{mode}/", judged(file, mode, pair.driving, animation))
+        yield from under(f"{mode}/", discriminator_tensors(file, mode, pair.driving, animation))
     golden = load(file, "eval")
     yield from under("equivariance/", equivariance_tensors(golden))
     for adapt in (False, True):
@@ -147,11 +147,14 @@ def animation_tensors(
     }
 
 
-def judged(file: Path, mode: str, driving: Tensor, animation: Animation) -> dict[str, Tensor]:
-    """The discriminator's answers.
+def discriminator_tensors(
+    file: Path, mode: str, driving: Tensor, animation: Animation
+) -> dict[str, Tensor]:
+    """The discriminator's outputs.
 
-    Spectral norms in training mode go one step further at every call, and a golden file does not
-    say which image the reference judged first. One of the two orders must give all answers.
+    Spectral norms in training mode take an iteration in every call, and a golden file does not say
+    whether the reference called it for real or fake first. One of the two orders must give all
+    outputs.
     """
     answers = []
     for order in (("fake", "real"), ("real", "fake")):
@@ -159,12 +162,12 @@ def judged(file: Path, mode: str, driving: Tensor, animation: Animation) -> dict
         images = {"real": driving, "fake": animation.prediction}
         keypoints = animation.driving_keypoints.value
         said = {name: golden.discriminator(images[name], keypoints) for name in order}
-        answers.append(judged_tensors(said["real"], said["fake"]))
+        answers.append(output_tensors(said["real"], said["fake"]))
     theirs = {name: golden.tensors[f"{mode}/{name}"] for name in ("disc_real_map", "disc_fake_map")}
     return min(answers, key=lambda ours: max(distance(ours[n], theirs[n]) for n in theirs))
 
 
-def judged_tensors(real: DiscriminatorOutput, fake: DiscriminatorOutput) -> dict[str, Tensor]:
+def output_tensors(real: DiscriminatorOutput, fake: DiscriminatorOutput) -> dict[str, Tensor]:
     features = {
         f"disc_{name}_feature_{i}": feature
         for name, output in (("real", real), ("fake", fake))
@@ -203,7 +206,7 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.fixture(scope="module", params=golden_files(), ids=lambda file: file.stem)
 def distances(request: pytest.FixtureRequest) -> dict[str, float]:
-    """How far we are from every answer in a golden file; not a number where we have none."""
+    """Our distance from every output in a golden file; NaN if we have none."""
     with torch.no_grad():
         ours = dict(reproduce(request.param))
     theirs = load(request.param, "eval").tensors
@@ -214,7 +217,7 @@ def distances(request: pytest.FixtureRequest) -> dict[str, float]:
     }
 
 
-def test_every_answer_of_the_file_is_computed(distances: dict[str, float]) -> None:
+def test_every_output_of_the_file_is_computed(distances: dict[str, float]) -> None:
     assert not [name for name, value in distances.items() if math.isnan(value)]
     assert not [name for name in ALWAYS if name not in distances]
 

@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite neither come in nor go out, wherever they are read."""
+"""NaN and infinite weights are rejected wherever weights are read or written."""
 
 import math
 from pathlib import Path
@@ -44,7 +44,7 @@ def poison(file: Path, key: str, bad: float, dtype: torch.dtype = torch.float32)
 
 @pytest.fixture
 def run(tiny: Config, tmp_path: Path) -> Path:
-    """A run of random weights."""
+    """A run with random weights."""
     save_checkpoint(new_state(tiny, CPU), tiny, tmp_path / "run" / "step_0000001")
     return tmp_path / "run"
 
@@ -88,7 +88,7 @@ def test_they_are_not_exported(run: Path, prioritycut: Prioritycut, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_of_them_is_refused(run: Path, tmp_path: Path) -> None:
+def test_an_export_with_them_is_rejected(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     Animator.from_pretrained(run).save_pretrained(out)
@@ -105,7 +105,7 @@ def test_training_does_not_resume_from_them(run: Path, tiny: Config, network: st
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_they_are_neither_promoted_nor_taken_over(
+def test_they_are_neither_promoted_nor_copied(
     run: Path, tiny: Config, tmp_path: Path, network: str
 ) -> None:
     directory = poisoned(run, network, math.nan)
@@ -122,7 +122,7 @@ def test_they_are_neither_promoted_nor_taken_over(
 
 @BAD
 @pytest.mark.parametrize("network", NETWORKS)
-def test_no_checkpoint_is_written_of_them(
+def test_no_checkpoint_contains_them(
     tiny: Config, tmp_path: Path, network: str, bad: float
 ) -> None:
     state = new_state(tiny, CPU)
@@ -138,7 +138,7 @@ def test_no_checkpoint_is_written_of_them(
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_perceptual_networks_are_not_made_of_them(tmp_path: Path, suffix: str) -> None:
+def test_perceptual_networks_do_not_load_them(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"weights{suffix}"
     weights = {"features.0.weight": torch.full((64, 3, 11, 11), math.nan)}
     if suffix == ".pth":

@@ -1,4 +1,4 @@
-"""Checkpoints of the public First Order Motion become runs; what does not fit is named."""
+"""Checkpoints of the public First Order Motion become runs; errors name what does not fit."""
 
 import json
 import re
@@ -96,7 +96,7 @@ def test_imported_run_predicts_what_the_reference_predicts(tmp_path: Path) -> No
     assert config.priority_cut is None
 
 
-def test_imported_run_goes_on_training_from_its_weights(tmp_path: Path) -> None:
+def test_imported_run_continues_training_from_its_weights(tmp_path: Path) -> None:
     report = import_checkpoint(rewrite_golden(tmp_path), tmp_path / "run")
     state = new_state(report.config, CPU)
     load_checkpoint(state, report.checkpoint)
@@ -123,7 +123,7 @@ def test_published_layout_gives_the_same_weights_as_the_golden_file(
             assert torch.equal(ours.state_dict()[name], tensor), name
 
 
-def test_sizes_are_read_from_the_shapes(published: Published, tmp_path: Path) -> None:
+def test_sizes_are_inferred_from_the_shapes(published: Published, tmp_path: Path) -> None:
     inferred = read_reference(write(published, tmp_path))
     declared = read_reference(GOLDEN).config
     assert inferred.config == declared
@@ -182,7 +182,7 @@ def test_a_generator_and_a_detector_are_enough_to_animate(
         assert torch.equal(first, second)
 
 
-def test_report_says_what_was_assumed_and_left_out(published: Published, tmp_path: Path) -> None:
+def test_report_names_what_was_assumed_and_omitted(published: Published, tmp_path: Path) -> None:
     report = import_checkpoint(write(published, tmp_path), tmp_path / "run")
     assert len(report.notes) == 2
     assert "optimisers" in report.notes[-1]
@@ -229,7 +229,7 @@ def test_published_256_model_fits(tmp_path: Path) -> None:
 # Variants of the architecture
 
 
-def test_single_jacobian_map_is_seen(published: Published, tmp_path: Path) -> None:
+def test_single_jacobian_map_is_detected(published: Published, tmp_path: Path) -> None:
     detector = published["kp_detector"]
     for name in ("jacobian.weight", "jacobian.bias"):
         detector[name] = detector[name][:4].clone()
@@ -250,9 +250,7 @@ def test_detector_without_jacobians_gives_the_identity(
     torch.testing.assert_close(jacobian, torch.eye(2).expand_as(jacobian))
 
 
-def test_network_without_downsampling_is_said_to_run_at_full_size(
-    published: Published, tmp_path: Path
-) -> None:
+def test_network_without_downsampling_is_reported(published: Published, tmp_path: Path) -> None:
     del published["kp_detector"]["down.weight"]
     del published["generator"]["dense_motion_network.down.weight"]
     model = read_reference(write(published, tmp_path))
@@ -266,7 +264,7 @@ def test_one_missing_kernel_is_a_missing_key(published: Published, tmp_path: Pat
         import_checkpoint(write(published, tmp_path), tmp_path / "run")
 
 
-def test_discriminator_that_sees_no_keypoints_is_seen(published: Published, tmp_path: Path) -> None:
+def test_discriminator_without_keypoints_is_detected(published: Published, tmp_path: Path) -> None:
     first = published["discriminator"]["discs.1.down_blocks.0.conv.weight"]
     published["discriminator"]["discs.1.down_blocks.0.conv.weight"] = first[:, :3].clone()
     model = read_reference(write(published, tmp_path))
@@ -302,7 +300,7 @@ def test_spectral_norms_divide_by_the_largest_singular_value(
 def test_spectral_norms_of_old_pytorch_keep_their_weight(
     published: Published, tmp_path: Path
 ) -> None:
-    """Before PyTorch 1.1: the normalised weight and u are stored, v is not."""
+    """Before PyTorch 1.1, the normalised weight and u were stored, but not v."""
     normalise_spectrally(published)
     today = build(read_reference(write(published, tmp_path)))[1].eval()
     weights = published["discriminator"]
@@ -345,7 +343,7 @@ def test_missing_key_is_named(published: Published, tmp_path: Path, key: str) ->
         build(read_reference(write(published, tmp_path)))
 
 
-def test_all_wrong_keys_come_in_one_error(published: Published, tmp_path: Path) -> None:
+def test_one_error_names_all_wrong_keys(published: Published, tmp_path: Path) -> None:
     generator = published["generator"]
     del generator["final.bias"]
     generator["extra"] = torch.zeros(1)
@@ -368,7 +366,7 @@ def test_many_wrong_keys_are_counted(published: Published, tmp_path: Path) -> No
     assert str(raised.value).count("unknown") == 10
 
 
-def test_another_anti_alias_kernel_is_refused(published: Published, tmp_path: Path) -> None:
+def test_another_anti_alias_kernel_is_rejected(published: Published, tmp_path: Path) -> None:
     published["kp_detector"]["down.weight"] *= 1.01
     with pytest.raises(UserError, match=r"kp_detector\.down\.weight is not the Gaussian"):
         import_checkpoint(write(published, tmp_path), tmp_path / "run")
@@ -406,7 +404,7 @@ def test_code_in_a_pickle_does_not_run(
 
 
 @pytest.mark.parametrize("suffix", [".pth.tar", ".safetensors"])
-def test_other_files_are_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+def test_other_files_are_rejected_on_one_line(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"notes{suffix}"
     with pytest.raises(UserError, match="no such file"):
         read_reference(file)
@@ -425,12 +423,12 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
         import_checkpoint(rewrite_golden(tmp_path), tmp_path)
 
 
-def test_frame_size_that_no_run_can_have_is_refused(tmp_path: Path) -> None:
+def test_unsupported_frame_size_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.size=40"):
         import_checkpoint(GOLDEN, tmp_path / "run")
 
 
-def test_config_that_our_modules_cannot_represent_is_refused(tmp_path: Path) -> None:
+def test_unsupported_config_is_rejected(tmp_path: Path) -> None:
     def two_scales(config: dict[str, Any]) -> None:
         config["discriminator_params"]["scales"] = [1, 0.5]
 
@@ -438,7 +436,7 @@ def test_config_that_our_modules_cannot_represent_is_refused(tmp_path: Path) -> 
         read_reference(rewrite_golden(tmp_path, two_scales))
 
 
-def test_unknown_option_of_a_config_is_refused(tmp_path: Path) -> None:
+def test_unknown_option_of_a_config_is_rejected(tmp_path: Path) -> None:
     def rename(config: dict[str, Any]) -> None:
         config["kp_detector_params"]["warmth"] = 1
 
@@ -446,7 +444,7 @@ def test_unknown_option_of_a_config_is_refused(tmp_path: Path) -> None:
         read_reference(rewrite_golden(tmp_path, rename))
 
 
-def test_config_that_contradicts_the_weights_is_refused(tmp_path: Path) -> None:
+def test_config_that_contradicts_the_weights_is_rejected(tmp_path: Path) -> None:
     def full_size(config: dict[str, Any]) -> None:
         del config["kp_detector_params"]["scale_factor"]  # the reference's own default is 1
 
@@ -454,7 +452,7 @@ def test_config_that_contradicts_the_weights_is_refused(tmp_path: Path) -> None:
         import_checkpoint(rewrite_golden(tmp_path, full_size), tmp_path / "run")
 
 
-def test_config_without_jacobians_leaves_no_room_for_them(tmp_path: Path) -> None:
+def test_config_without_jacobians_rejects_jacobian_weights(tmp_path: Path) -> None:
     def no_jacobian(config: dict[str, Any]) -> None:
         config["common_params"]["estimate_jacobian"] = False
 

@@ -51,7 +51,7 @@ def results(norm: nn.BatchNorm2d, x: Tensor, gradient: Tensor) -> dict[str, Tens
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_results_are_those_of_torch_in_float64(
+def test_results_match_torch_in_float64(
     shape: tuple[int, int, int, int], dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +77,7 @@ def test_results_are_those_of_torch_in_float64(
 
 
 def test_sums_in_channels_last_layout_are_accurate(threads: int) -> None:
-    """One after the other in float32, 131 072 summands yield errors of 1e-5 and more."""
+    """Added one by one in float32, 131 072 numbers give errors of 1e-5 and more."""
     generator = torch.Generator().manual_seed(threads)
     shape = (8, 16, 128, 128)
     x, gradient = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -92,7 +92,7 @@ def test_sums_in_channels_last_layout_are_accurate(threads: int) -> None:
 def test_a_network_in_training_mode_is_accurate(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A narrow animator at 128x128 on noise, the hardest of inputs, against itself in float64."""
+    """A narrow animator at 128x128 on noise, the hardest input, against itself in float64."""
     words = [
         "data.size=128",
         "model.detector.scale_factor=0.5",
@@ -103,7 +103,7 @@ def test_a_network_in_training_mode_is_accurate(
     animator = build_animator(config.model)
     frames = torch.rand(2, 4, 3, 128, 128)
     ours = predict(animator, frames)
-    # The networks name float32 where autocast must not lower it.
+    # The networks call float() where autocast must not lower the precision.
     monkeypatch.setattr(Tensor, "float", Tensor.double)
     exact = predict(animator.double(), frames.double())
     for name, tensor in exact.items():
@@ -130,13 +130,13 @@ def predict(animator: Animator, frames: Tensor) -> dict[str, Tensor]:
     }
 
 
-def test_names_of_weights_and_buffers_are_those_of_torch() -> None:
+def test_names_of_weights_and_buffers_match_torch() -> None:
     ours, torchs = BatchNorm2d(3), nn.BatchNorm2d(3)
     assert list(ours.state_dict()) == list(torchs.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(*_values(ours, torchs), strict=True))
 
 
-def test_evaluation_is_that_of_torch() -> None:
+def test_evaluation_mode_matches_torch() -> None:
     ours, torchs = BatchNorm2d(5), nn.BatchNorm2d(5)
     ours(torch.randn(4, 5, 6, 6))
     torchs.load_state_dict(ours.state_dict())

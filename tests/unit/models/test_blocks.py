@@ -1,4 +1,4 @@
-"""Building blocks against plainer forms of the same equation (method §1)."""
+"""Building blocks against simpler forms of the same equations (method §1)."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from prioritycut_ray.models.blocks import (
 
 @pytest.mark.parametrize(("scale", "taps"), [(0.5, 5), (0.25, 13), (0.125, 29), (1 / 3, 9)])
 def test_separable_downsampling_equals_the_dense_kernel(scale: float, taps: int) -> None:
-    """The reference: a depth-wise 2-D Gaussian over all pixels, zero padded, then slicing."""
+    """The reference applies a depth-wise 2-D Gaussian to all pixels, zero padded, then slices."""
     image = torch.rand(2, 3, 48, 72, dtype=torch.float64)
     sigma = (1 / scale - 1) / 2
     offsets = torch.arange(taps, dtype=torch.float64) - taps // 2
@@ -51,12 +51,12 @@ def test_scale_one_changes_nothing() -> None:
     assert not list(down.buffers())
 
 
-def test_kernel_is_no_part_of_a_checkpoint() -> None:
+def test_kernel_is_not_part_of_a_checkpoint() -> None:
     assert not AntiAliasDownsample(0.25).state_dict()
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.75, 2.0])
-def test_scale_that_is_no_whole_step_is_refused(scale: float) -> None:
+def test_scale_that_is_not_one_over_an_integer_is_rejected(scale: float) -> None:
     with pytest.raises(ValueError, match="1 divided by an integer"):
         AntiAliasDownsample(scale)
 
@@ -68,7 +68,7 @@ def test_coordinate_grid_is_x_then_y_with_corners_at_one() -> None:
 
 
 def test_warp_samples_where_the_deformation_points() -> None:
-    """With align_corners=False, pixel i of 4 lies at (2i + 1)/4 − 1; outside there is zero."""
+    """With align_corners=False, pixel i of 4 lies at (2i + 1)/4 − 1; pixels outside are zero."""
     image = torch.arange(16.0).view(1, 1, 4, 4)
     at = torch.tensor([[-0.75, -0.75], [0.75, -0.75], [-0.75, 0.75], [3.0, 0.0]]).view(1, 2, 2, 2)
     enlarged = at.repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -103,7 +103,7 @@ def test_inverse_is_exact_away_from_singularity(matrix: torch.Tensor) -> None:
 def test_inverse_and_its_gradient_are_finite_everywhere(
     matrix: torch.Tensor, factor: float
 ) -> None:
-    """The second row is a multiple of the first, so the determinant is zero or nearly so."""
+    """The second row is a multiple of the first, so the determinant is about zero."""
     singular = torch.stack([matrix[0], factor * matrix[0]]).float().requires_grad_()
     inverse = inverse_2x2(singular)
     inverse.sum().backward()
@@ -118,7 +118,7 @@ def test_inverse_of_a_batch_keeps_its_order() -> None:
 
 
 def test_inverse_bounds_the_determinant_with_its_sign() -> None:
-    """Det = ±1e-8, held at ±1e-6: the inverse is 1e-2 of the exact one."""
+    """Det = ±1e-8 is clamped to ±1e-6: the inverse is 1e-2 of the exact one."""
     for sign in (1.0, -1.0):
         matrix = torch.diag(torch.tensor([1e-4, sign * 1e-4], dtype=torch.float64))
         expected = torch.linalg.inv(matrix) * 1e-2
@@ -146,7 +146,7 @@ def test_hourglass_ends_with_its_input_as_skip() -> None:
     assert torch.equal(hourglass(frame)[:, -3:], frame)
 
 
-def test_blocks_change_the_resolution_as_they_say() -> None:
+def test_blocks_change_the_resolution_as_documented() -> None:
     x = torch.rand(2, 3, 8, 8)
     assert SameBlock(3, 5, kernel_size=7)(x).shape == (2, 5, 8, 8)
     assert DownBlock(3, 5)(x).shape == (2, 5, 4, 4)

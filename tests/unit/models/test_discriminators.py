@@ -36,7 +36,7 @@ def patch(num_keypoints: int = K, *, spectral: bool = False, blocks: int = 3) ->
 
 
 def frames(size: int = 64, batch: int = 2) -> tuple[Tensor, Tensor]:
-    """Random images and keypoints, the same at every call."""
+    """Random images and keypoints, the same in every call."""
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(batch, 3, size, size, generator=generator)
     return images, torch.rand(batch, K, 2, generator=generator) * 2 - 1
@@ -51,7 +51,7 @@ def judge(network: nn.Module, size: int = 64, batch: int = 2) -> DiscriminatorOu
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_unet_judges_images_and_pixels_at_any_power_of_two(size: int) -> None:
+def test_unet_classifies_images_and_pixels_at_any_power_of_two(size: int) -> None:
     output = judge(unet(size).eval(), size)
     assert output.logits.shape == (2,)
     assert output.pixel_logits is not None
@@ -69,13 +69,13 @@ def test_unet_has_the_channels_of_unet_gan_at_256() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 48, 100])
-def test_unet_refuses_other_sizes(size: int) -> None:
+def test_unet_rejects_other_sizes(size: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
         unet(size)
 
 
 def test_every_skip_connection_reaches_the_pixel_logits() -> None:
-    """Cut the way down after each level: what is left from it to the output is its skip."""
+    """Cut the encoder after each level: the level then reaches the output only by its skip."""
     network = unet().eval()
     kept: list[Tensor] = []
 
@@ -96,8 +96,8 @@ def test_every_skip_connection_reaches_the_pixel_logits() -> None:
         assert (features.grad != 0).float().mean() > 0.5
 
 
-def test_pixel_logits_see_details_that_the_bottleneck_may_miss() -> None:
-    """One changed pixel changes the verdict most where it lies."""
+def test_a_changed_pixel_changes_its_own_logit_most() -> None:
+    """The bottleneck may miss such details; the skips do not."""
     network = unet().eval()
     image, keypoints = torch.full((1, 3, 64, 64), 0.5), torch.zeros(1, K, 2)
     changed = image.clone()
@@ -130,7 +130,7 @@ def test_unet_is_spectrally_normalised_everywhere_and_has_no_batch_norm() -> Non
 
 
 @pytest.mark.parametrize("network", [unet(), patch(spectral=True)], ids=["unet", "patch"])
-def test_spectral_norms_become_one_with_use(network: nn.Module) -> None:
+def test_spectral_norms_converge_to_one(network: nn.Module) -> None:
     network.train()
     with torch.no_grad():
         for _ in range(30):
@@ -142,14 +142,14 @@ def test_spectral_norms_become_one_with_use(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("network", [unet(), patch(), patch(spectral=True)])
-def test_samples_are_judged_by_themselves(network: nn.Module) -> None:
+def test_samples_are_independent(network: nn.Module) -> None:
     images, keypoints = frames()
     both, alone = network.eval()(images, keypoints), network(images[1:], keypoints[1:])
     torch.testing.assert_close(alone, both.rows(slice(1, 2)))
 
 
 @pytest.mark.parametrize("build", [unet, patch])
-def test_keypoints_condition_the_verdict_only_if_wanted(
+def test_keypoints_condition_the_output_only_if_configured(
     build: Callable[..., nn.Module],
 ) -> None:
     images = torch.rand(1, 3, 64, 64)
@@ -164,7 +164,7 @@ def test_keypoints_condition_the_verdict_only_if_wanted(
 
 
 def test_patch_discriminator_has_the_references_shapes() -> None:
-    """4x4 convolutions without padding; every block but the last halves the size."""
+    """4x4 convolutions without padding; all blocks except the last halve the size."""
     output = judge(patch())
     assert output.pixel_logits is None
     assert [tuple(level.shape[1:]) for level in output.features] == [
@@ -175,7 +175,7 @@ def test_patch_discriminator_has_the_references_shapes() -> None:
     assert output.logits.shape == (2, 1, 10, 10)
 
 
-def test_patch_discriminator_normalises_instances_but_in_the_first_block() -> None:
+def test_patch_discriminator_has_instance_norms_except_in_the_first_block() -> None:
     norms = [
         [m for m in b.modules() if isinstance(m, nn.InstanceNorm2d)] for b in patch().down_blocks
     ]
@@ -193,7 +193,7 @@ def test_patch_discriminator_stores_spectral_norms_under_the_references_names() 
 
 
 def test_patch_spectral_norm_iterates_in_the_references_order() -> None:
-    """In training: first v from u, then u from v, then σ = uᵀ W v (the newer one: u first)."""
+    """In training: v from u, then u from v, then σ = uᵀ W v; the newer one computes u first."""
     network = patch(spectral=True, blocks=1).train()
     conv = network.down_blocks[0].conv
     matrix, u = conv.weight_orig.detach().flatten(1), conv.weight_u.clone()
@@ -204,7 +204,7 @@ def test_patch_spectral_norm_iterates_in_the_references_order() -> None:
     torch.testing.assert_close(conv.weight, expected)
 
 
-def test_rows_cut_everything_along_the_batch() -> None:
+def test_rows_slices_all_outputs_along_the_batch() -> None:
     output = judge(unet().eval(), batch=3)
     part = output.rows(slice(1, 3))
     assert output.pixel_logits is not None

@@ -65,7 +65,7 @@ def test_points_inside_the_hull_do_not_change_the_scale() -> None:
     ],
     ids=["one place", "one line", "nan"],
 )
-def test_keypoints_without_an_area_have_no_scale(flat: Tensor) -> None:
+def test_keypoints_without_an_area_give_no_scale(flat: Tensor) -> None:
     square, line = keypoints(SQUARE), keypoints(flat)
     with pytest.raises(UserError, match="of the source frame"):
         relative_keypoints(line, square, square, adapt_scale=True)
@@ -73,7 +73,7 @@ def test_keypoints_without_an_area_have_no_scale(flat: Tensor) -> None:
         relative_keypoints(square, square, line, adapt_scale=True)
 
 
-def test_two_keypoints_have_no_scale() -> None:
+def test_two_keypoints_give_no_scale() -> None:
     two = keypoints(SQUARE[:, :2])
     with pytest.raises(UserError, match="the 2 keypoints"):
         relative_keypoints(two, two, two, adapt_scale=True)

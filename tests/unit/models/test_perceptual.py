@@ -45,7 +45,7 @@ def by_hand(network: torch.nn.Module, image: torch.Tensor) -> list[torch.Tensor]
     return levels
 
 
-def test_vgg_levels_are_those_of_the_method(vgg: PerceptualFeatures) -> None:
+def test_vgg_levels_match_the_method(vgg: PerceptualFeatures) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         network = timm.create_model("vgg19")
@@ -69,7 +69,7 @@ def test_random_weights_follow_the_seed(vgg: PerceptualFeatures) -> None:
     assert not torch.equal(vgg(image)[4], other(image)[4])
 
 
-def test_a_local_file_is_loaded_and_nothing_else(tmp_path: Path) -> None:
+def test_a_local_file_is_loaded_without_the_hub(tmp_path: Path) -> None:
     network = timm.create_model("vgg19")
     path = tmp_path / "vgg19.safetensors"
     save_file(network.state_dict(), path)
@@ -80,7 +80,7 @@ def test_a_local_file_is_loaded_and_nothing_else(tmp_path: Path) -> None:
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_weights_that_do_not_fit_are_an_error_not_a_fall_back(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"classifier.weight": torch.zeros(2)}, path)
     with pytest.raises(UserError, match="do not fit"):
@@ -92,7 +92,7 @@ def test_weights_that_do_not_fit_are_an_error_not_a_fall_back(tmp_path: Path) ->
         perceptual_features(str(path))
 
 
-def test_hub_weights_out_of_reach_are_an_error_that_names_the_way_out(
+def test_an_unreachable_hub_is_an_error_that_names_the_proxy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -115,7 +115,7 @@ def test_hub_weights_out_of_reach_are_an_error_that_names_the_way_out(
         ("classifier.weight", "_fc.weight"),
     ],
 )
-def test_efficientnet_carries_the_imagenet_weights_of_the_wheel(
+def test_efficientnet_has_the_imagenet_weights_of_the_wheel(
     efficientnet: PerceptualFeatures, ours: str, theirs: str
 ) -> None:
     """Each layer has its own counterpart: the two name them differently."""

@@ -19,7 +19,7 @@ def values_and_gradients(sampled: Tensor, image: Tensor, grid: Tensor) -> list[T
 
 
 def positions(reach: float, *, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Random ones between ±reach, and some on edges, corners and centres of pixels."""
+    """Random positions within ±reach, and some on edges, corners and centres of pixels."""
     generator = torch.Generator().manual_seed(0)
     grid = (torch.rand(3, 16, 20, 2, dtype=dtype, generator=generator) * 2 - 1) * reach
     special = torch.tensor([-1, 1, 0, 1 / 7, -1 / 7, 6 / 7, -6 / 7, 3, -3], dtype=dtype)
@@ -31,7 +31,7 @@ def positions(reach: float, *, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("reach", [0.8, 1.2, 9.0])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_values_and_gradients_are_those_of_torch(
+def test_values_and_gradients_match_torch(
     padding: Padding, reach: float, layout: torch.memory_format
 ) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -51,7 +51,7 @@ def test_values_and_gradients_are_those_of_torch(
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_gradients_are_those_of_finite_differences(padding: Padding) -> None:
+def test_gradients_match_finite_differences(padding: Padding) -> None:
     image = torch.rand(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     grid = (torch.rand(2, 3, 3, 2, dtype=torch.float64) * 3 - 1.5).requires_grad_()
     assert torch.autograd.gradcheck(
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_finite_differences(padding: Padding) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["image", "grid"])
-def test_only_what_is_asked_for_gets_a_gradient(wanted: str) -> None:
+def test_only_inputs_that_need_a_gradient_get_one(wanted: str) -> None:
     image, grid = torch.rand(3, 5, 7, 9), positions(1.0, dtype=torch.float32)
     (image if wanted == "image" else grid).requires_grad_()
     DeterministicSample.apply(image, grid, "zeros").sum().backward()
@@ -68,8 +68,8 @@ def test_only_what_is_asked_for_gets_a_gradient(wanted: str) -> None:
     assert (grid.grad is None) == (wanted == "image")
 
 
-def test_a_position_that_is_not_a_number_breaks_nothing() -> None:
-    """The step that yields it is skipped; an index out of bounds would end the process on CUDA."""
+def test_a_nan_position_is_ignored() -> None:
+    """Its step is skipped; an index out of bounds would end the process on CUDA."""
     image = torch.rand(1, 2, 4, 4, requires_grad=True)
     grid = torch.zeros(1, 2, 2, 2)
     grid[0, 0, 0, 0], grid[0, 1, 1, 1] = math.nan, math.inf
@@ -77,9 +77,9 @@ def test_a_position_that_is_not_a_number_breaks_nothing() -> None:
     DeterministicSample.apply(image, grid, "zeros").sum().backward()
     assert image.grad is not None
     assert image.grad.isfinite().all()
-    assert image.grad.sum() == pytest.approx(2 * 2.0), "of two positions and two channels"
+    assert image.grad.sum() == pytest.approx(2 * 2.0), "two positions and two channels"
 
 
-def test_torchs_own_kernel_is_used_unless_determinism_is_asked_for() -> None:
+def test_torchs_own_kernel_is_used_unless_determinism_is_requested() -> None:
     image, grid = torch.rand(1, 2, 4, 4, requires_grad=True), torch.zeros(1, 2, 2, 2)
     assert "GridSampler" in type(grid_sample(image, grid).grad_fn).__name__

@@ -11,7 +11,7 @@ Layers = nn.Sequential
 
 
 def layers(normalise: Callable[[nn.Module], nn.Module]) -> Layers:
-    """A small network whose weights are normalised, the same for every way to do it."""
+    """A small network with normalised weights, the same for every implementation."""
     torch.manual_seed(0)
     network = nn.Sequential(
         normalise(nn.Conv2d(5, 8, 3, padding=1)),
@@ -25,7 +25,7 @@ def layers(normalise: Callable[[nn.Module], nn.Module]) -> Layers:
 
 @pytest.fixture
 def networks() -> tuple[Layers, Layers]:
-    """Torch's own way, layer by layer, and ours."""
+    """Torch's implementation, layer by layer, and ours."""
     return layers(parametrizations.spectral_norm), layers(spectral_norm)
 
 
@@ -34,7 +34,7 @@ def images() -> Tensor:
 
 
 def differences(theirs: Layers, ours: Layers) -> dict[str, float]:
-    """The largest of every tensor and gradient that has a name."""
+    """The largest difference of every named tensor and gradient."""
     expected, found = theirs.state_dict(), ours.state_dict()
     assert list(expected) == list(found)
     largest = {name: (found[name] - expected[name]).abs().max().item() for name in expected}
@@ -47,11 +47,11 @@ def differences(theirs: Layers, ours: Layers) -> dict[str, float]:
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_weights_gradients_and_vectors_are_those_of_torch(
+def test_weights_gradients_and_vectors_match_torch(
     networks: tuple[Layers, Layers], together: bool, training: bool
 ) -> None:
     theirs, ours = networks
-    assert max(differences(theirs, ours).values()) < 1e-6, "at the beginning"
+    assert max(differences(theirs, ours).values()) < 1e-6, "at the start"
     for network in networks:
         network.train(training)
     for _ in range(3):
@@ -84,7 +84,7 @@ def test_passes_together_take_one_power_iteration() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(vectors(once), vectors(twice), strict=True))
 
 
-def test_nothing_is_left_of_passes_together_that_fail() -> None:
+def test_a_failing_pass_leaves_no_computed_weights() -> None:
     network = layers(spectral_norm).eval()
     with pytest.raises(RuntimeError), normalised_weights(network):
         network(images()[:, :1])
@@ -93,4 +93,4 @@ def test_nothing_is_left_of_passes_together_that_fail() -> None:
             parameter.mul_(2)
     assert parametrize.is_parametrized(network[0], "weight")
     largest = torch.linalg.svdvals(network[0].weight.detach().flatten(1))[0]
-    assert largest < 1.5, "of the new weight, not the old one"
+    assert largest < 1.5, "computed from the new weight"

@@ -1,4 +1,4 @@
-"""What makes a step fast changes none of its results (docs/performance.md)."""
+"""Optimisations do not change results (docs/performance.md)."""
 
 import pytest
 import torch
@@ -30,12 +30,12 @@ def with_gradients(output: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 @pytest.fixture(params=["folded", "plain"])
 def fold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels are folded at any size, or at none."""
+    """Fold kernels at any size, or never."""
     monkeypatch.setattr(blocks, "_FOLD_FROM", 0 if request.param == "folded" else 2**60)
 
 
 @pytest.mark.usefixtures("fold")
-def test_folded_kernels_give_the_convolution_that_they_stand_for() -> None:
+def test_folded_kernels_equal_the_convolution_that_they_replace() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 5, 12, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     conv = nn.Conv2d(5, 7, 3, padding=1).double()
@@ -61,7 +61,7 @@ def test_feature_distance_has_the_gradient_of_mean_absolute_differences(
     layout: torch.memory_format,
 ) -> None:
     x, y = (torch.randn(2, 3, 5, 7, dtype=torch.float64).to(memory_format=layout) for _ in range(2))
-    y[0] = x[0]  # |0| has the gradient 0.
+    y[0] = x[0]  # the gradient of |0| is 0
     x.requires_grad_()
     ours, plain = feature_distance([x], [y]), (x - y).abs().mean()
     torch.testing.assert_close(ours.double(), plain)
@@ -73,7 +73,7 @@ def test_feature_distance_has_the_gradient_of_mean_absolute_differences(
 @pytest.mark.parametrize(
     "words", [[], ["discriminator.kind=patch", "discriminator.patch_num_blocks=2"]]
 )
-def test_encoding_alone_gives_the_features_of_a_whole_judgement(words: list[str]) -> None:
+def test_encode_gives_the_features_of_a_full_forward_pass(words: list[str]) -> None:
     mixing = ["priority_cut=null"] if words else []
     discriminator = build_discriminator(load_config(str(TINY), [*words, *mixing])).eval()
     images, keypoints = torch.rand(2, 3, 32, 32), torch.rand(2, 4, 2) * 2 - 1
@@ -93,7 +93,7 @@ def test_one_source_for_many_driving_frames_equals_repeating_it() -> None:
 
 
 def test_every_layer_computes_channels_last() -> None:
-    """A tensor or gradient in another layout costs up to 20 times the layer's own time."""
+    """A tensor or gradient in another layout makes a layer up to 20 times slower."""
     config = load_config(str(TINY), ["priority_cut.mix_prob=1"])
     state = new_state(config, CPU)
     wrong: list[str] = []
@@ -159,8 +159,8 @@ def train(config: Config, *, steps: int, state: TrainState | None = None) -> lis
     return losses
 
 
-def test_the_losses_of_bfloat16_are_those_of_float32_within_its_noise() -> None:
-    """Of the first step; benchmarks/step.py noise looks at 200."""
+def test_bfloat16_losses_match_float32_within_its_noise() -> None:
+    """Compares the first step; `benchmarks/step.py noise` compares 200."""
     first = {
         precision: train(load_config(str(TINY), [f"train.precision={precision}"]), steps=1)[0]
         for precision in ("float32", "bfloat16")
@@ -169,7 +169,7 @@ def test_the_losses_of_bfloat16_are_those_of_float32_within_its_noise() -> None:
         assert first["bfloat16"][name] == pytest.approx(exact, rel=0.05, abs=0.01), name
 
 
-def test_auto_is_what_the_hardware_has() -> None:
+def test_auto_precision_follows_the_hardware() -> None:
     assert resolve_precision("float32", CPU) == "float32"
     expected = "bfloat16" if has_bfloat16(CPU) else "float32"
     assert resolve_precision("auto", CPU) == expected

@@ -54,7 +54,7 @@ def tensors(state: TrainState) -> dict[str, torch.Tensor]:
 
 
 def good_buffers(state: TrainState) -> dict[str, list[torch.Tensor]]:
-    """What the networks' batch statistics are put back to after a bad update."""
+    """The batch statistics that are restored after a skipped update."""
     found = {}
     for name in ("animator", "discriminator"):
         module = getattr(state, name)
@@ -63,7 +63,7 @@ def good_buffers(state: TrainState) -> dict[str, list[torch.Tensor]]:
     return found
 
 
-def test_a_state_comes_back_bit_for_bit(tiny: Config, tmp_path: Path) -> None:
+def test_a_state_is_restored_bit_for_bit(tiny: Config, tmp_path: Path) -> None:
     saved = a_trained_state(tiny)
     save_checkpoint(saved, tiny, tmp_path / "step_0000003")
     restored = new_state(tiny, CPU)
@@ -77,8 +77,10 @@ def test_a_state_comes_back_bit_for_bit(tiny: Config, tmp_path: Path) -> None:
         assert all(map(torch.equal, buffers, good_buffers(restored)[name])), name
 
 
-def test_moments_come_back_in_the_layout_of_their_parameters(tiny: Config, tmp_path: Path) -> None:
-    """Fused Adam walks through both as they lie in memory."""
+def test_moments_are_restored_in_the_layout_of_their_parameters(
+    tiny: Config, tmp_path: Path
+) -> None:
+    """Fused Adam iterates over both in memory order."""
     state = a_trained_state(tiny)
     save_checkpoint(state, tiny, tmp_path)
     restored = new_state(tiny, CPU)
@@ -110,7 +112,7 @@ def test_the_averaged_weights_animate(tiny: Config, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["animator.safetensors", "optimizers.pt", "progress.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
-def test_any_damage_is_noticed_and_named(
+def test_any_damage_is_detected_and_named(
     tiny: Config, tmp_path: Path, name: str, damage: str
 ) -> None:
     save_checkpoint(new_state(tiny, CPU), tiny, tmp_path)
@@ -128,7 +130,7 @@ def test_any_damage_is_noticed_and_named(
         load_checkpoint(new_state(tiny, CPU), tmp_path)
 
 
-def test_the_newest_good_checkpoint_is_found(
+def test_the_newest_intact_checkpoint_is_found(
     tiny: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2, 10):
@@ -142,21 +144,21 @@ def test_the_newest_good_checkpoint_is_found(
     assert find_checkpoint(tmp_path / "step_0000001").name == "step_0000001"
 
 
-def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_checkpoints_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains no checkpoint"):
         find_checkpoint(tmp_path)
     with pytest.raises(UserError, match="no such run"):
         find_checkpoint(tmp_path / "missing")
 
 
-def test_weights_of_another_model_are_refused_by_name(tiny: Config, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_rejected(tiny: Config, tmp_path: Path) -> None:
     save_checkpoint(new_state(tiny, CPU), tiny, tmp_path)
     other = load_config(str(TINY), ["model.num_keypoints=5"])
     with pytest.raises(UserError, match="do not match the model"):
         load_checkpoint(new_state(other, CPU), tmp_path)
 
 
-def test_a_pickle_that_would_run_code_is_not_run(tiny: Config, tmp_path: Path) -> None:
+def test_a_pickle_with_code_is_not_executed(tiny: Config, tmp_path: Path) -> None:
     save_checkpoint(new_state(tiny, CPU), tiny, tmp_path)
 
     class Evil:
@@ -192,7 +194,7 @@ def test_few_copies_of_remote_checkpoints_are_kept(tmp_path: Path) -> None:
         storage.fs.put(f"{tmp_path}/made/", storage.path(f"step_{step:07d}/"), recursive=True)
         copies.append(find_checkpoint(run))
     assert [copy.exists() for copy in copies] == [False, False, *[True] * COPIES]
-    assert local_copy(f"{run}/step_0000002") == copies[2], "used again, so kept longer"
+    assert local_copy(f"{run}/step_0000002") == copies[2], "used again, so it is kept longer"
     for step in (0, 1, COPIES + 1):
         again = local_copy(f"{run}/step_{step:07d}")
         assert (again / "weights").read_text() == str(step)

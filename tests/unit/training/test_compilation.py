@@ -15,7 +15,7 @@ from prioritycut_ray.training.compilation import compile_networks
 
 
 def compiled(*words: str) -> dict[str, Any]:
-    """What :mod:`tests.compiled_steps` says."""
+    """The output of :mod:`tests.compiled_steps`."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.compiled_steps", *words],
         capture_output=True,
@@ -28,7 +28,7 @@ def compiled(*words: str) -> dict[str, Any]:
 
 
 def check(result: dict[str, Any]) -> None:
-    """The same numbers, by code that the first batch made."""
+    """Equal numbers, from code that was compiled for the first batch."""
     assert result["breaks"] == {}
     for plain, same in zip(result["plain"], result["compiled"], strict=True):
         assert plain.pop("graphs") == 0
@@ -39,7 +39,7 @@ def check(result: dict[str, Any]) -> None:
 def test_compiled_steps_give_the_same_losses_and_compile_once_for_all_batches() -> None:
     result = compiled("eager")
     assert "discriminator/mixed" not in result["plain"][0]
-    assert "discriminator/mixed" in result["plain"][1], "three images a sample, and not two"
+    assert "discriminator/mixed" in result["plain"][1], "three images per sample, not two"
     result["graphs"] = result["compiled"][0]["graphs"]
     assert result["graphs"] >= 20, "blocks of all three networks"
     check(result)
@@ -50,7 +50,7 @@ def test_generated_code_gives_the_same_results() -> None:
     check(compiled("inductor", "block") | {"graphs": 1})
 
 
-def test_names_stay_and_copies_are_not_compiled() -> None:
+def test_names_are_kept_and_copies_are_not_compiled() -> None:
     network = DownBlock(3, 4)
     names = list(network.state_dict())
     compile_networks(network, backend="eager")

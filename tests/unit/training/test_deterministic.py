@@ -1,4 +1,4 @@
-"""``train.deterministic``: what a step asks of a GPU, seen on one that does not exist."""
+"""``train.deterministic``: the operations of a step, on a fake GPU."""
 
 from collections.abc import Iterator
 
@@ -46,7 +46,7 @@ NONDETERMINISTIC = {
     "_upsample_bicubic2d_aa_backward",
     "_upsample_bilinear2d_aa_backward",
 }
-"""What torch documents to have no deterministic form on CUDA (``use_deterministic_algorithms``).
+"""Operations without a deterministic form on CUDA, by torch's ``use_deterministic_algorithms``.
 
 Those that act deterministically when told so, such as convolutions, scatter and index_put, are not
 listed. The padding of replicated edges has a form of its own there, which does not come by its
@@ -83,7 +83,7 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def settings_of_torch() -> Iterator[None]:
-    """As they were."""
+    """Restores torch's settings."""
     fill = torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
@@ -109,12 +109,12 @@ def test_no_operation_of_a_step_is_nondeterministic(kind: str) -> None:
     assert seen.blocking == []
 
 
-def test_operations_that_are_not_deterministic_would_be_seen() -> None:
+def test_nondeterministic_operations_would_be_detected() -> None:
     found = NONDETERMINISTIC & set(one_step().by_name())
     assert found == {"grid_sampler_2d_backward", "upsample_bilinear2d_backward"}
 
 
-def test_workers_are_told_of_the_workspace_of_cublas() -> None:
+def test_workers_get_the_workspace_setting_of_cublas() -> None:
     config = load_config(str(TINY))
     assert "CUBLAS_WORKSPACE_CONFIG" not in worker_environment(config)
     config = load_config(str(TINY), ["train.deterministic=true"])

@@ -1,4 +1,4 @@
-"""What a training step of the published size asks of a GPU: how many operations, and no waits."""
+"""A training step of the published size issues few operations to a GPU, and waits once."""
 
 import pytest
 
@@ -13,7 +13,7 @@ NARROW = [
     *("discriminator.unet_base_channels=4", "discriminator.max_features=8"),
     *("loss.perceptual.weights=random", "train.workers=1", "train.precision=bfloat16"),
 ]  # fmt: skip
-"""Widths change no number of operations, and are quick to initialise."""
+"""Narrow networks have the same number of operations, and are quick to initialise."""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def published_step() -> Seen:
 
 
 def test_a_step_has_few_operations_and_one_wait(published_step: Seen) -> None:
-    """An H200 would wait for Python at 5700 operations and fewer than 16 samples."""
+    """With 5700 operations and fewer than 16 samples, an H200 would wait for Python."""
     assert 2500 < published_step.count() <= 3500
     assert [place.named() for place in published_step.waits] == ["training/gradients.py _agree"]
     assert published_step.blocking == []

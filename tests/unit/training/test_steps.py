@@ -59,7 +59,7 @@ def both_steps(
     return training_step(state, *networks, perceptual, batch, config).losses
 
 
-def test_each_step_changes_its_own_network_alone(perceptual: PerceptualPyramid) -> None:
+def test_each_step_changes_only_its_own_network(perceptual: PerceptualPyramid) -> None:
     config = configured()
     state, batch = new_state(config, CPU), a_batch(config)
     animator, critic = weights(state.animator), weights(state.discriminator)
@@ -71,7 +71,7 @@ def test_each_step_changes_its_own_network_alone(perceptual: PerceptualPyramid) 
     assert all(p.grad is None for p in state.discriminator.parameters())
     assert all(
         torch.equal(a, b) for a, b in zip(buffers, state.discriminator.buffers(), strict=True)
-    ), "the generator's step leaves no trace in the discriminator's spectral norms"
+    ), "the generator's step does not change the discriminator's spectral norms"
     animator = weights(state.animator)
     _, losses = discriminator_gradients(state, state.discriminator, batch, animations, config)
     apply_gradients(state, {"discriminator": losses}, config.optim)
@@ -131,7 +131,7 @@ def test_the_additive_variant_weighs_the_mixed_losses_by_the_ramp(
     assert quarter == pytest.approx(whole / 4, rel=1e-5)
 
 
-def test_the_loss_falls_on_a_batch_that_is_seen_again(perceptual: PerceptualPyramid) -> None:
+def test_the_loss_decreases_on_a_repeated_batch(perceptual: PerceptualPyramid) -> None:
     config = configured("optim.lr=1e-3", "optim.detector_lr=1e-3")
     state, batch = new_state(config, CPU), a_batch(config)
     losses = [
@@ -159,7 +159,7 @@ def gradient(module: torch.nn.Module) -> torch.Tensor:
 def test_accumulation_gives_the_gradient_of_the_whole_batch(
     perceptual: PerceptualPyramid, kind: str
 ) -> None:
-    """With batch statistics frozen: they are of each micro-batch otherwise."""
+    """Batch statistics are frozen: otherwise they would be those of each micro-batch."""
     mixing = [] if kind == "unet" else ["priority_cut=null", "discriminator.patch_num_blocks=2"]
     gradients = []
     for accumulate in (1, 2):
@@ -188,7 +188,7 @@ def test_gradients_are_clipped_to_the_norm(perceptual: PerceptualPyramid) -> Non
         assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(
+def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
     perceptual: PerceptualPyramid, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = configured()
