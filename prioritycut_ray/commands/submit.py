@@ -1,6 +1,5 @@
 """``prioritycut submit`` and ``prioritycut jobs``."""
 
-import os
 import shlex
 import signal
 import tempfile
@@ -12,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prioritycut_ray.config import NAMED_WEIGHTS, Config, load_config, shipped_configs
+from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import Detached, UserError
 from prioritycut_ray.ray_cluster.compat import JOB_STOP_WAIT
 from prioritycut_ray.ray_cluster.jobs import Cluster, Job, NoSuchJob, exit_code
-from prioritycut_ray.ray_cluster.working_directory import Package, pack
+from prioritycut_ray.ray_cluster.working_directory import Package, pack, required_files
 
 _SAVE_SECONDS = "120"
 """How long a stopped job may take to save a checkpoint; Ray's default is 3 s."""
@@ -124,48 +123,6 @@ def detaching(ways: str) -> Iterator[None]:
 
 def _jobs_line(cluster: Cluster, *words: str) -> str:
     return shlex.join(["prioritycut", "jobs", *words, "--address", cluster.address])
-
-
-def required_files(source: str, config: Config, here: Path) -> list[str]:
-    """Return the files that the job reads from its working directory, relative to it.
-
-    Raises:
-        UserError: the job could not find a file that the command line or the configuration names.
-    """
-    found_anywhere = source in shipped_configs() or "://" in source
-    files = [] if found_anywhere else [_within(source, source, here)]
-    data = config.data
-    places = [("storage", config.storage), ("data.url", data.url)]
-    optional = [("data.index", data.index), ("data.known", data.known)]
-    for key, location in [*places, *optional]:
-        if location and "://" not in location and not Path(location).is_absolute():
-            raise UserError(
-                f"{key}={location}: is a relative path, which would be in the job's own folder; "
-                "use a URL, or an absolute path on a disk that all nodes share"
-            )
-    weights = config.loss.perceptual.weights
-    if weights not in NAMED_WEIGHTS and not Path(weights).is_absolute():
-        files.append(_within(weights, f"loss.perceptual.weights={weights}", here))
-    return files
-
-
-def _within(name: str, shown: str, here: Path) -> str:
-    """Return the relative path of a file in the working directory.
-
-    Raises:
-        UserError: the file does not exist, or is elsewhere.
-    """
-    if Path(name).is_absolute():
-        raise UserError(f"{shown}: is an absolute path; use a path relative to {here}")
-    relative = os.path.normpath(name)
-    if relative.startswith(os.pardir):
-        raise UserError(
-            f"{shown}: is outside {here}, the folder that is sent to the cluster; submit from a "
-            "folder that contains it"
-        )
-    if not (here / relative).is_file():
-        raise UserError(f"{shown}: there is no such file in {here}; check the name")
-    return relative
 
 
 def job_variables(words: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from prioritycut_ray.commands.rayjob import detaching_from, follow
-from prioritycut_ray.commands.submit import job_variables, required_files, show_package
+from prioritycut_ray.commands.submit import job_variables, show_package
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.kubernetes.checker import warnings_of
@@ -37,7 +37,7 @@ from prioritycut_ray.kubernetes.submission import (
     training,
     volume_words,
 )
-from prioritycut_ray.ray_cluster.working_directory import Package, pack
+from prioritycut_ray.ray_cluster.working_directory import Package, pack, required_files
 
 
 class Flags(NamedTuple):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pathspec import GitIgnoreSpec
 
+from prioritycut_ray.config import NAMED_WEIGHTS, Config, shipped_configs
 from prioritycut_ray.errors import UserError
 
 EXCLUDED = (
@@ -52,6 +53,48 @@ class Package(NamedTuple):
     files: int
     size_bytes: int
     left_out: tuple[str, ...]
+
+
+def required_files(source: str, config: Config, here: Path) -> list[str]:
+    """Return the files that the job reads from its working directory, relative to it.
+
+    Raises:
+        UserError: the job could not find a file that the command line or the configuration names.
+    """
+    found_anywhere = source in shipped_configs() or "://" in source
+    files = [] if found_anywhere else [_within(source, source, here)]
+    data = config.data
+    places = [("storage", config.storage), ("data.url", data.url)]
+    optional = [("data.index", data.index), ("data.known", data.known)]
+    for key, location in [*places, *optional]:
+        if location and "://" not in location and not Path(location).is_absolute():
+            raise UserError(
+                f"{key}={location}: is a relative path, which would be in the job's own folder; "
+                "use a URL, or an absolute path on a disk that all nodes share"
+            )
+    weights = config.loss.perceptual.weights
+    if weights not in NAMED_WEIGHTS and not Path(weights).is_absolute():
+        files.append(_within(weights, f"loss.perceptual.weights={weights}", here))
+    return files
+
+
+def _within(name: str, shown: str, here: Path) -> str:
+    """Return the relative path of a file in the working directory.
+
+    Raises:
+        UserError: the file does not exist, or is elsewhere.
+    """
+    if Path(name).is_absolute():
+        raise UserError(f"{shown}: is an absolute path; use a path relative to {here}")
+    relative = os.path.normpath(name)
+    if relative.startswith(os.pardir):
+        raise UserError(
+            f"{shown}: is outside {here}, the folder that is sent to the cluster; submit from a "
+            "folder that contains it"
+        )
+    if not (here / relative).is_file():
+        raise UserError(f"{shown}: there is no such file in {here}; check the name")
+    return relative
 
 
 def pack(
