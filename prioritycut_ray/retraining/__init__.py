@@ -2,5 +2,5 @@
 
 ``pipeline`` runs the numbered steps with what the other modules give: ``settings`` (the YAML file),
 ``registry`` (the models folder and the pointer to the current model), ``job`` (the work on one
-candidate), ``comparison`` and ``gate`` (whether it is promoted), ``notifications`` (who is told).
+candidate), ``comparison`` and ``gate`` (whether it is promoted), ``notifications`` (the report).
 """

@@ -1,4 +1,4 @@
-"""Who is told about a retraining: a command, a webhook, and Prometheus."""
+"""Notifications of a retraining: a command, a webhook, and Prometheus metrics."""
 
 import os
 import subprocess

@@ -183,8 +183,8 @@ def test_an_improvement_is_promoted_once_and_reported(
     project: Project, prioritycut: Prioritycut
 ) -> None:
     project.append("new", range(40, 43), puppet)
-    told = project.folder / "told.json"
-    settings = project.settings(command=f'cat > "{told}"')
+    received = project.folder / "received.json"
+    settings = project.settings(command=f'cat > "{received}"')
     done = prioritycut("retrain", settings)
     assert done.returncode == 0, done.stderr
     assert [line[:5] for line in done.stdout.splitlines() if line.startswith("[")] == [
@@ -197,7 +197,7 @@ def test_an_improvement_is_promoted_once_and_reported(
     assert report["new_clips"] == 2
     assert report["comparison"]["clips"] == {"fixed": 2, "all": 3, "new": 1}
     assert report["comparison"]["differences"]["all"]["l1"]["value"] < 0
-    assert json.loads(told.read_text()) == report
+    assert json.loads(received.read_text()) == report
     page = (project.models / candidate / "report.html").read_text()
     assert "promoted" in page
     assert not re.search(r'(src|href)="(?!data:)', page)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,15 @@ def test_a_search_resumes_only_with_the_values_it_was_started_with(asha: Search)
         other.write_text(yaml.safe_dump(ASHA_SEARCH | changes))
         with pytest.raises(UserError, match=re.escape(f"different values of {key};")):
             tune(other, asha.words, smoke=False, resume=True, console=QUIET)
+
+
+def test_a_search_of_an_incompatible_version_is_named(asha: Search, tmp_path: Path) -> None:
+    shutil.copytree(asha.folder, tmp_path / "runs" / "asha")
+    # The pickle of a class that does not exist.
+    (tmp_path / "runs" / "asha" / "tune" / "tuner.pkl").write_bytes(b"cprioritycut_ray\nGone\n.")
+    words = [asha.words[0], f"storage={tmp_path / 'runs'}"]
+    with pytest.raises(UserError, match=r"cannot be resumed with this version.*\(0\..*Gone"):
+        tune(asha.file, words, smoke=False, resume=True, console=QUIET)
 
 
 @pytest.mark.timeout(600)
