@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from prioritycut_ray.config import load_config
+from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.report import csv_text
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.search.plots import draw_all
+from prioritycut_ray.search.report import write_results
 from prioritycut_ray.search.results import (
     ReportedObjective,
     TrialResult,
@@ -20,6 +22,7 @@ from prioritycut_ray.search.results import (
     table,
 )
 from prioritycut_ray.search.space import SearchConfig
+from prioritycut_ray.storage.folder import Folder
 from tests.conftest import TINY
 
 L1 = Metric(key="l1", label="L1", definition="mean absolute error", decimals=4)
@@ -36,6 +39,7 @@ def trial(key: str, status: str, *values: float, **parameters: object) -> TrialR
     return TrialResult(key, dict(parameters), status, reason, points, metrics)  # type: ignore[arg-type]
 
 
+VALUES = [("a", 0.3), ("b", 0.2)]
 TRIALS = [
     trial("a", "finished", 0.3, 0.2, **{"priority_cut.top_k": 5, "variant": "unet"}),
     trial("b", "stopped early", 0.1, **{"priority_cut.top_k": 10, "variant": "unet"}),
@@ -81,6 +85,23 @@ def test_the_best_configuration_can_be_trained(tmp_path: Path) -> None:
     assert config.name == "s-best"
     assert config.priority_cut is not None
     assert (config.priority_cut.top_k, config.priority_cut.mix_prob) == (5, 1.0)
+
+
+def test_results_are_written_and_without_a_finished_trial_it_is_an_error(tmp_path: Path) -> None:
+    search = SearchConfig.model_validate(
+        {"name": "s", "base": str(TINY), "space": {"priority_cut.top_k": {"grid": [5, 10]}}}
+    )
+    base = load_config(str(TINY))
+    trials = [trial(key, "finished", value, **{"priority_cut.top_k": 5}) for key, value in VALUES]
+    assert write_results(search, base, trials, L1, Folder(tmp_path / "ended")).key == "b"
+    assert load_config(str(tmp_path / "ended" / "best.yaml")).name == "s-best"
+    failed = [trial("c", "failed", **{"priority_cut.top_k": 10})]
+    with pytest.raises(UserError, match=r"no trial finished.*trials\.csv"):
+        write_results(search, base, failed, L1, Folder(tmp_path / "failed"))
+    for folder in ("ended", "failed"):
+        assert (tmp_path / folder / "trials.csv").exists()
+        assert "<table>" in (tmp_path / folder / "search.html").read_text()
+    assert not (tmp_path / "failed" / "best.yaml").exists()
 
 
 def test_the_table_has_every_trial_with_the_reason_for_a_failure() -> None:
