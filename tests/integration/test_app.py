@@ -185,7 +185,6 @@ def _call(url: str, verb: str, *data: object) -> str:
         return str(answer.read().decode())
 
 
-@pytest.mark.slow
 def test_no_file_outside_its_folder_can_be_read(url: str, inputs: Inputs) -> None:
     config = inputs.runs[0] / "step_0000001" / "config.yaml"
     for path in ("/etc/passwd", str(config), "pyproject.toml", "/tmp/../etc/passwd"):
@@ -196,7 +195,6 @@ def test_no_file_outside_its_folder_can_be_read(url: str, inputs: Inputs) -> Non
             assert "event: error" in _call(url, "shown", file, "auto"), file
 
 
-@pytest.mark.slow
 def test_a_large_upload_is_refused(url: str) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
     body = part + bytes(1_500_000) + b"\r\n--x--\r\n"
@@ -204,7 +202,6 @@ def test_a_large_upload_is_refused(url: str) -> None:
     assert _status(urllib.request.Request(f"{url}/gradio_api/upload", body, kind)) == 413
 
 
-@pytest.mark.slow
 def test_a_user_uploads_files_sees_crops_and_compares_two_models(
     url: str, inputs: Inputs, tmp_path: Path
 ) -> None:
