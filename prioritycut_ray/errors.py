@@ -129,7 +129,7 @@ def without_appendix(text: str) -> str:
 
 def _headline(text: str) -> str:
     text = without_appendix(text).strip().removesuffix("Last error:").strip()
-    lines = [" ".join(line.split()) for line in text.splitlines()] or [""]
+    lines = [" ".join(line.split()) for line in text.splitlines() if re.search(r"\w", line)] or [""]
     of_library = [line for line in lines if _LIBRARY.search(line)]
     if not of_library:
         return lines[-1]

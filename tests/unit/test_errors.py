@@ -25,6 +25,7 @@ def test_an_exit_code_survives_pickling() -> None:
     [
         (UserError("a.mp4: is empty; remove it"), "a.mp4: is empty; remove it"),
         (ValueError("bad magic\nnumber  7"), "ValueError: number 7"),
+        (TypeError("got a list\n========"), "TypeError: got a list"),
         (KeyError(), "KeyError"),
         (
             RuntimeError("CUDA error: an illegal memory access\nCompile with TORCH_USE_CUDA_DSA"),
