@@ -404,8 +404,8 @@ def test_everything_from_and_to_an_object_store(tmp_path: Path) -> None:
         }
         script = f"""
 import fsspec
-from prioritycut_ray.data.inspection import verify
-from prioritycut_ray.data.packing import append_videos, pack_videos
+from prioritycut_ray.packing.inspection import verify
+from prioritycut_ray.packing.pipeline import append_videos, pack_videos
 
 fs = fsspec.filesystem("s3")
 fs.mkdir("pack-in")
