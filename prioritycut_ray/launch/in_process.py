@@ -79,11 +79,16 @@ def train_in_process(
                     report=report,
                     status=status,
                 )
-            except (Preempted, NotFiniteError) as error:
+            except Preempted as error:
                 writer.flush()
-                raise type(error)(f"run {config.name!r} ended: {error}") from error
+                raise Preempted(
+                    f"run {config.name!r} ended: {error}; the same command resumes it"
+                ) from error
+            except NotFiniteError as error:
+                writer.flush()
+                raise NotFiniteError(f"run {config.name!r} ended: {error}") from error
             except KeyboardInterrupt:
-                if not status.stop:  # not by Ctrl-C: in a thread, or of a debugger
+                if not status.stop:  # the interrupt did not come through StopSignals
                     raise
                 raise Preempted(
                     f"run {config.name!r} ended at step {status.step}: stopped without saving (a "

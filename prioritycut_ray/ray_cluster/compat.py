@@ -218,11 +218,9 @@ def call_in_workers(action: Callable[[], None]) -> Any:
     """
     from ray.train.v2._internal.execution.callback import WorkerCallback
 
-    class CallInWorkers(WorkerCallback):  # type: ignore[misc]  # ray is untyped
-        def after_init_train_context(self) -> None:
-            action()
-
-    return CallInWorkers()
+    # A lambda: pickled by value, a method would take along what typechecks it under pytest.
+    methods = {"after_init_train_context": lambda self: action()}
+    return type("CallInWorkers", (WorkerCallback,), methods)()
 
 
 # Ray Tune.
