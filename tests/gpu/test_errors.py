@@ -15,7 +15,7 @@ table = torch.zeros(4, device="cuda")
 try:
     table[torch.tensor([9], device="cuda")].cpu()
 except RuntimeError as error:
-    from prioritycut_ray.failures import diagnose
+    from prioritycut_ray.launch.failures import diagnose
     failure = diagnose({0: error}, {}, 60.0, lambda beat: None)
     print(int(failure.kind), failure.reason)
 """
