@@ -271,6 +271,10 @@ def test_causes_are_told_apart(recognizes: Any, error: BaseException, expected: 
     assert recognizes(error) is expected, CHANGED
 
 
+def _action() -> None:
+    pass
+
+
 def test_a_callback_for_workers_reaches_ray() -> None:
     from ray.train.v2._internal.execution import callback, worker_group
 
@@ -281,6 +285,7 @@ def test_a_callback_for_workers_reaches_ray() -> None:
     assert isinstance(made, ray.train.RunConfig(callbacks=[made]).callbacks[0].__class__)
     made.after_init_train_context()
     assert called == [1]
+    ray.cloudpickle.loads(ray.cloudpickle.dumps(compat.call_in_workers(_action)))
     source = Path(worker_group.__file__).with_name("worker.py").read_text()
     assert "callback.after_init_train_context()" in source, f"{CHANGED}: nothing calls it"
 
