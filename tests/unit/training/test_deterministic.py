@@ -48,9 +48,8 @@ NONDETERMINISTIC = {
 }
 """Operations without a deterministic form on CUDA, by torch's ``use_deterministic_algorithms``.
 
-Those that act deterministically when told so, such as convolutions, scatter and index_put, are not
-listed. The padding of replicated edges has a form of its own there, which does not come by its
-ordinary name.
+Operations that become deterministic on request, such as convolutions, scatter and index_put, are
+not listed, nor is padding that replicates edges, which then has another implementation.
 """
 WORDS = [
     f"train.batch_size={2 * SAMPLES}",
