@@ -167,16 +167,16 @@ def test_a_run_in_an_object_store(
 from pathlib import Path
 from rich.console import Console
 from prioritycut_ray.commands.animate import animate
-from prioritycut_ray.commands.evaluate import evaluate
 from prioritycut_ray.config import load_config
 from prioritycut_ray.launch.driver import launch
+from prioritycut_ray.launch.evaluate import evaluate
 
 words = ["data.url={shards}", "storage={bucket}/runs"]
 for samples in (16, 32):
     config = load_config({str(TINY)!r}, [*words, f"train.samples={{samples}}"])
     run = launch(config, print, print)
 out = Path({str(tmp_path)!r})
-evaluate(run, {str(shards)!r}, workers=0, out=out / "evaluation", console=Console())
+evaluate(run, {str(shards)!r}, workers=0, out=out / "evaluation")
 source, driving = Path({str(picture)!r}), Path({str(video)!r})
 animate(run, source, driving, out / "animation.mp4", console=Console())
 """
