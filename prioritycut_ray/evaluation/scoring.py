@@ -90,8 +90,9 @@ def load_extractors(measures: Measures, device: torch.device) -> Extractors:
     return Extractors(distance, key, FaceFinder() if measures.faces else None)
 
 
-# A process scores many clips and loads their networks once.
-_cached_extractors = lru_cache(maxsize=1)(load_extractors)
+@lru_cache(maxsize=1)  # A process scores many clips and loads their networks once.
+def _cached_extractors(measures: Measures, device: torch.device) -> Extractors:
+    return load_extractors(measures, device)
 
 
 def _cached_animator(checkpoint: str, device: torch.device) -> Animator:
