@@ -113,11 +113,11 @@ def test_an_error_reaches_the_caller_as_it_is(data: str, tmp_path: Path) -> None
     def fail(metrics: Mapping[str, float]) -> None:
         raise ZeroDivisionError("of a notebook")
 
-    threads = torch.get_num_threads()
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError, match="of a notebook"):
         train_in_process(configured(data, tmp_path), fail, print)
     assert torch.get_num_threads() == threads
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_run_that_diverges_says_so(data: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -172,6 +173,8 @@ def test_a_full_disk_is_named_and_leaves_checkpoints_intact(
 def test_tensorboard_continues_in_place(url: str) -> None:
     """Killed before the first checkpoint, then once more after one at step 4."""
     for start, numbers in ((0, (2, 4, 6)), (0, (2, 4, 6)), (4, (6, 8))):
+        # TensorBoard reads event files in the order of their names, which begin with the second.
+        time.sleep(1)
         with writer_of(url, start=start) as writer:
             tracker = Tracker(writer, start=start)
             for step in numbers:
