@@ -114,15 +114,17 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Retrain
     # Reject invalid settings before anything is written.
     candidate_config(models, job)
     check_rules(selected_metrics(Measures(settings.lpips, settings.faces)), settings.gate)
-    if models.exists(f"{job.candidate}/{DONE}"):
+    # Without a verdict it was abandoned, because another model had become the current one.
+    if models.exists(f"{job.candidate}/{VERDICT}"):
         verdict = read_record(models, f"{job.candidate}/{VERDICT}", Verdict)
+        outcome = "rolled back" if verdict.promote else f"refused: {verdict.reason}"
         return NothingNew(
-            reason=f"candidate {job.candidate} was trained on these clips before and refused: "
-            f"{verdict.reason}"
+            reason=f"candidate {job.candidate} was trained on these clips before and {outcome}"
         )
     lease.check()
     models.write(f"{job.candidate}/{INDEX_NAME}", index.model_dump_json(indent=1).encode())
     models.write(f"{job.candidate}/{JOB}", job.model_dump_json(indent=1).encode())
+    models.remove(f"{job.candidate}/{DONE}")
     return job
 
 

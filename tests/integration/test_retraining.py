@@ -23,7 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prioritycut_ray.config import load_config
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.packing.pipeline import append_videos, pack_videos
+from prioritycut_ray.retraining.job import RetrainingJob, find_job, finish, unfinished_job
 from prioritycut_ray.retraining.registry import read_current
+from prioritycut_ray.retraining.settings import load_settings
 from prioritycut_ray.runs.checkpoints import steps
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.lease import leased
@@ -234,6 +236,20 @@ def test_models_in_a_bucket(project: Project, tmp_path: Path, bucket: str, serve
     assert [entry.model for entry in current.history] == ["first", current.model]
     # Step 0 is where it began; it is always kept.
     assert steps(Folder(f"{models}/{current.model}/run")) == [0, 4]
+
+
+def test_an_abandoned_candidate_is_taken_up_again_once_its_model_is_back(project: Project) -> None:
+    project.append("new", range(40, 43), puppet)
+    settings, models = load_settings(project.settings(), []), Folder(project.models)
+    with leased(models, 60) as lease:
+        job = find_job(models, settings, lease)
+        assert isinstance(job, RetrainingJob)
+        # Meanwhile another model was promoted by hand: the job ended without a verdict.
+        finish(models, job, lease)
+        again = find_job(models, settings, lease)
+        assert isinstance(again, RetrainingJob)
+        assert again.candidate == job.candidate
+        assert unfinished_job(models) == again
 
 
 @pytest.mark.slow
