@@ -15,7 +15,7 @@ from typer.models import OptionInfo
 
 from prioritycut_ray.config import dump_config, load_config
 from prioritycut_ray.errors import DiskFull, ExitCode, UserError, describe, is_disk_full
-from prioritycut_ray.storage.paths import expanded
+from prioritycut_ray.storage.paths import expanded, is_url
 
 app = typer.Typer(
     name="prioritycut",
@@ -37,7 +37,7 @@ def _show_tracebacks(debug: bool) -> bool:
 
 
 def _on_this_machine(path: str | Path) -> Path:
-    if "://" in str(path):
+    if is_url(str(path)):
         raise UserError(f"{path}: is a URL; use a path on this machine")
     return Path(expanded(str(path)))
 

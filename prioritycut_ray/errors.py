@@ -110,6 +110,11 @@ def reason_of(error: BaseException) -> str:
     return _headline(reason) or type(error).__name__
 
 
+def one_line(text: str) -> str:
+    """Put a text on one line, with single blanks."""
+    return " ".join(text.split())
+
+
 def last_line(output: str) -> str:
     """Return the last line that a program has printed; empty if it has printed nothing."""
     return (output.strip().splitlines() or [""])[-1]
@@ -129,7 +134,7 @@ def without_appendix(text: str) -> str:
 
 def _headline(text: str) -> str:
     text = without_appendix(text).strip().removesuffix("Last error:").strip()
-    lines = [" ".join(line.split()) for line in text.splitlines() if re.search(r"\w", line)] or [""]
+    lines = [one_line(line) for line in text.splitlines() if re.search(r"\w", line)] or [""]
     of_library = [line for line in lines if _LIBRARY.search(line)]
     if not of_library:
         return lines[-1]

@@ -30,6 +30,7 @@ from prioritycut_ray.inference.animate import (
 from prioritycut_ray.models.animator import Animator as Network
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.runs.locate import find_checkpoint
+from prioritycut_ray.storage.paths import is_url
 from prioritycut_ray.training.checkpoint import load_animator, load_module
 from prioritycut_ray.video.images import center_square, resize
 from prioritycut_ray.video.source import Frame
@@ -83,7 +84,7 @@ class Animator:
         """
         place = torch.device(device) if device else default_device()
         folder = Path(model)
-        if "://" not in str(model) and not folder.exists() and _HUB_ID.fullmatch(str(model)):
+        if not is_url(str(model)) and not folder.exists() and _HUB_ID.fullmatch(str(model)):
             folder = _from_hub(str(model), revision)
         if (folder / CONFIG_NAME).is_file():
             return cls(*_read_export(folder), place)

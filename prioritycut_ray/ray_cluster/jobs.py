@@ -17,7 +17,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from prioritycut_ray.errors import ExitCode, UserError
+from prioritycut_ray.errors import ExitCode, UserError, one_line
 from prioritycut_ray.ray_cluster.compat import JOB_LOGGER, is_not_found
 from prioritycut_ray.ray_cluster.working_directory import Package
 
@@ -194,7 +194,7 @@ class Cluster:
                 "forwarded (kubectl port-forward service/HEAD-SVC 8265)?"
             ) from error
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(str(error))
             if job_id and is_not_found(error):
                 raise NoSuchJob(
                     f"{job_id}: the cluster has no such job; `prioritycut jobs status` lists all"

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, one_line
 from prioritycut_ray.ray_cluster.compat import (
     failed_to_start,
     print_cluster_messages_to_stderr,
@@ -89,7 +89,7 @@ def explain_init_error(address: str | None, error: BaseException) -> UserError |
 
 
 def _first_sentence(error: BaseException) -> str:
-    return " ".join(str(error).split(". ")[0].split())
+    return one_line(str(error).split(". ")[0])
 
 
 def shorten_temporary_folder(links: str = "/tmp") -> None:

@@ -15,6 +15,7 @@ from pathspec import GitIgnoreSpec
 
 from prioritycut_ray.config import NAMED_WEIGHTS, Config, shipped_configs
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.storage.paths import is_url
 
 EXCLUDED = (
     ".git/",
@@ -61,13 +62,13 @@ def required_files(source: str, config: Config, here: Path) -> list[str]:
     Raises:
         UserError: the job could not find a file that the command line or the configuration names.
     """
-    found_anywhere = source in shipped_configs() or "://" in source
+    found_anywhere = source in shipped_configs() or is_url(source)
     files = [] if found_anywhere else [_within(source, source, here)]
     data = config.data
     places = [("storage", config.storage), ("data.url", data.url)]
     optional = [("data.index", data.index), ("data.known", data.known)]
     for key, location in [*places, *optional]:
-        if location and "://" not in location and not Path(location).is_absolute():
+        if location and not is_url(location) and not Path(location).is_absolute():
             raise UserError(
                 f"{key}={location}: is a relative path, which would be in the job's own folder; "
                 "use a URL, or an absolute path on a disk that all nodes share"
