@@ -17,7 +17,7 @@ from prioritycut_ray.data.stream import FramePairs
 from prioritycut_ray.ray_cluster.compat import node_memory
 from prioritycut_ray.runs.locate import find_checkpoint
 from tests.conftest import TINY
-from tests.runs import BATCH, Start, assert_same_weights
+from tests.runs import BATCH, STEPS, Start, assert_same_weights
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -42,7 +42,8 @@ def test_the_driver_is_killed_and_the_same_command_resumes(start: Start, undistu
     assert saved >= 10
     with start() as training:
         assert training.end() == 0, training.output()
-        assert training.starts() == [saved]
+        # The workers outlive the driver by seconds, in which fast ones may finish the run.
+        assert training.starts() == ([saved] if saved < STEPS else [])
     assert_same_weights(undisturbed, start.run)
 
 
