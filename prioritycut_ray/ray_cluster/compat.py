@@ -16,7 +16,7 @@ from ray import PlacementGroupID
 from ray._common.utils import get_system_memory
 from ray._private import ray_constants, worker
 from ray._private.utils import get_used_memory
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 CHECKED_WITH = "2.60.0"
@@ -176,6 +176,16 @@ def is_train_timeout(error: BaseException) -> bool:
         "BroadcastCollectiveTimeoutError",
         "WorkerHealthCheckTimeoutError",
     )
+
+
+def token_rejection(error: BaseException) -> str:
+    """Return why a cluster rejected the authentication token; empty if it did not.
+
+    ``ray.init`` may raise a ConnectionError that names the AuthenticationError in its cause's text.
+    """
+    if isinstance(error, AuthenticationError):
+        return str(error)
+    return str(error.__cause__ or error.__context__).partition("AuthenticationError: ")[2]
 
 
 def killed_by_memory_monitor(error: BaseException) -> bool:

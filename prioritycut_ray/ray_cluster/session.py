@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
 
 from prioritycut_ray.errors import UserError, one_line
 from prioritycut_ray.ray_cluster.compat import (
     failed_to_start,
     print_cluster_messages_to_stderr,
     set_core_environment,
+    token_rejection,
 )
 
 _OBJECT_STORE_BYTES = 200_000_000
@@ -63,11 +63,12 @@ def explain_init_error(address: str | None, error: BaseException) -> UserError |
         address: of the cluster; None if Ray was to be started on this machine.
         error: the exception, or Ray's ``SystemExit``.
     """
-    if isinstance(error, AuthenticationError):
+    if rejection := token_rejection(error):
         return UserError(
             f"the Ray cluster {address or 'on this machine'} rejected the authentication token "
-            f"({_first_sentence(error)}); if the cluster requires a token, set RAY_AUTH_MODE=token "
-            "and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head; if not, unset both"
+            f"({_first_sentence(rejection)}); if the cluster requires a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its "
+            "head; if not, unset both"
         )
     if isinstance(error, ConnectionError | SystemExit):
         if address == "auto":
@@ -77,8 +78,8 @@ def explain_init_error(address: str | None, error: BaseException) -> UserError |
             )
         return UserError(
             f"{address or 'Ray on this machine'}: does not answer as the head of a Ray cluster "
-            f"({_first_sentence(error)}); give HOST:PORT as printed by `ray start --head` (port "
-            "6379 by default; 8265 is its dashboard)"
+            f"({_first_sentence(str(error))}); give HOST:PORT as printed by `ray start --head` "
+            "(port 6379 by default; 8265 is its dashboard)"
         )
     if failed_to_start(error):
         return UserError(
@@ -88,8 +89,8 @@ def explain_init_error(address: str | None, error: BaseException) -> UserError |
     return None
 
 
-def _first_sentence(error: BaseException) -> str:
-    return one_line(str(error).split(". ")[0])
+def _first_sentence(text: str) -> str:
+    return one_line(text.split(". ")[0])
 
 
 def shorten_temporary_folder(links: str = "/tmp") -> None:

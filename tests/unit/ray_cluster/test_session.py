@@ -47,5 +47,12 @@ def test_errors_of_ray_init_are_explained(
     assert ("TOKEN" in str(caught.value)) == isinstance(error, AuthenticationError)
 
 
+def test_a_rejected_token_may_be_the_cause_of_a_connection_error() -> None:
+    error = ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+    text = "Traceback ...\nray.exceptions.AuthenticationError: RPC error: missing. Ensure that"
+    error.__cause__ = RuntimeError(text)
+    assert "token (RPC error: missing); " in str(explain_init_error("10.0.0.1:6379", error))
+
+
 def test_a_bug_is_not_explained_away() -> None:
     assert explain_init_error(None, ValueError("an argument of ray.init")) is None
