@@ -152,6 +152,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
     assert_same_weights(trained.run, tmp_path / "tiny")
 
 
+@pytest.mark.slow
 def test_a_run_in_an_object_store(
     shards: Path,
     puppet_videos: Path,

@@ -36,6 +36,7 @@ def check(result: dict[str, Any]) -> None:
         assert same == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_steps_give_the_same_losses_and_compile_once_for_all_batches() -> None:
     result = compiled("eager")
     assert "discriminator/mixed" not in result["plain"][0]
