@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from prioritycut_ray.errors import one_line
+
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -94,7 +96,7 @@ def parse_yaml(text: str | bytes, loader: type[yaml.SafeLoader] = Loader) -> Any
         words = ", ".join(filter(None, (error.context, error.problem)))
         raise ValueError(f"{words}{place}") from error
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(str(error))) from error
     except RecursionError as error:
         raise ValueError("the nesting is too deep") from error
 

@@ -4,7 +4,7 @@ import re
 import shlex
 from typing import Any, NamedTuple
 
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import UserError, one_line
 from prioritycut_ray.kubernetes.kubectl import Kubectl, KubectlError
 from prioritycut_ray.kubernetes.pods import Object
 
@@ -45,7 +45,7 @@ class RayJobState(NamedTuple):
             cluster=cluster,
             service=host.partition(".")[0] or f"{cluster}-head-svc",
             reason=status.get("reason") or "",
-            message=" ".join((status.get("message") or "").split()),
+            message=one_line(status.get("message") or ""),
             is_suspended=bool((rayjob.get("spec") or {}).get("suspend")),
         )
 

@@ -207,7 +207,7 @@ def _job(details: Any) -> Job:
         id=details.submission_id or details.job_id,
         run=(details.metadata or {}).get(RUN_KEY, ""),
         status=str(getattr(details.status, "value", details.status)),
-        message=" ".join((details.message or "").split()),
+        message=one_line(details.message or ""),
         exit_code=details.driver_exit_code,
     )
 

@@ -156,8 +156,7 @@ def knock(address: str) -> None:
             "for the one on this machine"
         )
     try:
-        knock = socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS)
-        knock.close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"{address}: no Ray cluster answers ({error}); give HOST:PORT of its head as printed "

@@ -55,10 +55,7 @@ class Folder:
             self.fs.pipe_file(self.path(name), content)
             return
         path = self.local / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        partial.write_bytes(content)
-        flush(partial)
+        partial = _write_partial(path, content)
         os.replace(partial, path)
         flush(path.parent)
 
@@ -77,10 +74,7 @@ class Folder:
                 return False
             return True
         path = self.local / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        partial.write_bytes(content)
-        flush(partial)
+        partial = _write_partial(path, content)
         try:
             os.link(partial, path)  # open() would show an empty file first
         except (FileExistsError, FileNotFoundError):  # created, or cleaned up, by another process
@@ -110,3 +104,12 @@ class Folder:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _write_partial(path: Path, content: bytes) -> Path:
+    """Write and flush a file beside a path, under a hidden name of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    partial.write_bytes(content)
+    flush(partial)
+    return partial

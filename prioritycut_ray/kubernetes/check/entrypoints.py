@@ -7,6 +7,7 @@ from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.kubernetes.check import parts
 from prioritycut_ray.kubernetes.check.findings import Findings, Object, error, warning
+from prioritycut_ray.storage.paths import is_url
 
 _OPERATORS = (";", "&&", "||", "|", "&", ">", ">>", "<", "\n")
 _VERBS = ("train", "tune", "retrain")
@@ -123,7 +124,7 @@ def _storage_rules(config: Config, cluster: Object, place: str) -> Findings:
     ]
     for key, location in (("storage", config.storage), ("data.url", config.data.url)):
         shared = all(any(location.startswith(mount) for mount in paths) for paths in mounts)
-        if "://" not in location and not shared:
+        if not is_url(location) and not shared:
             yield error(
                 place, f"{key}={location} is a path in each pod: use a URL, or mount a volume there"
             )
