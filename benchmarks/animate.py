@@ -20,7 +20,7 @@ import typer
 from reference_way import reference_layers
 from torch import Tensor
 
-from prioritycut_ray.config import ModelConfig, load_config
+from prioritycut_ray.config import FirstOrderConfig, load_config
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.inference import scene as scene_module
 from prioritycut_ray.inference.animate import animate, default_device, to_tensor
@@ -52,7 +52,7 @@ def network(size: int = 256, frames: int = 16, turns: int = 2, threads: int = 1)
     """Animate the same frames in each way; the ways alternate."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    animator = build_animator(ModelConfig()).to(DEVICE).eval()
+    animator = build_animator(FirstOrderConfig()).to(DEVICE).eval()
     contiguous = deepcopy(animator).to(memory_format=torch.contiguous_format)
     source = torch.rand(1, 3, size, size, device=DEVICE)
     driving = torch.randint(0, 256, (frames, size, size, 3), dtype=torch.uint8).numpy()

@@ -20,7 +20,7 @@ from prioritycut_ray import losses, priority_cut
 from prioritycut_ray.config import Config
 from prioritycut_ray.equivariance import random_spline, transform_frame
 from prioritycut_ray.models import blocks, discriminators
-from prioritycut_ray.models.animator import Animation
+from prioritycut_ray.models.animator import Animation, TrainingInputs
 from prioritycut_ray.models.batch_norm import BatchNorm2d
 from prioritycut_ray.models.blocks import AntiAliasDownsample, coordinate_grid
 from prioritycut_ray.models.first_order import dense_motion, generator
@@ -86,7 +86,10 @@ def _generator_step(
 ) -> tuple[Animation, dict[str, float]]:
     pair, weights = batch.pair, config.loss
     transform = random_spline(batch.randomness.spline)
-    animation, transformed = state.animator(pair, transform_frame(transform, pair.driving))
+    inputs = TrainingInputs(
+        transform_frame(transform, pair.driving), batch.randomness.motion, state.samples
+    )
+    animation, transformed, _ = state.animator(pair, inputs)
     keypoints = animation.driving_keypoints.value.detach()
     state.discriminator.eval()  # As in our step, so that the losses agree; it costs nothing.
     real = state.discriminator(pair.driving, keypoints)

@@ -42,7 +42,7 @@ class Run(NamedTuple):
     worker: Worker
     state: TrainState
     animator: nn.Module
-    discriminator: nn.Module
+    discriminator: nn.Module | None
     perceptual: PerceptualPyramid
     frames: Batch
 
@@ -93,7 +93,7 @@ def make_run(
     state, perceptual = build(config, worker.device), perceptual_of(config, worker.device)
     networks = distribute(state, worker)
     if config.train.compile:
-        compile_networks(state.animator, state.discriminator, perceptual, backend=backend)
+        compile_networks(*state.networks(), perceptual, backend=backend)
     return Run(way, config, worker, state, *networks, perceptual, random_frames(config, worker))
 
 

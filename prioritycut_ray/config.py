@@ -18,7 +18,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -34,6 +36,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Halvings = Annotated[int, Field(ge=1, le=16)]
 """How often the side of a frame is halved."""
+Samples = Annotated[int, Field(ge=0)]
+"""Frame pairs seen by all workers together."""
 
 
 def _word(value: Any) -> Any:
@@ -141,19 +145,108 @@ class GeneratorConfig(Section):
     num_bottleneck_blocks: Count = 6
 
 
-class ModelConfig(Section):
-    """The generator side (method §1)."""
+class FirstOrderConfig(Section):
+    """The generator side: the first-order motion family (method §1)."""
 
+    family: Literal["first_order"] = "first_order"
     num_keypoints: Count = 10
     detector: DetectorConfig = DetectorConfig()
     dense_motion: DenseMotionConfig = DenseMotionConfig()
     generator: GeneratorConfig = GeneratorConfig()
 
+    @property
+    def num_motions(self) -> int:
+        """Motions that dense motion combines: one for each keypoint, and the background's."""
+        return self.num_keypoints + 1
+
+    def check(self, size: int) -> None:
+        """Check that frames of ``size`` pixels can be halved as often as the networks do."""
+        for key, hourglass in (("detector", self.detector), ("dense_motion", self.dense_motion)):
+            _check_hourglass(f"model.{key}", size, hourglass)
+        if size % 2**self.generator.num_down_blocks:
+            raise ValueError(
+                f"data.size={size} must be divisible by 2^model.generator.num_down_blocks"
+            )
+
+
+class InpaintingConfig(Section):
+    """The inpainting network of the thin-plate family, which halves the frame three times."""
+
+    block_expansion: Count = 64
+    max_features: Count = 512
+
+
+class MotionDropoutConfig(Section):
+    """Motions that early training steps leave out at random, so that all of them are learned."""
+
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the motions that the first step leaves out, ..."""
+    peak: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """... and share after ``ramp_samples``, to which it rises linearly."""
+    ramp_samples: Samples = 0
+    end_samples: Samples = 0
+    """Samples seen after which no motion is left out."""
+
+
+class ThinPlateConfig(Section):
+    """The generator side: the thin-plate spline family (method §7)."""
+
+    family: Literal["thin_plate"]
+    num_splines: Count = 10
+    """K; each spline is determined by five keypoints."""
+    dense_motion: DenseMotionConfig = DenseMotionConfig()
+    inpainting: InpaintingConfig = InpaintingConfig()
+    background: bool = True
+    """Whether a network predicts the motion of the background, in training alone."""
+    background_start: Samples = 0
+    """Samples seen before the background's motion is used."""
+    motion_dropout: MotionDropoutConfig = MotionDropoutConfig()
+
+    @property
+    def num_keypoints(self) -> int:
+        """Keypoints of all splines together."""
+        return 5 * self.num_splines
+
+    @property
+    def num_motions(self) -> int:
+        """Motions that dense motion combines: the splines, and the background's."""
+        return self.num_splines + 1
+
+    def check(self, size: int) -> None:
+        """Check that frames of ``size`` pixels can be halved as often as the networks do."""
+        motion = self.dense_motion
+        if motion.scale_factor not in (1, 0.5, 0.25, 0.125):
+            raise ValueError(
+                f"model.dense_motion.scale_factor={motion.scale_factor} must be 1, 0.5, 0.25 or "
+                "0.125 in the thin_plate family"
+            )
+        _check_hourglass("model.dense_motion", size, motion)
+        coarse = 4 + round(math.log2(motion.scale_factor))
+        if motion.num_blocks < coarse:
+            raise ValueError(
+                f"model.dense_motion.num_blocks={motion.num_blocks} must be at least {coarse} with "
+                f"scale_factor={motion.scale_factor}: occlusion maps have four resolutions"
+            )
+
+
+def _family(tree: Any) -> str:
+    """Return the family that a section describes; without a name it is first_order."""
+    default = "first_order"
+    if isinstance(tree, Mapping):
+        return str(tree.get("family", default))
+    return str(getattr(tree, "family", default))
+
+
+ModelConfig = Annotated[
+    Annotated[FirstOrderConfig, Tag("first_order")] | Annotated[ThinPlateConfig, Tag("thin_plate")],
+    Discriminator(_family),
+]
+
 
 class DiscriminatorConfig(Section):
     """The discriminator and its size (method §3)."""
 
-    kind: Literal["patch", "unet"] = "unet"
+    kind: Literal["patch", "unet", "none"] = "unet"
     use_keypoints: bool = True
     max_features: Count = 1024
     patch_block_expansion: Count = 32
@@ -171,7 +264,7 @@ class PriorityCutConfig(Section):
     background_threshold: Probability = 0.5
     swap_prob: Probability = 0.0
     mix_prob: Probability = 0.5
-    warmup_samples: Annotated[int, Field(ge=0)] = 0
+    warmup_samples: Samples = 0
     variant: Literal["full_batch", "additive"] = "full_batch"
     consistency: NonNegative = 1.0
     """Weight λ_cons of the consistency loss."""
@@ -200,6 +293,11 @@ class LossConfig(Section):
     feature_matching: NonNegative = 10.0
     equivariance_value: NonNegative = 10.0
     equivariance_jacobian: NonNegative = 10.0
+    """first_order alone."""
+    warp: NonNegative = 10.0
+    """thin_plate alone: warped encoder maps of the source against those of the driving frame."""
+    background: NonNegative = 10.0
+    """thin_plate alone: the background's motion forth and back."""
 
 
 class AugmentConfig(Section):
@@ -252,8 +350,11 @@ class OptimConfig(Section):
     milestones: tuple[int, ...] = ()
     """Samples seen at which every learning rate is multiplied by ``gamma``."""
     gamma: Fraction = 0.1
+    weight_decay: NonNegative = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Norm that the gradients of each network are clipped to; null does not clip."""
+    grad_norm: Literal["euclidean", "maximum"] = "euclidean"
+    """Which norm: of all gradients together, or the largest one."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the animator's moving average, used to evaluate and animate; 0 = no average."""
     max_skipped_in_a_row: Count = 10
@@ -322,7 +423,7 @@ class Config(Section):
     storage: Place = "runs"
     """Folder that all nodes share, or an fsspec URL such as ``s3://bucket/runs``."""
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = FirstOrderConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     priority_cut: PriorityCutConfig | None = PriorityCutConfig()
     loss: LossConfig = LossConfig()
@@ -337,18 +438,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         """Rules that span sections."""
-        size, model = self.data.size, self.model
-        for key, hourglass in (("detector", model.detector), ("dense_motion", model.dense_motion)):
-            _check_hourglass(f"model.{key}", size, hourglass)
-        if size % 2**model.generator.num_down_blocks:
-            raise ValueError(
-                f"data.size={size} must be divisible by 2^model.generator.num_down_blocks"
-            )
+        size = self.data.size
+        self.model.check(size)
         if self.discriminator.kind == "unet" and size & (size - 1):
             raise ValueError(
                 f"discriminator.kind=unet requires a power of two, not data.size={size}"
             )
-        if self.discriminator.kind == "patch" and self.priority_cut is not None:
+        if self.discriminator.kind != "unet" and self.priority_cut is not None:
             raise ValueError(
                 "mixing requires per-pixel logits: set discriminator.kind=unet or priority_cut=null"
             )

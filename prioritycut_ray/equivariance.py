@@ -12,27 +12,32 @@ from prioritycut_ray.models.sampling import grid_sample
 SIGMA_AFFINE = 0.05
 SIGMA_SPLINE = 0.005
 _EPSILON = 1e-6
+_EPSILON_OF_SQUARE = 1e-9
 
 
 class ThinPlateSpline(NamedTuple):
     """T(z) = A z + t + (s(z), s(z)) with s(z) = Σ_j w_j · r_j² log(r_j + 1e-6), r_j = ‖z − c_j‖₁.
 
-    As in the reference, r is the L1 distance, and the same s moves x and y.
+    As in the reference, r is the L1 distance, and the same s moves x and y. A Euclidean one, as in
+    the thin-plate family (method §7), has s(z) = Σ_j w_j · r_j² log(r_j² + 1e-9), r_j = ‖z − c_j‖₂,
+    no jacobian, and puts the centres of a frame's corner pixels at ±1.
 
     Attributes:
         affine: [A | t].
         weights: w, one per control point of a square grid (5x5 in training).
+        euclidean: whether r is the Euclidean distance.
     """
 
     affine: Float[Tensor, "B 2 3"]
     weights: Float[Tensor, "B J"]
+    euclidean: bool = False
 
 
-def random_spline(normal: Float[Tensor, "B 31"]) -> ThinPlateSpline:
+def random_spline(normal: Float[Tensor, "B 31"], *, euclidean: bool = False) -> ThinPlateSpline:
     """Build random transforms from 6 + 25 standard normal numbers per sample (method §2)."""
     identity = torch.eye(2, 3, dtype=normal.dtype, device=normal.device)
     affine = identity + SIGMA_AFFINE * normal[:, :6].view(-1, 2, 3)
-    return ThinPlateSpline(affine, SIGMA_SPLINE * normal[:, 6:])
+    return ThinPlateSpline(affine, SIGMA_SPLINE * normal[:, 6:], euclidean)
 
 
 def _offsets(transform: ThinPlateSpline, points: Tensor) -> Float[Tensor, "P N J 2"]:
@@ -47,8 +52,13 @@ def transform_points(
 ) -> Float[Tensor, "B N 2"]:
     """Return T(z) for points (x, y) in [-1, 1], per sample or (P = 1) the same for all."""
     matrix, translation = transform.affine[:, :, :2], transform.affine[:, :, 2]
-    distance = _offsets(transform, points).abs().sum(-1)
-    radial = distance.square() * torch.log(distance + _EPSILON)
+    offsets = _offsets(transform, points)
+    if transform.euclidean:
+        squared = offsets.square().sum(-1)
+        radial = squared * torch.log(squared + _EPSILON_OF_SQUARE)
+    else:
+        distance = offsets.abs().sum(-1)
+        radial = distance.square() * torch.log(distance + _EPSILON)
     spline = torch.einsum("bnj,bj->bn", radial, transform.weights)
     return points @ matrix.mT + translation[:, None] + spline[..., None]
 
@@ -73,5 +83,5 @@ def transform_frame(
     height, width = frame.shape[2:]
     grid = coordinate_grid(height, width, dtype=frame.dtype, device=frame.device)
     warped = transform_points(transform, grid.reshape(1, -1, 2)).view(-1, height, width, 2)
-    sampled = grid_sample(frame, warped, padding="reflection")
+    sampled = grid_sample(frame, warped, padding="reflection", align_corners=transform.euclidean)
     return sampled.contiguous(memory_format=torch.channels_last)

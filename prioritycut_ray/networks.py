@@ -5,34 +5,67 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from prioritycut_ray.config import Config, ModelConfig
+from prioritycut_ray.config import Config, FirstOrderConfig, ModelConfig, ThinPlateConfig
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.models.discriminators import (
     Discriminator,
     PatchDiscriminator,
     UNetDiscriminator,
 )
+from prioritycut_ray.models.first_order import dense_motion as first_order
 from prioritycut_ray.models.first_order.animator import FirstOrderAnimator
-from prioritycut_ray.models.first_order.dense_motion import DenseMotionNetwork
 from prioritycut_ray.models.first_order.detector import KeypointDetector
 from prioritycut_ray.models.first_order.generator import Generator
 from prioritycut_ray.models.perceptual import PerceptualPyramid, perceptual_features
+from prioritycut_ray.models.thin_plate import dense_motion as thin_plate
+from prioritycut_ray.models.thin_plate.animator import Schedule, ThinPlateAnimator
+from prioritycut_ray.models.thin_plate.inpainting import InpaintingNetwork
+from prioritycut_ray.models.thin_plate.resnet import BackgroundMotion, PointDetector
 from prioritycut_ray.precision import resolve_precision
 
 
 def build_animator(config: ModelConfig) -> Animator:
     """Build the animator of the configuration, with fresh weights, channels last."""
-    animator = FirstOrderAnimator(
-        KeypointDetector(num_keypoints=config.num_keypoints, **config.detector.model_dump()),
-        DenseMotionNetwork(num_keypoints=config.num_keypoints, **config.dense_motion.model_dump()),
+    return _channels_last(
+        _first_order(config) if config.family == "first_order" else _thin_plate(config)
+    )
+
+
+def _first_order(config: FirstOrderConfig) -> Animator:
+    keypoints = config.num_keypoints
+    return FirstOrderAnimator(
+        KeypointDetector(num_keypoints=keypoints, **config.detector.model_dump()),
+        first_order.DenseMotionNetwork(num_keypoints=keypoints, **config.dense_motion.model_dump()),
         Generator(**config.generator.model_dump()),
     )
-    return _channels_last(animator)
 
 
-def build_discriminator(config: Config) -> Discriminator:
-    """Build the discriminator of the configuration, with fresh weights, channels last."""
+def _thin_plate(config: ThinPlateConfig) -> Animator:
+    splines, dropout = config.num_splines, config.motion_dropout
+    return ThinPlateAnimator(
+        PointDetector(splines),
+        thin_plate.DenseMotionNetwork(num_splines=splines, **config.dense_motion.model_dump()),
+        InpaintingNetwork(**config.inpainting.model_dump()),
+        BackgroundMotion() if config.background else None,
+        Schedule(
+            background_start=config.background_start,
+            dropout_start=dropout.start,
+            dropout_peak=dropout.peak,
+            dropout_ramp=dropout.ramp_samples,
+            dropout_end=dropout.end_samples,
+        ),
+    )
+
+
+def build_discriminator(config: Config) -> Discriminator | None:
+    """Build the discriminator of the configuration, with fresh weights, channels last.
+
+    Returns:
+        The discriminator, or None if the configuration has none.
+    """
     options = config.discriminator
+    if options.kind == "none":
+        return None
     num_keypoints = config.model.num_keypoints if options.use_keypoints else 0
     if options.kind == "patch":
         patch = PatchDiscriminator(

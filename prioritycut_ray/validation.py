@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -49,6 +49,8 @@ def _problem(item: ErrorDetails, key: str, kind: Any) -> str:
             message = "must be a whole number"
         case "dict_type":
             message = "must be a mapping, such as {key: value}"
+        case "union_tag_invalid":
+            message = f"{item['ctx']['tag']!r} is not one of {item['ctx']['expected_tags']}"
         case "missing":
             message = "is required"
     if not key:
@@ -66,6 +68,9 @@ def _locate(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, 
     kind: Any = root
     for place, part in enumerate(location):
         section = next((s for s in _section_types(kind) if part in keys_of(s)), None)
+        if branch := _branch(kind, part):
+            kind = branch
+            continue
         if section:
             kind = keys_of(section)[str(part)].annotation
         elif _element_type(kind) is not None and part != "[key]":
@@ -74,6 +79,11 @@ def _locate(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, 
             continue
         parts.append(str(part))
     return ".".join(parts), kind
+
+
+def _branch(kind: Any, tag: str | int) -> Any:
+    """Return the branch of a tagged union; None if it has no such branch."""
+    return next((option for option in get_args(kind) if Tag(str(tag)) in get_args(option)), None)
 
 
 def _suggestion(key: str, kind: Any) -> str:

@@ -20,9 +20,9 @@ from prioritycut_ray.config import (
     DenseMotionConfig,
     DetectorConfig,
     DiscriminatorConfig,
+    FirstOrderConfig,
     GeneratorConfig,
     LossConfig,
-    ModelConfig,
     parse_config,
 )
 from prioritycut_ray.errors import UserError, describe
@@ -399,11 +399,11 @@ def run_config(model: ReferenceModel, out: Path) -> Config:
     return parse_config(tree, str(out))
 
 
-def animator_config(reference: ReferenceConfig) -> ModelConfig:
+def animator_config(reference: ReferenceConfig) -> FirstOrderConfig:
     """Return the sizes of detector, dense motion and generator."""
     detector, generator = reference.kp_detector_params, reference.generator_params
     motion = generator.dense_motion_params
-    return ModelConfig(
+    return FirstOrderConfig(
         num_keypoints=reference.common_params.num_kp,
         detector=DetectorConfig(**detector.model_dump(exclude={"pad"})),
         dense_motion=DenseMotionConfig(**motion.model_dump(exclude={"kp_variance"})),
@@ -427,7 +427,7 @@ def discriminator_config(reference: ReferenceConfig) -> DiscriminatorConfig:
 
 
 def load_weights(
-    model: ReferenceModel, animator: Animator, discriminator: Discriminator, source: str
+    model: ReferenceModel, animator: Animator, discriminator: Discriminator | None, source: str
 ) -> None:
     """Load a model of the reference into fresh networks of the same sizes.
 
@@ -440,7 +440,7 @@ def load_weights(
             ``source`` and the keys.
     """
     networks: list[tuple[nn.Module, Callable[[str], str]]] = [(animator, _animator_key)]
-    if any(key.startswith("discriminator.") for key in model.weights):
+    if discriminator and any(key.startswith("discriminator.") for key in model.weights):
         networks.append((discriminator, _discriminator_key))
     expected = {
         rename(name): tensor

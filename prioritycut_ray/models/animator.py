@@ -6,7 +6,7 @@ and ``render`` for batches of driving frames.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -50,6 +50,35 @@ class Animation(NamedTuple):
         )
 
 
+class TrainingInputs(NamedTuple):
+    """What a training step gives an animator besides a pair of frames.
+
+    Attributes:
+        transformed: the driving frame under a random known warp, for the equivariance losses
+            (method §2).
+        uniform: uniform numbers in [0, 1), for what a family decides at random for each motion.
+        samples: frame pairs seen before this step, for what changes in the course of training.
+    """
+
+    transformed: Float[Tensor, "B 3 H W"]
+    uniform: Float[Tensor, "B M"]
+    samples: int
+
+
+class Reconstruction(NamedTuple):
+    """A driving frame made from a source frame of the same clip.
+
+    Attributes:
+        animation: the source moved to the pose of the driving frame.
+        transformed_keypoints: keypoints of the transformed driving frame; None outside training.
+        losses: the family's own losses by their names in the configuration, without weights.
+    """
+
+    animation: Animation
+    transformed_keypoints: Keypoints | None
+    losses: dict[str, Tensor]
+
+
 class EncodedSource(NamedTuple):
     """A source frame and everything computed from it that does not depend on the motion.
 
@@ -81,23 +110,22 @@ class Animator(nn.Module, ABC):
 
     Attributes:
         detector: the part that finds keypoints, which may have a learning rate of its own.
+        euclidean_warps: the kind of random warps that the family's equivariance losses use
+            (:class:`~prioritycut_ray.equivariance.ThinPlateSpline`).
+        parts_change: whether some parameters are used in some training steps only.
     """
 
     detector: nn.Module
+    euclidean_warps: ClassVar[bool]
+    parts_change: bool = False
 
     @abstractmethod
-    def forward(
-        self, pair: FramePair, transformed: Float[Tensor, "B 3 H W"] | None = None
-    ) -> tuple[Animation, Keypoints | None]:
-        """Reconstruct the driving frame; also detect keypoints of its transformed copy.
+    def forward(self, pair: FramePair, inputs: TrainingInputs | None = None) -> Reconstruction:
+        """Reconstruct the driving frame.
 
         Args:
             pair: source and driving frames.
-            transformed: the driving frame under a random known warp, for the equivariance
-                losses (method §2); None outside training.
-
-        Returns:
-            The animation, and the keypoints of ``transformed`` or None.
+            inputs: what a training step gives besides; None outside training.
         """
 
     @abstractmethod
@@ -116,3 +144,7 @@ class Animator(nn.Module, ABC):
             source: one frame (B = 1), or one for each driving frame.
             driving: keypoints of B driving frames.
         """
+
+    def clipped_parts(self) -> list[nn.Module]:
+        """Return the parts whose gradients are clipped, each by itself; by default, the whole."""
+        return [self]

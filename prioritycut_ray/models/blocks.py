@@ -4,7 +4,7 @@ Module and attribute names follow the public implementation of First Order Motio
 weights map onto ours by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -104,13 +104,24 @@ def _box_filtered(
     return F.avg_pool2d(weight, 2, stride=1, padding=1, divisor_override=divisor)
 
 
-class SameBlock(nn.Module):
-    """Convolution → batch norm → ReLU at constant resolution."""
+Norm = Callable[[int], nn.Module]
+"""Builds the normalisation of a number of channels."""
 
-    def __init__(self, in_features: int, out_features: int, kernel_size: int = 3) -> None:
+
+def instance_norm(features: int) -> nn.Module:
+    """Build an instance norm with a learned scale and shift."""
+    return nn.InstanceNorm2d(features, affine=True)
+
+
+class SameBlock(nn.Module):
+    """Convolution → norm → ReLU at constant resolution."""
+
+    def __init__(
+        self, in_features: int, out_features: int, kernel_size: int = 3, *, norm: Norm = BatchNorm2d
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_features, out_features, kernel_size, padding=kernel_size // 2)
-        self.norm = BatchNorm2d(out_features)
+        self.norm = norm(out_features)
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
         return F.relu(self.norm(self.conv(x)))
@@ -131,14 +142,14 @@ class UpBlock(SameBlock):
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block: (batch norm → ReLU → convolution) twice, plus identity."""
+    """Pre-activation residual block: (norm → ReLU → convolution) twice, plus identity."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, *, norm: Norm = BatchNorm2d) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(features, features, 3, padding=1)
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
-        self.norm1 = BatchNorm2d(features)
-        self.norm2 = BatchNorm2d(features)
+        self.norm1 = norm(features)
+        self.norm2 = norm(features)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         out: Tensor = self.conv1(F.relu(self.norm1(x)))
@@ -149,9 +160,9 @@ class ResBlock(nn.Module):
 class Encoder(nn.Module):
     """Down blocks; returns the features of every resolution."""
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], norm: Norm) -> None:
         super().__init__()
-        self.down_blocks = nn.ModuleList(DownBlock(i, o) for i, o in pairwise(channels))
+        self.down_blocks = nn.ModuleList(DownBlock(i, o, norm=norm) for i, o in pairwise(channels))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = [x]
@@ -163,40 +174,56 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Up blocks, each followed by concatenation with the encoder's features of that size."""
 
-    def __init__(self, in_channels: Sequence[int], out_channels: Sequence[int]) -> None:
+    def __init__(self, in_channels: Sequence[int], out_channels: Sequence[int], norm: Norm) -> None:
         super().__init__()
         self.up_blocks = nn.ModuleList(
-            UpBlock(i, o) for i, o in zip(in_channels, out_channels, strict=True)
+            UpBlock(i, o, norm=norm) for i, o in zip(in_channels, out_channels, strict=True)
         )
 
-    def forward(self, features: list[Tensor]) -> Tensor:
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
         *skips, out = features
+        outputs = []
         for block, skip in zip(self.up_blocks, reversed(skips), strict=True):
             out = torch.cat([block(out), skip], dim=1)
-        return out
+            outputs.append(out)
+        return outputs
 
 
 class Hourglass(nn.Module):
     """U-shaped feature extractor at the resolution of its input (method §1).
 
-    Encoder channel i is ``min(max_features, block_expansion·2^(i+1))``; the output has
-    ``out_channels = block_expansion + in_features``.
+    Encoder channel i is ``min(max_features, block_expansion·2^(i+1))``.
+
+    Attributes:
+        level_channels: channels of the decoder's levels, coarse to fine; the last one is
+            ``out_channels = block_expansion + in_features``.
     """
 
     def __init__(
-        self, in_features: int, *, block_expansion: int, num_blocks: int, max_features: int
+        self,
+        in_features: int,
+        *,
+        block_expansion: int,
+        num_blocks: int,
+        max_features: int,
+        norm: Norm = BatchNorm2d,
     ) -> None:
         super().__init__()
         inner = [min(max_features, block_expansion * 2**i) for i in range(num_blocks + 1)]
-        self.encoder = Encoder([in_features, *inner[1:]])
+        self.encoder = Encoder([in_features, *inner[1:]], norm)
         ups = list(reversed(inner))
         # All but the innermost up block take a concatenated skip, hence twice the channels.
-        self.decoder = Decoder([ups[0], *(2 * c for c in ups[1:-1])], ups[1:])
+        self.decoder = Decoder([ups[0], *(2 * c for c in ups[1:-1])], ups[1:], norm)
         self.out_channels = block_expansion + in_features
+        self.level_channels = [*(2 * c for c in ups[1:-1]), self.out_channels]
+
+    def levels(self, x: Float[Tensor, "B I H W"]) -> list[Tensor]:
+        """Return the output of every decoder level, coarse to fine."""
+        outputs: list[Tensor] = self.decoder(self.encoder(in_conv_format(x)))
+        return outputs
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
-        features: Tensor = self.decoder(self.encoder(in_conv_format(x)))
-        return features
+        return self.levels(x)[-1]
 
 
 def gaussian_kernel(scale: float) -> Float[Tensor, " N"]:

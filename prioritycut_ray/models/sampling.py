@@ -16,23 +16,33 @@ Padding = Literal["zeros", "reflection"]
 
 
 def grid_sample(
-    image: Float[Tensor, "B C H W"], grid: Float[Tensor, "B h w 2"], padding: Padding = "zeros"
+    image: Float[Tensor, "B C H W"],
+    grid: Float[Tensor, "B h w 2"],
+    padding: Padding = "zeros",
+    *,
+    align_corners: bool = False,
 ) -> Float[Tensor, "B C h w"]:
-    """``F.grid_sample`` without aligned corners.
+    """``F.grid_sample``, bilinear.
 
     On CUDA under ``torch.use_deterministic_algorithms``, which torch's own gradient does not
-    support, gradients come from :class:`DeterministicSample`.
+    support, gradients come from :class:`DeterministicSample`; with ``align_corners`` there are none
+    for reflection padding.
 
     Args:
         image: image to sample.
-        grid: positions (x, y); the edges of the image, not the centres of its outer pixels, lie at
-            -1 and 1.
+        grid: positions (x, y); the edges of the image lie at -1 and 1.
         padding: what lies outside the image.
+        align_corners: whether the centres of the outer pixels, not the edges, lie at -1 and 1.
     """
-    if image.is_cuda and torch.are_deterministic_algorithms_enabled():
+    differentiable = torch.is_grad_enabled() and (image.requires_grad or grid.requires_grad)
+    if image.is_cuda and differentiable and torch.are_deterministic_algorithms_enabled():
+        if align_corners:
+            assert padding == "zeros"
+            height, width = image.shape[2:]
+            grid = grid * grid.new_tensor([1 - 1 / width, 1 - 1 / height])
         sampled: Tensor = DeterministicSample.apply(image, grid, padding)
         return sampled
-    return F.grid_sample(image, grid, padding_mode=padding, align_corners=False)
+    return F.grid_sample(image, grid, padding_mode=padding, align_corners=align_corners)
 
 
 class DeterministicSample(torch.autograd.Function):

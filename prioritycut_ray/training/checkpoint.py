@@ -1,7 +1,8 @@
 """Save a training state to a directory, and load it; independent of Ray.
 
 A checkpoint directory holds ``animator.safetensors``, ``animator_ema.safetensors`` (its moving
-average, used for animation) and ``discriminator.safetensors``, readable without this project;
+average, used for animation) and, unless the run has no discriminator,
+``discriminator.safetensors``, readable without this project;
 ``optimizers.pt``, ``config.yaml`` (resolved), ``progress.json`` (step, samples, seed, fingerprint
 of the data), and, written last, ``manifest.json`` with the SHA-256 of every other file. A directory
 without a matching manifest is not a checkpoint.
@@ -32,9 +33,6 @@ from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.tensors import not_finite, read_tensors, read_weights
 from prioritycut_ray.training.state import TrainState
 
-NETWORKS = ("animator", "animator_ema", "discriminator")
-"""Weight files of a checkpoint."""
-
 
 class Snapshot(NamedTuple):
     """A copy of a training state in CPU memory, to be written while training continues."""
@@ -53,12 +51,8 @@ def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
         config: the resolved configuration.
         data: fingerprint of the data set; empty if there is none.
     """
-    modules = (state.animator, state.ema.module, state.discriminator)
-    weights = {name: module.state_dict() for name, module in zip(NETWORKS, modules, strict=True)}
-    optimizers = {
-        "animator": state.animator_optimizer.state_dict(),
-        "discriminator": state.discriminator_optimizer.state_dict(),
-    }
+    weights = {name: module.state_dict() for name, module in _modules(state).items()}
+    optimizers = {name: optimizer.state_dict() for name, optimizer in _optimizers(state).items()}
     progress = RunProgress(
         step=state.step,
         samples=state.samples,
@@ -141,8 +135,8 @@ def check_weights(directory: Path) -> None:
         UserError: it is damaged, or holds weights that are NaN or infinite.
     """
     verify(directory)
-    for network in NETWORKS:
-        read_weights(directory / f"{network}.safetensors")
+    for path in sorted(directory.glob("*.safetensors")):
+        read_weights(path)
 
 
 def load_checkpoint(state: TrainState, directory: Path) -> None:
@@ -152,18 +146,17 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
         UserError: the checkpoint is damaged, or belongs to another model.
     """
     verify(directory)
-    load_module(state.animator, directory / "animator.safetensors")
-    load_module(state.ema.module, directory / "animator_ema.safetensors")
-    load_module(state.discriminator, directory / "discriminator.safetensors")
-    optimizers = read_tensors(directory / "optimizers.pt")
-    _load_optimizer(state.animator_optimizer, optimizers["animator"])
-    _load_optimizer(state.discriminator_optimizer, optimizers["discriminator"])
+    for name, module in _modules(state).items():
+        load_module(module, directory / f"{name}.safetensors")
+    stored = read_tensors(directory / "optimizers.pt")
+    for name, optimizer in _optimizers(state).items():
+        _load_optimizer(optimizer, stored[name])
     progress = read_progress(directory)
     state.step, state.samples = progress.step, progress.samples
     state.skipped, state.skipped_in_a_row = progress.skipped, dict(progress.skipped_in_a_row)
     state.ema.updates = progress.averaged
-    state.remember_buffers(state.animator)
-    state.remember_buffers(state.discriminator)
+    for network in state.networks():
+        state.remember_buffers(network)
 
 
 def load_animator(checkpoint: str | Path, device: torch.device) -> tuple[Animator, Config]:
@@ -182,6 +175,18 @@ def load_animator(checkpoint: str | Path, device: torch.device) -> tuple[Animato
     animator = build_animator(config.model)
     load_module(animator, directory / "animator_ema.safetensors")
     return animator.to(device).eval(), config
+
+
+def _modules(state: TrainState) -> dict[str, nn.Module]:
+    """Return the networks by the names of their files."""
+    modules: dict[str, nn.Module] = {"animator": state.animator, "animator_ema": state.ema.module}
+    return modules | ({"discriminator": state.discriminator} if state.discriminator else {})
+
+
+def _optimizers(state: TrainState) -> dict[str, Adam]:
+    optimizers = {"animator": state.animator_optimizer}
+    discriminator = state.discriminator_optimizer
+    return optimizers | ({"discriminator": discriminator} if discriminator else {})
 
 
 def _copied(tree: Any) -> Any:

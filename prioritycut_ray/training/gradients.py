@@ -1,6 +1,7 @@
 """Clip gradients and apply them, unless they are not finite."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -46,7 +47,7 @@ def apply_gradients(
     """
     finite = torch.stack(
         [
-            torch.isfinite(_clip(getattr(state, network), options) + _total(terms))
+            torch.isfinite(_clip(state, network, options) + _total(terms))
             for network, terms in losses.items()
         ]
     )
@@ -59,12 +60,27 @@ def apply_gradients(
     return not go_on
 
 
-def _clip(module: nn.Module, options: OptimConfig) -> Tensor:
-    """Clip a network's gradients if configured; return their norm before clipping."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+def _clip(state: TrainState, network: Network, options: OptimConfig) -> Tensor:
+    """Clip a network's gradients if configured; return a number that is finite if they all are."""
+    module: nn.Module = getattr(state, network)
+    order = math.inf if options.grad_norm == "maximum" else 2.0
     if options.max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(module.parameters(), options.max_grad_norm, norm)
+        parts = state.animator.clipped_parts() if network == "animator" else [module]
+        for part in parts:
+            if gradients := _gradients(part):
+                norm = _norm(gradients, order)
+                nn.utils.clip_grads_with_norm_(part.parameters(), options.max_grad_norm, norm)
+    return _norm(_gradients(module), order)
+
+
+def _gradients(module: nn.Module) -> list[Tensor]:
+    """Return the gradients of what the step used."""
+    return [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def _norm(gradients: list[Tensor], order: float) -> Tensor:
+    norms = torch.stack(torch._foreach_norm(gradients, order))
+    norm: Tensor = torch.linalg.vector_norm(norms, order)
     return norm
 
 

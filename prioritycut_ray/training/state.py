@@ -4,6 +4,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +60,9 @@ class TrainState:
     Attributes:
         animator: the generator side.
         ema: exponential moving average of the animator's weights, for evaluation.
-        discriminator: the discriminator that the config selects.
+        discriminator: the discriminator that the config selects, or None.
         animator_optimizer: group 0 = detector, group 1 = the rest.
-        discriminator_optimizer: one group.
+        discriminator_optimizer: one group; None without a discriminator.
         step: optimiser steps taken.
         samples: frame pairs seen by all workers together.
         skipped: updates skipped because a loss or a gradient was not finite.
@@ -70,9 +71,9 @@ class TrainState:
 
     animator: Animator
     ema: MovingAverage
-    discriminator: Discriminator
+    discriminator: Discriminator | None
     animator_optimizer: Adam
-    discriminator_optimizer: Adam
+    discriminator_optimizer: Adam | None
     step: int = 0
     samples: int = 0
     skipped: int = 0
@@ -82,8 +83,12 @@ class TrainState:
     _good_buffers: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.remember_buffers(self.animator)
-        self.remember_buffers(self.discriminator)
+        for network in self.networks():
+            self.remember_buffers(network)
+
+    def networks(self) -> list[nn.Module]:
+        """Return the networks that are trained."""
+        return [self.animator] + ([self.discriminator] if self.discriminator else [])
 
     def remember_buffers(self, module: nn.Module) -> None:
         """Remember a module's buffers (batch statistics) after a step that was applied."""
@@ -102,8 +107,10 @@ def new_state(config: Config, device: torch.device) -> TrainState:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         animator = build_animator(config.model).to(device)
-        discriminator = build_discriminator(config).to(device)
+        discriminator = build_discriminator(config)
+        discriminator = discriminator and discriminator.to(device)
     optim = config.optim
+    adam = partial(Adam, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
     # A frozen detector (as in taichi-adv) keeps its weights, but still updates batch statistics.
     animator.detector.requires_grad_(optim.detector_lr > 0)
     detector = list(animator.detector.parameters())
@@ -113,12 +120,8 @@ def new_state(config: Config, device: torch.device) -> TrainState:
         animator,
         MovingAverage(animator, optim.ema_decay),
         discriminator,
-        Adam(
-            [{"params": detector, "lr": optim.detector_lr}, {"params": rest, "lr": optim.lr}],
-            betas=optim.betas,
-            fused=True,
-        ),
-        Adam(discriminator.parameters(), lr=optim.discriminator_lr, betas=optim.betas, fused=True),
+        adam([{"params": detector, "lr": optim.detector_lr}, {"params": rest, "lr": optim.lr}]),
+        adam(discriminator.parameters(), lr=optim.discriminator_lr) if discriminator else None,
     )
 
 
@@ -130,4 +133,5 @@ def set_learning_rates(state: TrainState, config: Config) -> None:
     detector, rest = state.animator_optimizer.param_groups
     detector["lr"] = optim.detector_lr * factor
     rest["lr"] = optim.lr * factor
-    state.discriminator_optimizer.param_groups[0]["lr"] = optim.discriminator_lr * factor
+    if state.discriminator_optimizer:
+        state.discriminator_optimizer.param_groups[0]["lr"] = optim.discriminator_lr * factor

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from prioritycut_ray import losses, priority_cut
-from prioritycut_ray.config import Config, PriorityCutConfig
+from prioritycut_ray.config import Config, LossConfig, PriorityCutConfig
 from prioritycut_ray.equivariance import random_spline, transform_frame
-from prioritycut_ray.models.animator import Animation, FramePair
+from prioritycut_ray.models.animator import Animation, FramePair, TrainingInputs
 from prioritycut_ray.models.discriminators import Discriminator, DiscriminatorOutput
 from prioritycut_ray.models.perceptual import PerceptualPyramid
 from prioritycut_ray.models.spectral import normalised_weights
 from prioritycut_ray.precision import autocast
-from prioritycut_ray.training.gradients import apply_gradients
+from prioritycut_ray.training.gradients import Network, apply_gradients
 from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.training.worker import Worker
 from prioritycut_ray.transfer import send
@@ -36,11 +36,13 @@ class Randomness(NamedTuple):
         mix: uniform number that decides whether the step mixes; shared by all ranks.
         spline: standard normal numbers for the equivariance transform.
         mask: uniform numbers for the mixing masks.
+        motion: uniform numbers for each motion of the animator.
     """
 
     mix: float
     spline: Float[Tensor, "B 31"]
     mask: Float[Tensor, "B 5"]
+    motion: Float[Tensor, "B M"]
 
 
 class MicroBatch(NamedTuple):
@@ -69,7 +71,7 @@ class StepOutcome(NamedTuple):
 
     Attributes:
         animations: one for each micro-batch, without gradient history.
-        discriminator_batches: one for each micro-batch.
+        discriminator_batches: one for each micro-batch; none without a discriminator.
         losses: weighted losses by network and name, averaged over micro-batches; on the device.
         stop: some rank was asked to stop; the same on all ranks.
     """
@@ -89,16 +91,17 @@ def draw_randomness(config: Config, step: int, worker: Worker) -> Randomness:
     mix = torch.rand((), generator=generator).item()
     spline = torch.randn(total, 31, generator=generator)
     mask = torch.rand(total, 5, generator=generator)
+    motion = torch.rand(total, config.model.num_motions, generator=generator)
     share = total // worker.world_size
     rows = slice(worker.rank * share, (worker.rank + 1) * share)
-    numbers = send(torch.cat([spline[rows], mask[rows]], dim=1), worker.device)
-    return Randomness(mix, *numbers.split([31, 5], dim=1))
+    numbers = torch.cat([spline, mask, motion], dim=1)[rows]
+    return Randomness(mix, *send(numbers, worker.device).split([31, 5, motion.shape[1]], dim=1))
 
 
 def training_step(
     state: TrainState,
     animator: nn.Module,
-    discriminator: nn.Module,
+    discriminator: nn.Module | None,
     perceptual: PerceptualPyramid,
     batches: Sequence[MicroBatch],
     config: Config,
@@ -114,7 +117,7 @@ def training_step(
     Args:
         state: the training state; its networks are updated.
         animator: the animator, wrapped for distributed training if there are several workers.
-        discriminator: the discriminator, wrapped likewise.
+        discriminator: the discriminator, wrapped likewise; None to train without one.
         perceptual: frozen features for the perceptual loss.
         batches: micro-batches whose gradients are averaged.
         config: the run's configuration.
@@ -128,15 +131,18 @@ def training_step(
     # Train the generator: reconstruct the driving frame, fool the discriminator.
     on_phase("generator step")
     animations, generator = generator_gradients(state, animator, perceptual, batches, config)
+    losses_by_network: dict[Network, Losses] = {"animator": generator}
     # Train the discriminator: real, generated and mixed images in one batch.
-    on_phase("discriminator step")
-    seen, critic = discriminator_gradients(state, discriminator, batches, animations, config)
-    # Run both optimizers and update the weights.
+    seen: list[DiscriminatorBatch] = []
+    if discriminator is not None:
+        on_phase("discriminator step")
+        seen, critic = discriminator_gradients(state, discriminator, batches, animations, config)
+        losses_by_network["discriminator"] = critic
+    # Run the optimizers and update the weights.
     on_phase("update")
-    stop = apply_gradients(
-        state, {"animator": generator, "discriminator": critic}, config.optim, stop=stop
-    )
-    return StepOutcome(animations, seen, generator | critic, stop)
+    stop = apply_gradients(state, losses_by_network, config.optim, stop=stop)
+    merged = {name: loss for terms in losses_by_network.values() for name, loss in terms.items()}
+    return StepOutcome(animations, seen, merged, stop)
 
 
 def micro_batches(pair: FramePair, randomness: Randomness, count: int) -> list[MicroBatch]:
@@ -145,11 +151,11 @@ def micro_batches(pair: FramePair, randomness: Randomness, count: int) -> list[M
     Part i takes every ``count``-th sample, starting at the i-th. So the i-th parts of all ranks
     together hold the same samples, and have the same batch statistics, for any number of ranks.
     """
-    tensors = (*pair, randomness.spline, randomness.mask)
-    parts = zip(*(_interleaved(tensor, count) for tensor in tensors), strict=True)
+    mix, *numbers = randomness
+    parts = zip(*(_interleaved(tensor, count) for tensor in (*pair, *numbers)), strict=True)
     return [
-        MicroBatch(FramePair(source, driving), Randomness(randomness.mix, spline, mask))
-        for source, driving, spline, mask in parts
+        MicroBatch(FramePair(source, driving), Randomness(mix, *of_part))
+        for source, driving, *of_part in parts
     ]
 
 
@@ -199,28 +205,41 @@ def generator_losses(
 ) -> tuple[Animation, Losses]:
     """Animate a micro-batch and return the weighted losses of the generator side (method §2)."""
     pair, weights = batch.pair, config.loss
-    transform = random_spline(batch.randomness.spline)
-    transformed = transform_frame(transform, pair.driving)
+    spline = random_spline(batch.randomness.spline, euclidean=state.animator.euclidean_warps)
+    transformed = transform_frame(spline, pair.driving)
+    inputs = TrainingInputs(transformed, batch.randomness.motion, state.samples)
     with autocast(config.train.precision, pair.driving.device):
-        animation, transformed_keypoints = animator(pair, transformed)
+        animation, transformed_keypoints, own = animator(pair, inputs)
         with torch.no_grad():
             target_features = perceptual(pair.driving)
         features = perceptual(animation.prediction)
-        real_features, fake = discriminate_frozen(state.discriminator, pair, animation)
+        critique = _critique(state.discriminator, pair, animation, weights)
     driving = animation.driving_keypoints
     terms = {
         "perceptual": weights.perceptual.weight
         * losses.feature_distance(features, target_features),
+        **critique,
+        "equivariance_value": weights.equivariance_value
+        * losses.equivariance_value(driving, transformed_keypoints, spline),
+    }
+    if driving.jacobian is not None:
+        jacobian = losses.equivariance_jacobian(driving, transformed_keypoints, spline)
+        terms["equivariance_jacobian"] = weights.equivariance_jacobian * jacobian
+    return animation, terms | {name: getattr(weights, name) * loss for name, loss in own.items()}
+
+
+def _critique(
+    discriminator: Discriminator | None, pair: FramePair, animation: Animation, weights: LossConfig
+) -> Losses:
+    """Return the weighted losses that need a discriminator; none without one."""
+    if discriminator is None:
+        return {}
+    real_features, fake = discriminate_frozen(discriminator, pair, animation)
+    return {
         "adversarial": weights.adversarial * losses.generator_adversarial(fake),
         "feature_matching": weights.feature_matching
         * losses.feature_distance(fake.features, real_features),
-        "equivariance_value": weights.equivariance_value
-        * losses.equivariance_value(driving, transformed_keypoints, transform),
     }
-    if driving.jacobian is not None:
-        jacobian = losses.equivariance_jacobian(driving, transformed_keypoints, transform)
-        terms["equivariance_jacobian"] = weights.equivariance_jacobian * jacobian
-    return animation, terms
 
 
 def discriminate_frozen(
@@ -262,6 +281,7 @@ def discriminator_gradients(
         The discriminator's inputs and outputs for each micro-batch, and the weighted losses.
     """
     seen, collected = [], []
+    assert state.discriminator_optimizer is not None
     state.discriminator_optimizer.zero_grad()
     for batch, animation in zip(batches, animations, strict=True):
         with _synchronised(discriminator, last=batch is batches[-1]):

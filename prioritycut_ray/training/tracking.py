@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.runs.writer import RunWriter
-from prioritycut_ray.training.steps import StepOutcome, display_mask
-from prioritycut_ray.visualize import draw_keypoints, grid, method_columns
+from prioritycut_ray.training.steps import DiscriminatorBatch, StepOutcome, display_mask
+from prioritycut_ray.visualize import Panel, draw_keypoints, grid, method_columns
 
 ROWS = slice(4)
 """Samples of a batch that pictures show."""
@@ -96,7 +97,7 @@ def training_pictures(pair: FramePair, outcome: StepOutcome, config: Config) -> 
         outcome: outcome of the step.
         config: the run's configuration.
     """
-    animation, discriminated = outcome.animations[0], outcome.discriminator_batches[0]
+    animation = outcome.animations[0]
     pictures = {
         "columns": method_columns(pair, animation, display_mask(animation, config), rows=ROWS),
         "keypoints": grid(
@@ -106,12 +107,18 @@ def training_pictures(pair: FramePair, outcome: StepOutcome, config: Config) -> 
             ]
         ),
     }
-    pixel_logits = discriminated.output.pixel_logits
-    if pixel_logits is not None:
-        size = len(pair.driving)
-        images = [pair.driving, animation.prediction]
-        images += [] if discriminated.mixed is None else [discriminated.mixed]
-        verdicts = torch.sigmoid(pixel_logits).split(size)
-        columns = [item[ROWS] for both in zip(images, verdicts, strict=True) for item in both]
-        pictures["pixel_judgement"] = grid(columns)
+    if outcome.discriminator_batches and config.discriminator.kind == "unet":
+        pictures["pixel_judgement"] = _judgement(
+            pair.driving, animation.prediction, outcome.discriminator_batches[0]
+        )
     return pictures
+
+
+def _judgement(
+    real: Float[Tensor, "B 3 H W"], fake: Float[Tensor, "B 3 H W"], judged: DiscriminatorBatch
+) -> Panel:
+    """Draw images beside the U-Net discriminator's verdict on each pixel."""
+    assert judged.output.pixel_logits is not None
+    images = [real, fake] if judged.mixed is None else [real, fake, judged.mixed]
+    verdicts = torch.sigmoid(judged.output.pixel_logits).split(len(real))
+    return grid([item[ROWS] for both in zip(images, verdicts, strict=True) for item in both])

@@ -75,7 +75,7 @@ def train(
     perceptual = build_perceptual(config, worker.device)
     animator, discriminator = distribute(state, worker)
     if config.train.compile:
-        compile_networks(state.animator, state.discriminator, perceptual)
+        compile_networks(*state.networks(), perceptual)
 
     # Train; random numbers and learning rates are functions of the step and of samples seen.
     tracker = Tracker(writer, start=state.step) if writer else None
@@ -164,7 +164,7 @@ def agree_on_precision(config: Config, worker: Worker) -> Config:
     )
 
 
-def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]:
+def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module | None]:
     """Wrap both networks for distributed training, unless there is only one worker.
 
     Batch statistics are then those of the global batch, as in the reference.
@@ -174,8 +174,8 @@ def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]
     differ in the last bits from an uninterrupted one. Where equal bits are promised, the order is
     kept.
     """
-    state.animator.train()
-    state.discriminator.train()
+    for network in state.networks():
+        network.train()
     if worker.world_size == 1:
         return state.animator, state.discriminator
     synchronise(state.animator)
@@ -184,11 +184,17 @@ def distribute(state: TrainState, worker: Worker) -> tuple[nn.Module, nn.Module]
     warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     wrap = partial(
         DistributedDataParallel,
-        find_unused_parameters=same_bits,
         gradient_as_bucket_view=True,  # gradients need not be copied back from the buckets
     )
-    # All buffers of the animator are batch statistics, which are equal on all ranks anyway.
-    return wrap(state.animator, broadcast_buffers=False), wrap(state.discriminator)
+    animator = wrap(
+        state.animator,
+        find_unused_parameters=same_bits or state.animator.parts_change,
+        # All buffers of the animator are batch statistics, which are equal on all ranks anyway.
+        broadcast_buffers=False,
+    )
+    return animator, state.discriminator and wrap(
+        state.discriminator, find_unused_parameters=same_bits
+    )
 
 
 def training_pairs(
@@ -252,9 +258,11 @@ def prepare(batch: Batch, config: Config, device: torch.device) -> FramePair:
 def optimizer_scalars(state: TrainState) -> dict[str, float]:
     """Return the current learning rates and the number of skipped updates."""
     detector, rest = state.animator_optimizer.param_groups
-    return {
+    scalars = {
         "skipped_updates": float(state.skipped),
         "lr/detector": detector["lr"],
         "lr/generator": rest["lr"],
-        "lr/discriminator": state.discriminator_optimizer.param_groups[0]["lr"],
     }
+    if state.discriminator_optimizer:
+        scalars["lr/discriminator"] = state.discriminator_optimizer.param_groups[0]["lr"]
+    return scalars

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from prioritycut_ray.config import Config, load_config
-from prioritycut_ray.models.animator import FramePair
+from prioritycut_ray.models.animator import FramePair, TrainingInputs
 from prioritycut_ray.models.batch_norm import BatchNorm2d, synchronise
 from prioritycut_ray.models.perceptual import PerceptualPyramid
 from prioritycut_ray.networks import build_perceptual
@@ -238,11 +238,11 @@ def learning_statistics(words: list[str], worker: Worker) -> Result:
             batches = my_share(config, worker, step)
             for batch in batches:
                 pair = FramePair(*(frame.double() for frame in batch.pair))
-                turned = pair.driving.flip(3)
+                inputs = TrainingInputs(pair.driving.flip(3), batch.randomness.motion, 0)
                 several = isinstance(animator, DistributedDataParallel)
                 last = batch is batches[-1]
                 with animator.no_sync() if several and not last else nullcontext():
-                    animation, keypoints = animator(pair, turned)
+                    animation, keypoints, _ = animator(pair, inputs)
                     assert keypoints is not None
                     distances = (
                         (animation.prediction - pair.driving).square().mean(),

@@ -1,11 +1,10 @@
 """Networks, losses and transforms reproduce the numbers of the public First Order Motion.
 
 A golden file holds weights, inputs and outputs of that implementation. Besides the one in
-tests/data, every ``*.safetensors`` in the folder that PRIORITYCUT_GOLDEN names is reproduced.
+tests/data, every file of that family in the folder that PRIORITYCUT_GOLDEN names is reproduced.
 """
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +30,7 @@ from prioritycut_ray.models.first_order.animator import FirstOrderAnimator
 from prioritycut_ray.models.first_order.dense_motion import DenseMotion
 from prioritycut_ray.models.keypoints import Keypoints, relative_keypoints
 from prioritycut_ray.networks import build_animator, build_discriminator
-from tests.places import DATA
+from tests.golden import golden_files
 
 TOLERANCE = {"eval": 1e-5, "train": 1e-4}
 """Limits of ‖ours − reference‖ / ‖reference‖ in float32; other groups use that of eval."""
@@ -73,16 +72,6 @@ class Golden(NamedTuple):
         value = self.tensors[f"{name}value"]
         identity = torch.eye(2).expand(*value.shape, 2)
         return Keypoints(value, self.tensors.get(f"{name}jacobian", identity))
-
-
-def golden_files() -> list[Path]:
-    files = [DATA / "dev_a.safetensors"]
-    folder = os.environ.get("PRIORITYCUT_GOLDEN")
-    if folder:
-        more = sorted(Path(folder).glob("*.safetensors"))
-        assert more, f"PRIORITYCUT_GOLDEN={folder}: no *.safetensors there"
-        files += more
-    return files
 
 
 def load(file: Path, mode: str) -> Golden:
@@ -130,7 +119,7 @@ def animate(animator: FirstOrderAnimator, pair: FramePair) -> tuple[Animation, D
     """The animation of a pair, and the dense motion that led to it."""
     motions: list[DenseMotion] = []
     with animator.dense_motion.register_forward_hook(lambda *call: motions.append(call[-1])):
-        animation, _ = animator(pair)
+        animation = animator(pair).animation
     [motion] = motions
     return animation, motion
 
@@ -204,7 +193,7 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-@pytest.fixture(scope="module", params=golden_files(), ids=lambda file: file.stem)
+@pytest.fixture(scope="module", params=golden_files("first_order"), ids=lambda file: file.stem)
 def distances(request: pytest.FixtureRequest) -> dict[str, float]:
     """Our distance from every output in a golden file; NaN if we have none."""
     with torch.no_grad():

@@ -3,7 +3,14 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from prioritycut_ray.models.animator import Animation, Animator, EncodedSource, FramePair
+from prioritycut_ray.models.animator import (
+    Animation,
+    Animator,
+    EncodedSource,
+    FramePair,
+    Reconstruction,
+    TrainingInputs,
+)
 from prioritycut_ray.models.first_order.dense_motion import DenseMotion, DenseMotionNetwork
 from prioritycut_ray.models.first_order.detector import KeypointDetector
 from prioritycut_ray.models.first_order.generator import Generator
@@ -13,6 +20,8 @@ from prioritycut_ray.models.keypoints import Keypoints
 class FirstOrderAnimator(Animator):
     """Keypoints with jacobians → dense motion → prediction."""
 
+    euclidean_warps = False
+
     def __init__(
         self, detector: KeypointDetector, dense_motion: DenseMotionNetwork, generator: Generator
     ) -> None:
@@ -21,14 +30,12 @@ class FirstOrderAnimator(Animator):
         self.dense_motion = dense_motion
         self.generator = generator
 
-    def forward(
-        self, pair: FramePair, transformed: Float[Tensor, "B 3 H W"] | None = None
-    ) -> tuple[Animation, Keypoints | None]:
+    def forward(self, pair: FramePair, inputs: TrainingInputs | None = None) -> Reconstruction:
         source, driving = self.detect(pair.source), self.detect(pair.driving)
         motion = self.dense_motion(pair.source, source, driving)
         prediction = self.generator(pair.source, motion)
         animation = _animation(prediction, motion, source, driving)
-        return animation, None if transformed is None else self.detect(transformed)
+        return Reconstruction(animation, inputs and self.detect(inputs.transformed), {})
 
     def detect(self, frames: Float[Tensor, "B 3 H W"]) -> Keypoints:
         keypoints: Keypoints = self.detector(frames)

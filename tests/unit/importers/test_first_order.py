@@ -87,7 +87,7 @@ def test_imported_run_predicts_what_the_reference_predicts(tmp_path: Path) -> No
     animator, config = load_animator(find_checkpoint(tmp_path / "run"), CPU)
     golden = load_file(GOLDEN)
     with torch.no_grad():
-        animation, _ = animator(FramePair(golden["input/source"], golden["input/driving"]))
+        animation = animator(FramePair(golden["input/source"], golden["input/driving"])).animation
     torch.testing.assert_close(animation.prediction, golden["eval/prediction"])
     assert config == report.config
     assert (config.name, config.storage) == ("run", str(tmp_path))

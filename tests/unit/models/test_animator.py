@@ -8,7 +8,14 @@ from torch.optim import Adam
 from prioritycut_ray.config import Config
 from prioritycut_ray.inference.animate import animate, find_best_frame
 from prioritycut_ray.inference.export import RelativeMotion
-from prioritycut_ray.models.animator import Animation, Animator, EncodedSource, FramePair
+from prioritycut_ray.models.animator import (
+    Animation,
+    Animator,
+    EncodedSource,
+    FramePair,
+    Reconstruction,
+    TrainingInputs,
+)
 from prioritycut_ray.models.keypoints import Keypoints
 from prioritycut_ray.networks import build_discriminator, build_perceptual
 from prioritycut_ray.training.state import MovingAverage, TrainState
@@ -22,6 +29,8 @@ CPU = torch.device("cpu")
 class Shifter(Animator):
     """A family of its own: four keypoints without jacobians, and two encoder maps."""
 
+    euclidean_warps = True
+
     def __init__(self) -> None:
         super().__init__()
         self.detector = nn.Sequential(
@@ -30,11 +39,9 @@ class Shifter(Animator):
         self.maps = nn.Conv2d(3, 2, 3, padding=1)
         self.paint = nn.Conv2d(6, 3, 3, padding=1)
 
-    def forward(
-        self, pair: FramePair, transformed: Tensor | None = None
-    ) -> tuple[Animation, Keypoints | None]:
+    def forward(self, pair: FramePair, inputs: TrainingInputs | None = None) -> Reconstruction:
         animation = self.render(self.encode(pair.source), self.detect(pair.driving))
-        return animation, None if transformed is None else self.detect(transformed)
+        return Reconstruction(animation, inputs and self.detect(inputs.transformed), {})
 
     def detect(self, frames: Tensor) -> Keypoints:
         return Keypoints(self.detector(frames).unflatten(1, (4, 2)))

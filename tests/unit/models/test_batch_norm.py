@@ -122,7 +122,7 @@ NARROW = [
 
 def predict(animator: Animator, frames: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
-        animation, _ = deepcopy(animator).train()(FramePair(*frames))
+        animation = deepcopy(animator).train()(FramePair(*frames)).animation
     return {
         "keypoints": animation.driving_keypoints.value,
         "mask": animation.background_mask,

@@ -86,7 +86,7 @@ def test_one_source_for_many_driving_frames_equals_repeating_it() -> None:
     animator = build_animator(load_config(str(TINY)).model).eval()
     source, driving = torch.rand(1, 3, 32, 32), torch.rand(3, 3, 32, 32)
     with torch.no_grad():
-        repeated, _ = animator(FramePair(source.expand(3, -1, -1, -1), driving))
+        repeated = animator(FramePair(source.expand(3, -1, -1, -1), driving)).animation
         once = animator.render(animator.encode(source), animator.detect(driving))
     torch.testing.assert_close(once.prediction, repeated.prediction)
     assert once.source_keypoints.value.shape == repeated.source_keypoints.value.shape
@@ -125,7 +125,7 @@ def test_autocast_leaves_coordinates_in_float32() -> None:
     animator = build_animator(config.model)
     pair = FramePair(*torch.rand(2, 2, 3, 32, 32))
     with autocast("bfloat16", CPU):
-        animation, _ = animator(pair)
+        animation = animator(pair).animation
         exact = animator.dense_motion(
             pair.source, animation.source_keypoints, animation.driving_keypoints
         )

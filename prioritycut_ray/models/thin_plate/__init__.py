@@ -1,0 +1,1 @@
+"""The thin-plate spline motion model (method §7)."""
