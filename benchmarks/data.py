@@ -30,13 +30,9 @@ import webdataset
 from PIL import Image
 from puppet_shards import pack_puppets
 
+from prioritycut_ray.data.index import clips_of, read_index
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.shards import (
-    Clip,
-    clips_of,
-    read_clip,
-    read_index,
-)
+from prioritycut_ray.data.shards import Clip, read_clip
 from prioritycut_ray.data.stream import Batch, FramePairs, batches, two_frames
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.random_access import DECODERS, read_all

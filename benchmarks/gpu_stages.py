@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from whole_step import REFERENCE, Run, make_run
 
 from prioritycut_ray.config import Config, load_config
-from prioritycut_ray.data.shards import read_index
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.data.stream import FramePairs, batches
 from prioritycut_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from prioritycut_ray.training.worker import DETERMINISTIC_CUBLAS, Worker

@@ -28,8 +28,8 @@ import torch
 import typer
 
 from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.data.puppets import render_clip
-from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.launch.driver import launch
 from prioritycut_ray.launch.worker import KEEP_FREED_MEMORY
 from prioritycut_ray.packing.pipeline import pack_videos

@@ -126,11 +126,22 @@ app.add_typer(data_app)
 
 
 @data_app.command("verify", epilog="Example: `prioritycut data verify s3://bucket/data`")
-def data_verify(url: Data, debug: Debug = False) -> None:
+def data_verify(
+    url: Data,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Check the index and this many clips, drawn at random (always the same ones); by "
+            "default everything.",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
     """Verify all checksums and shards, and decode all frames."""
     from prioritycut_ray.commands.data import verify_data
 
-    verify_data(url, console)
+    verify_data(url, sample, console)
 
 
 @data_app.command("info", epilog="Example: `prioritycut data info data`")
@@ -155,6 +166,15 @@ def data_preview(
 
     with writing_to(out):
         show_preview(url, out, clips=clips, console=console)
+
+
+@data_app.command("upgrade", epilog="Example: `prioritycut data upgrade s3://bucket/data`")
+def data_upgrade(url: Data, debug: Debug = False) -> None:
+    """Replace the `index.json` of version 0.1 by `index.arrow`. Shards are not changed."""
+    from prioritycut_ray.commands.data import upgrade
+
+    with writing_to(url):
+        upgrade(url, console)
 
 
 @data_app.command("append", epilog="Example: `prioritycut data append data new_clips/`")

@@ -318,9 +318,9 @@ class DataConfig(Section):
     """Folder of shards as written by ``prioritycut shard``; a path or an fsspec URL."""
     split: str = "train"
     index: Place | None = None
-    """Folder whose ``index.json`` lists the clips; the folder ``url`` by default."""
+    """Folder whose ``index.arrow`` lists the clips; the folder ``url`` by default."""
     known: Place | None = None
-    """Folder with the ``index.json`` of clips that an earlier model has seen; see ``replay``."""
+    """Folder with the ``index.arrow`` of clips that an earlier model has seen; see ``replay``."""
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the samples that is drawn from clips in ``known``; the others are new clips."""
     size: Annotated[int, Field(ge=32, multiple_of=32)] = 256
@@ -332,7 +332,7 @@ class DataConfig(Section):
     decoder: Literal["decord", "pyav"] = "decord"
     """Library that decodes the shards; use pyav where decord is not available (ARM)."""
     cache_dir: Place | None = None
-    """Local folder that caches clips of a remote ``url``; null fetches them every time."""
+    """Local folder that caches clips of remote shards; null fetches them every time."""
     cache_gb: Annotated[float, Field(gt=0)] = 20.0
     """Size limit of the cache in gigabytes (10^9 bytes); the oldest clips are removed first."""
     loader_workers: Annotated[int, Field(ge=0)] = 2

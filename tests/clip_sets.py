@@ -4,12 +4,16 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from prioritycut_ray.data.index import SCHEMA, ClipIndex
 from prioritycut_ray.data.shard_writer import Member, ShardWriter
-from prioritycut_ray.data.shards import Clip, ClipIndex
+from prioritycut_ray.data.shards import Clip
 from prioritycut_ray.video.encoding import write_video
 
 CLIPS, SIZE = 7, 32
+NO_CLIPS = ClipIndex(pa.RecordBatch.from_pylist([], SCHEMA), "")
+"""For training without data."""
 
 
 def clip_frames(number: int) -> list[np.ndarray]:
@@ -82,6 +86,11 @@ def write_random(url: str, numbers: list[int], shard_bytes: int = 10_000) -> Cli
         for number in numbers:
             writer.add(random_member(number))
         return writer.finish({f"clip{n}": "test" if n == 0 else "train" for n in numbers})
+
+
+def as_packed(index: ClipIndex) -> list[Clip]:
+    """List the clips in the order of the shards."""
+    return sorted(index.clips, key=lambda clip: (clip.shard, clip.offset))
 
 
 def files_below(path: Path) -> list[str]:

@@ -35,12 +35,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import prioritycut_ray
 from prioritycut_ray.config import Config, load_config
-from prioritycut_ray.data.shards import ClipIndex
 from prioritycut_ray.data.stream import Batch
 from prioritycut_ray.errors import Preempted
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.training import trainer
 from prioritycut_ray.training.worker import Worker, WorkerStatus
+from tests.clip_sets import NO_CLIPS
 
 CUDA = torch.device("cuda", 0)
 LARGE = 4096
@@ -611,9 +611,7 @@ def train(gpu: FakeGpu, config: Config, steps: int, **options: Any) -> list[Seen
         return islice(frames(config, start=start), steps)
 
     with patch.object(trainer, "training_pairs", pairs), suppress(Preempted):
-        trainer.train(
-            config, ClipIndex.model_construct(fingerprint="", clips=()), **(given | options)
-        )
+        trainer.train(config, NO_CLIPS, **(given | options))
     return phases.seen
 
 

@@ -1,24 +1,26 @@
-"""``prioritycut data verify``, ``info`` and ``preview``."""
+"""``prioritycut data verify``, ``info``, ``preview`` and ``upgrade``."""
 
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from prioritycut_ray.data.shards import read_index
+from prioritycut_ray.data.index import INDEX_NAME, read_index, upgrade_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.inspection import preview, summarise, verify
 from prioritycut_ray.progress import ProgressBar
 
 
-def verify_data(url: str, console: Console) -> None:
-    """Verify a data set and print every problem.
+def verify_data(url: str, sample: int | None, console: Console) -> None:
+    """Verify a data set, or a sample of it, and print every problem.
 
     Raises:
         UserError: there are problems.
     """
     with ProgressBar("verifying", 1.0) as bar:
-        found = verify(url, on_progress=lambda n, of: bar.update(n / of, f"{n}/{of} clips"))
+        found = verify(
+            url, sample=sample, on_progress=lambda n, of: bar.update(n / of, f"{n}/{of} clips")
+        )
     for kind, lines in (("note", found.notes), ("problem", found.problems)):
         for line in lines:
             console.print(f"{kind}: {line}", markup=False)
@@ -27,7 +29,8 @@ def verify_data(url: str, console: Console) -> None:
             f"{url}: {len(found.problems)} problems in {found.clips} clips; "
             "restore the files named above or pack them again"
         )
-    console.print(f"{url}: {found.clips} clips, all intact", markup=False)
+    drawn = "" if sample is None else f", of {found.total}; the others were not checked"
+    console.print(f"{url}: {found.clips} clips, all intact{drawn}", markup=False)
 
 
 def show_info(url: str, console: Console) -> None:
@@ -51,6 +54,18 @@ def show_info(url: str, console: Console) -> None:
     for name in summary.shared_identities:
         console.print(f"note: identity {name!r} is in several splits", markup=False)
     console.print(f"fingerprint {summary.fingerprint}")
+
+
+def upgrade(url: str, console: Console) -> None:
+    """Upgrade the index of a data set, and say what changes with it."""
+    if not upgrade_index(url):
+        console.print(f"{url}: the index has the current format", markup=False)
+        return
+    console.print(
+        f"{url}: the index is now {INDEX_NAME}. The fingerprint and the order of samples have "
+        "changed: runs that were trained on this data set cannot be resumed by this version.",
+        markup=False,
+    )
 
 
 def show_preview(url: str, out: Path, *, clips: int, console: Console) -> None:

@@ -10,6 +10,7 @@ from prioritycut_ray.commands.animate import animate
 from prioritycut_ray.commands.evaluate import evaluate_and_print
 from prioritycut_ray.commands.shard import shard
 from prioritycut_ray.config import load_config
+from prioritycut_ray.data.index import has_index
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.launch.train import train
@@ -40,7 +41,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     videos = render_videos(out / "videos", size)
     console.print("[2/5] packing them into WebDataset shards")
     data = out / "data"
-    if not (data / "index.json").exists():
+    if not has_index(path.name for path in data.glob("*")):
         shard([str(out / "videos")], str(data), size=size, console=console)
     workers = config.train.workers
     place = f"with Ray Train on {workers} workers" if workers else "in this process"

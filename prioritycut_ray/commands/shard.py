@@ -1,6 +1,5 @@
 """``prioritycut shard`` and ``prioritycut data append``."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -85,9 +84,8 @@ def _print_report(report: PackReport, out: str, console: Console) -> None:
         lines.append(f"rejected: {len(report.rejected) - _SHOWN} more, see {out}/rejected.csv")
     if report.kept:
         lines.append(f"{report.kept} videos were finished by an interrupted run and reused")
-    added = report.index.clips[len(report.index.clips) - report.clips :]
-    counts = sorted(Counter(clip.split for clip in added).items())
-    splits = f" ({', '.join(f'{n} {split}' for split, n in counts)})" if counts else ""
+    counts = ", ".join(f"{count} {split}" for split, count in report.splits.items())
+    splits = f" ({counts})" if counts else ""
     lines.append(
         f"{out}: {report.clips} clips{splits}, {report.frames} frames, "
         f"{report.size_bytes / 1e6:.1f} MB; {len(report.rejected)} rejected"

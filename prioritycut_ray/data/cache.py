@@ -2,7 +2,7 @@
 
 diskcache keeps its index in SQLite, so any number of processes may read, write and evict at once,
 and a killed one leaves nothing incomplete that is ever read. Clips are stored under their SHA-256,
-which readers verify.
+which readers verify; those without one, under their place.
 """
 
 import functools
@@ -47,18 +47,18 @@ class ClipCache(NamedTuple):
                 "local disk with room, or null"
             ) from None
 
-    def get(self, sha256: str) -> bytes | None:
+    def get(self, name: str) -> bytes | None:
         """Return the unverified bytes of a clip; None if it is not in the cache."""
         try:
-            data: bytes | None = _opened(self.folder, self.limit, os.getpid()).get(sha256)
+            data: bytes | None = _opened(self.folder, self.limit, os.getpid()).get(name)
         except _FAILURES:
             return None
         return data
 
-    def put(self, sha256: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes) -> None:
         """Store a clip and evict others; failures such as a full disk are ignored."""
         try:
-            _opened(self.folder, self.limit, os.getpid()).set(sha256, data)
+            _opened(self.folder, self.limit, os.getpid()).set(name, data)
         except _FAILURES:
             return
 

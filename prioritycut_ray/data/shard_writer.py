@@ -16,13 +16,8 @@ from typing import IO, NamedTuple
 
 from webdataset import TarWriter
 
-from prioritycut_ray.data.shards import (
-    INDEX_NAME,
-    TEMPORARY_NAME,
-    Clip,
-    ClipIndex,
-    fingerprint,
-)
+from prioritycut_ray.data.index import ClipIndex, build_index, write_index
+from prioritycut_ray.data.shards import SHARD_NAME, TEMPORARY_NAME, Clip
 from prioritycut_ray.storage.filesystem import filesystem
 
 SHARD_BYTES = 256 * 1024 * 1024
@@ -76,11 +71,13 @@ class ShardWriter:
             shard_bytes: a shard that has reached this size is closed.
             base: index of an existing data set that gets new shards; its shards are not touched.
         """
+        self._url = url
         self._fs, self._root = filesystem(url)
         self._fs.makedirs(self._root, exist_ok=True)
         self._shard_bytes = shard_bytes
-        self._base = base.clips if base is not None else ()
-        self._first = 1 + max((int(clip.shard[6:12]) for clip in self._base), default=-1)
+        self._base = base
+        there = [SHARD_NAME.fullmatch(name) for name in base.shards] if base is not None else []
+        self._first = 1 + max((int(name[1]) for name in there if name), default=-1)
         self._clips: list[Clip] = []
         self._shards: list[str] = []
         self._temporary = f"{self._root}/{TEMPORARY_NAME}"
@@ -144,11 +141,9 @@ class ShardWriter:
         """
         if self._tar is not None:
             self._close_shard()
-        new = (c.model_copy(update={"split": split_of_key[c.key]}) for c in self._clips)
-        clips = (*self._base, *new)
-        index = ClipIndex(fingerprint=fingerprint(clips), clips=clips)
-        self._fs.pipe_file(self._temporary, index.model_dump_json(indent=1).encode())
-        self._fs.mv(self._temporary, f"{self._root}/{INDEX_NAME}")
+        new = (clip._replace(split=split_of_key[clip.key]) for clip in self._clips)
+        index = build_index(new, self._base)
+        write_index(index, self._url)
         self._finished = True
         return index
 

@@ -20,16 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prioritycut_ray.data.cache import ClipCache
+from prioritycut_ray.data.index import ClipIndex, Clips, clips_of, were_seen
 from prioritycut_ray.data.loader import Decoding, load, unwatched
-from prioritycut_ray.data.shards import (
-    Clip,
-    ClipIndex,
-    ShardError,
-    clips_of,
-    is_whole,
-    read_clip,
-    were_seen,
-)
+from prioritycut_ray.data.shards import Clip, ShardError, is_whole, read_clip
 from prioritycut_ray.errors import DataError, UserError
 from prioritycut_ray.video.random_access import DEFAULT_DECODER, check_decoder, read_frames
 from prioritycut_ray.video.source import VideoError
@@ -117,15 +110,14 @@ class FramePairs:
         check_decoder(decoder)
         if cache is not None:
             cache.check()
-        # The order in the shards must not matter.
-        self.clips = sorted(clips_of(index, split), key=lambda clip: clip.key)
+        self.clips = clips_of(index, split)
         self.url = url
         self.size = size
         self.num_repeats = num_repeats
         self.pairs_per_visit = pairs_per_visit
         self.decoder = decoder
         self.cache = cache
-        self.entropy = (seed, int(index.fingerprint[:32], 16))
+        self.entropy = (seed, int(index.fingerprint.rpartition("-")[2][:32], 16))
         self._clip_of_place = (
             None if known is None else _clip_of_place(self.clips, known, num_repeats, replay)
         )
@@ -209,10 +201,11 @@ class FramePairs:
         """Return the verified bytes of a clip, from the cache if possible."""
         if self.cache is None:
             return read_clip(self.url, clip)
-        data = self.cache.get(clip.sha256)
+        name = clip.sha256 or f"{clip.shard} {clip.offset} {clip.size}"
+        data = self.cache.get(name)
         if data is None or not is_whole(data, clip):
             data = read_clip(self.url, clip)
-            self.cache.put(clip.sha256, data)
+            self.cache.put(name, data)
         return data
 
 
@@ -326,15 +319,14 @@ def _epoch_order(entropy: tuple[int, int], epoch: int, length: int) -> NDArray[n
 
 
 def _clip_of_place(
-    clips: Sequence[Clip], known: ClipIndex, num_repeats: int, replay: float
+    clips: Clips, known: ClipIndex, num_repeats: int, replay: float
 ) -> NDArray[np.int64]:
     """Assign a clip to each place of an epoch: known and new ones in turn, by their shares."""
     seen = were_seen(clips, known)
-    old = [place for place, is_old in enumerate(seen) if is_old]
-    new = [place for place, is_old in enumerate(seen) if not is_old]
+    old, new = np.flatnonzero(seen), np.flatnonzero(~seen)
     length = len(clips) * num_repeats
-    if not old or not new:
-        return np.resize(np.array(old or new), length)
+    if not len(old) or not len(new):
+        return np.resize(old if len(old) else new, length)
     replayed = round(length * replay)
     return np.concatenate([np.resize(old, replayed), np.resize(new, length - replayed)])
 

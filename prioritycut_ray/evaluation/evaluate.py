@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from prioritycut_ray.data.shards import Clip, ClipIndex, clips_of, read_index
+from prioritycut_ray.data.index import ClipIndex, clips_of, read_index
+from prioritycut_ray.data.shards import Clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
 from prioritycut_ray.evaluation.records import BASELINE, Evaluation, FrameTable, Protocol

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from prioritycut_ray.data.shards import Clip, clips_of, read_clip, read_index
+from prioritycut_ray.data.index import clips_of, read_index
+from prioritycut_ray.data.shards import Clip, read_clip
 from prioritycut_ray.evaluation.records import Evaluation, ModelScores
 from prioritycut_ray.evaluation.scoring import Mapper
 from prioritycut_ray.inference.animate import default_device, reconstruct

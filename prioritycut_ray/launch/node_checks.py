@@ -13,7 +13,8 @@ import ray
 import torch
 import torch.distributed as dist
 
-from prioritycut_ray.data.shards import read_clip, read_index
+from prioritycut_ray.data.index import read_index
+from prioritycut_ray.data.shards import read_clip
 from prioritycut_ray.errors import describe
 from prioritycut_ray.ray_cluster.compat import node_memory, session_folder
 from prioritycut_ray.storage.probe import NOT_SHARED, SHARE, check_writable, has_marker

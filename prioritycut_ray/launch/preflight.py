@@ -6,7 +6,8 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.shards import clips_of, read_clip, read_index
+from prioritycut_ray.data.index import clips_of, read_index
+from prioritycut_ray.data.shards import read_clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.ray_cluster.nodes import Node, alive_nodes, on_every_node
 from prioritycut_ray.storage.probe import NOT_SHARED, SHARE, has_marker, marker

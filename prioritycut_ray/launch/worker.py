@@ -14,7 +14,7 @@ import ray.train.torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from prioritycut_ray.config import Config, parse_config
-from prioritycut_ray.data.shards import read_index
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.errors import NotFiniteError, Preempted
 from prioritycut_ray.launch.crash_evidence import record_crashes
 from prioritycut_ray.launch.failures import is_caused_by_peer
@@ -66,7 +66,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     status = WorkerStatus()
     record_crashes()
 
-    index = read_index(config.data.index or config.data.url)
+    index = read_index(config.data.index or config.data.url, cache_dir=config.data.cache_dir)
     with (
         forwarded_warnings(lambda text: monitor.send_message(f"rank {worker.rank}: {text}")),
         tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch,

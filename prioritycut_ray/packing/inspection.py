@@ -3,11 +3,13 @@
 import base64
 import html
 import io
+import itertools
 import json
 import os
 import posixpath
+import random
 import tarfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,16 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from prioritycut_ray.data.index import INDEX_NAME, ClipIndex, Clips, read_index
 from prioritycut_ray.data.loader import Decoding, load
-from prioritycut_ray.data.shards import (
-    INDEX_NAME,
-    Clip,
-    ClipIndex,
-    ShardError,
-    read_clip,
-    read_index,
-    unread_rest,
-)
+from prioritycut_ray.data.old_index import OLD_INDEX_NAME
+from prioritycut_ray.data.shards import Clip, ShardError, locate_shard, read_clip, unread_rest
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.workspace import FOLDER_NAME, REJECTED_NAME
 from prioritycut_ray.storage.filesystem import filesystem
@@ -40,6 +36,8 @@ SIDE_SHOWN = 96
 PATIENCE_S = 600
 """A decoder that takes longer over a whole clip hangs."""
 
+_ROWS = 1 << 20
+
 Decode = Callable[[io.BytesIO], Iterator[Frame]]
 
 
@@ -48,11 +46,13 @@ class Verification(NamedTuple):
 
     Attributes:
         clips: number of clips checked.
+        total: number of clips in the data set.
         problems: one line each; none if the data set is intact.
         notes: oddities that do no harm, one line each.
     """
 
     clips: int
+    total: int
     problems: list[str]
     notes: list[str]
 
@@ -77,45 +77,61 @@ class DataSummary(NamedTuple):
     shared_identities: list[str]
 
 
-def verify(url: str, *, on_progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Read everything: index, shards, checksums, and every frame of every clip.
+def verify(
+    url: str,
+    *,
+    sample: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Read everything: index, shards, checksums, and every frame of every clip; or a sample of it.
 
     Clips are decoded in processes of their own: a decoder that crashes or hangs is a problem of
     its clip only.
 
     Args:
         url: the folder of a data set, a local path or any fsspec URL.
+        sample: the number of clips to check, drawn at random, always the same ones. Shards are then
+            read where those clips are, and not from end to end.
         on_progress: called with the number of clips done and the total.
 
     Raises:
         UserError: the index is missing or damaged.
     """
-    index = read_index(url)
-    problems = _shard_problems(url, index)
-    for done, problem in enumerate(clip_problems(url, index), start=1):
+    index = read_index(url, again=True)
+    chosen: Sequence[int] = range(len(index))
+    if sample is not None:
+        chosen = sorted(random.Random(index.fingerprint).sample(chosen, min(sample, len(index))))
+    problems = _shard_problems(url, index) if sample is None else []
+    for done, problem in enumerate(clip_problems(url, index, chosen), start=1):
         problems += [problem] if problem else []
         if on_progress is not None:
-            on_progress(done, len(index.clips))
-    return Verification(len(index.clips), problems, _notes(url, index))
+            on_progress(done, len(chosen))
+    return Verification(len(chosen), len(index), problems, _notes(url, index))
 
 
 def clip_problems(
-    url: str, index: ClipIndex, *, decode: Decode = frames_upright, patience_s: int = PATIENCE_S
+    url: str,
+    index: ClipIndex,
+    chosen: Sequence[int] | None = None,
+    *,
+    decode: Decode = frames_upright,
+    patience_s: int = PATIENCE_S,
 ) -> Iterator[str]:
-    """Read and decode every clip, in processes that a clip may kill.
+    """Read and decode clips, in processes that a clip may kill.
 
     Args:
         url: the folder of a data set, a local path or any fsspec URL.
         index: its index.
+        chosen: positions of the clips in the index; all by default.
         decode: decodes all frames of an mp4.
         patience_s: seconds that decoding one clip may take.
 
     Yields:
-        One line for each clip, in the order of the index; empty if the clip is intact.
+        One line for each clip, in their order; empty if the clip is intact.
     """
     return load(
         partial(_clip_problem, url, index.clips, decode),
-        [[position] for position in range(len(index.clips))],
+        _OneByOne(range(len(index)) if chosen is None else chosen),
         os.cpu_count() or 1,
         lambda position: index.clips[position].key,
         patience_s,
@@ -124,17 +140,12 @@ def clip_problems(
 
 def summarise(index: ClipIndex) -> DataSummary:
     """Summarise a data set from its index alone."""
-    clips_of: dict[str, list[Clip]] = defaultdict(list)
-    splits_of: dict[str, set[str]] = defaultdict(set)
-    for clip in index.clips:
-        clips_of[clip.split].append(clip)
-        splits_of[clip.identity].add(clip.split)
     return DataSummary(
         fingerprint=index.fingerprint,
-        shards=len({clip.shard for clip in index.clips}),
-        sizes=sorted({f"{clip.width}x{clip.height}" for clip in index.clips}),
-        splits={name: _summarise_split(clips) for name, clips in sorted(clips_of.items())},
-        shared_identities=sorted(name for name, splits in splits_of.items() if len(splits) > 1),
+        shards=len(index.shards),
+        sizes=sorted(f"{width}x{height}" for width, height in index.frame_sizes()),
+        splits={name: _summarise_split(index.clips_of(name)) for name in index.splits},
+        shared_identities=index.shared_identities(),
     )
 
 
@@ -155,8 +166,8 @@ def preview(url: str, out: Path, *, clips: int) -> int:
     if out.suffix.lower() not in (".png", ".html"):
         raise UserError(f"{out}: is neither a .png nor a .html file; choose one of them")
     index = read_index(url)
-    count = min(clips, len(index.clips))
-    chosen = [index.clips[position * len(index.clips) // count] for position in range(count)]
+    count = min(clips, len(index))
+    chosen = [index.clips[position * len(index) // count] for position in range(count)]
     if out.suffix.lower() == ".png":
         rows = [_filmstrip(read_clip(url, clip), clip) for clip in chosen]
         Image.fromarray(np.concatenate(rows)).save(out)
@@ -168,6 +179,19 @@ def preview(url: str, out: Path, *, clips: int) -> int:
 # ---------------------------------------------------------------------------------------------
 # Is it intact
 # ---------------------------------------------------------------------------------------------
+
+
+class _OneByOne(Sequence[Sequence[int]]):
+    """Positions, one for each task."""
+
+    def __init__(self, positions: Sequence[int]) -> None:
+        self._positions = positions
+
+    def __getitem__(self, place: int) -> list[int]:  # type: ignore[override]
+        return [self._positions[place]]
+
+    def __len__(self) -> int:
+        return len(self._positions)
 
 
 def _clip_problem(
@@ -206,23 +230,25 @@ def _decoding_problem(data: bytes, clip: Clip, name: str, decode: Decode) -> str
 
 def _shard_problems(url: str, index: ClipIndex) -> list[str]:
     """Compare the members of every shard with the index, as a stock tar reader sees them."""
-    clips_of: dict[str, list[Clip]] = defaultdict(list)
-    for clip in index.clips:
-        clips_of[clip.shard].append(clip)
+    codes = index.values("shard")
+    rows = np.argsort(codes, kind="stable")
+    places = np.searchsorted(codes, np.arange(len(index.shards) + 1), sorter=rows)
     return [
         f"{shard}: {problem}"
-        for shard, clips in sorted(clips_of.items())
-        for problem in _tar_problems(url, shard, clips)
+        for shard, (begin, end) in zip(index.shards, itertools.pairwise(places), strict=True)
+        for problem in _tar_problems(
+            url, shard, [index.clips[row] for row in rows[begin:end].tolist()]
+        )
     ]
 
 
 def _tar_problems(url: str, shard: str, clips: Sequence[Clip]) -> Iterator[str]:
-    fs, root = filesystem(url)
+    fs, path = locate_shard(url, shard)
     expected = {f"{clip.key}.mp4": (clip.offset, clip.size) for clip in clips}
     found: dict[str, tuple[int, int]] = {}
     keys: set[str] = set()
     try:
-        with fs.open(f"{root}/{shard}", "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.name in found or member.name.removesuffix(".json") in keys:
                     yield f"member {member.name!r} occurs twice"
@@ -261,10 +287,8 @@ def _is_json(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
 
 def _notes(url: str, index: ClipIndex) -> list[str]:
     fs, root = filesystem(url)
-    notes = [
-        f"identity {name!r} is in several splits" for name in summarise(index).shared_identities
-    ]
-    known = {INDEX_NAME, REJECTED_NAME, *(clip.shard for clip in index.clips)}
+    notes = [f"identity {name!r} is in several splits" for name in index.shared_identities()]
+    known = {INDEX_NAME, OLD_INDEX_NAME, REJECTED_NAME, *index.shards}
     for name in sorted(posixpath.basename(path.rstrip("/")) for path in fs.ls(root, detail=False)):
         if name == FOLDER_NAME:
             notes.append(f"{name}: an unfinished `data append`; the data set is as it was before")
@@ -278,13 +302,15 @@ def _notes(url: str, index: ClipIndex) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 
 
-def _summarise_split(clips: Sequence[Clip]) -> SplitSummary:
+def _summarise_split(clips: Clips) -> SplitSummary:
+    # In parts, so that no whole column is copied.
+    parts = [clips[first : first + _ROWS] for first in range(0, len(clips), _ROWS)]
     return SplitSummary(
         clips=len(clips),
-        identities=len({clip.identity for clip in clips}),
-        frames=sum(clip.frames for clip in clips),
-        seconds=sum(clip.frames / clip.fps for clip in clips),
-        size_bytes=sum(clip.size for clip in clips),
+        identities=len(clips.identity_codes()),
+        frames=int(clips.values("frames").sum(dtype=np.int64)),
+        seconds=float(sum((part.values("frames") / part.values("fps")).sum() for part in parts)),
+        size_bytes=int(clips.values("size").sum()),
     )
 
 
@@ -303,7 +329,7 @@ def _page(url: str, index: ClipIndex, clips: Sequence[Clip]) -> str:
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
         "<style>body{font:14px sans-serif;margin:2em}main{display:flex;flex-wrap:wrap;gap:1em}"
         "figure{margin:0;width:12em}video{width:100%}figcaption{overflow-wrap:anywhere}</style>\n"
-        f"<h1>{title}</h1>\n<p>{len(clips)} of {len(index.clips)} clips, fingerprint "
+        f"<h1>{title}</h1>\n<p>{len(clips)} of {len(index)} clips, fingerprint "
         f"{index.fingerprint}</p>\n<main>\n{figures}\n</main></html>\n"
     )
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from prioritycut_ray.data.index import ClipIndex, read_index, upgrade_index
 from prioritycut_ray.data.shard_writer import Member, ShardWriter, make_keys
-from prioritycut_ray.data.shards import ClipIndex, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.clips import Outcome, Recipe, Segment, read_part
 from prioritycut_ray.packing.entries import Entry, Rejected, printable
@@ -57,6 +57,7 @@ class PackReport:
         clips: number of clips packed.
         frames: number of frames in them.
         size_bytes: total size of their mp4s.
+        splits: number of them in each split that got some.
         kept: number of videos that an interrupted run of the same command had finished.
         known: number of clips that were already in the data set.
         rejected: what was left out; ``rejected.csv`` in the output folder says the same.
@@ -67,6 +68,7 @@ class PackReport:
     clips: int
     frames: int
     size_bytes: int
+    splits: dict[str, int]
     kept: int
     known: int
     rejected: tuple[Rejected, ...]
@@ -172,10 +174,11 @@ def append_videos(
         UserError: as for :func:`pack_videos`, or there is no data set.
     """
     base = read_index(url)
-    sizes = {(clip.width, clip.height) for clip in base.clips}
+    sizes = base.frame_sizes()
     if len(sizes) > 1:
         raise UserError(f"{url}: its clips have several sizes; pack a new data set instead")
-    recipe = Recipe(base.clips[0].width, copy, max_frames)
+    [(size, _)] = sizes
+    recipe = Recipe(size, copy, max_frames)
     return _run("data append", inputs, url, recipe, base, strict, on_progress)
 
 
@@ -207,16 +210,21 @@ def _run(
             work.clear()
             raise UserError(_nothing_usable(out, rejected))
         # Write the clips that are not in the data set yet, then the index.
-        known = {clip.sha256 for clip in base.clips} if base else set()
+        sums = [clip.segment.sha256 for clip in packed]
+        known = base.known_checksums(sums) if base is not None else set()
         new = [clip for clip in packed if clip.segment.sha256 not in known]
-        index = _assemble(new, out, recipe, base, work) if new or base is None else base
+        if new or base is None:
+            index = _assemble(new, out, recipe, base, work)
+        else:
+            upgrade_index(out)
+            index = base
         work.clear()
-    added = index.clips[len(base.clips) if base else 0 :]
     return PackReport(
         index=index,
-        clips=len(added),
-        frames=sum(clip.frames for clip in added),
-        size_bytes=sum(clip.size for clip in added),
+        clips=len(new),
+        frames=sum(clip.segment.frames for clip in new),
+        size_bytes=sum(clip.segment.size for clip in new),
+        splits=_added(index, base),
         kept=kept,
         known=len(packed) - len(new),
         rejected=rejected,
@@ -228,6 +236,13 @@ def _run(
             *missing_splits(index),
         ),
     )
+
+
+def _added(index: ClipIndex, base: ClipIndex | None) -> dict[str, int]:
+    """Count the clips of each split that are new."""
+    before = {name: len(base.clips_of(name)) for name in base.splits} if base is not None else {}
+    counts = {name: len(index.clips_of(name)) - before.get(name, 0) for name in index.splits}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _is_below(source: str, out: str) -> bool:
@@ -315,8 +330,8 @@ def _assemble(
     packed: Sequence[PackedClip], out: str, recipe: Recipe, base: ClipIndex | None, work: Workspace
 ) -> ClipIndex:
     """Write the clips into shards, then the index."""
-    old = base.clips if base is not None else ()
-    keys = make_keys((clip.name for clip in packed), used=(clip.key for clip in old))
+    keys = make_keys((clip.name for clip in packed), used=() if base is None else base.keys())
+    old = {} if base is None else base.splits_of_identities()
     splits = assign_splits([clip.entry for clip in packed], old)
     # A long video has many clips in one part.
     clips_of_part = functools.lru_cache(maxsize=1)(lambda name: _finished_clips(work, name))

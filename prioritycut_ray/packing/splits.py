@@ -2,10 +2,9 @@
 
 import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from prioritycut_ray.data.shards import Clip, ClipIndex
+from prioritycut_ray.data.index import ClipIndex
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.entries import Entry
 from prioritycut_ray.packing.folders import common_parts, path_parts
@@ -53,7 +52,9 @@ def _folder_split(entry: Entry, above: int) -> str:
     return splits[0] if splits else ""
 
 
-def assign_splits(entries: Sequence[Entry], base: Sequence[Clip] = ()) -> list[str]:
+def assign_splits(
+    entries: Sequence[Entry], old: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
     """Choose a split for every entry: its identity's in the data set, the manifest's, or a new one.
 
     A tenth of all identities (at least one, if there are two) is for ``test``: of those that have
@@ -61,9 +62,9 @@ def assign_splits(entries: Sequence[Entry], base: Sequence[Clip] = ()) -> list[s
 
     Args:
         entries: the videos.
-        base: the clips of the data set to which they are added.
+        old: the splits of each identity in the data set to which they are added.
     """
-    old = _splits_of(base)
+    old = old or {}
     known = {entry.identity: entry.split for entry in reversed(entries) if entry.split}
     known |= {identity: splits[0] for identity, splits in old.items()}
     free = sorted({e.identity for e in entries} - set(known), key=_digest)
@@ -87,15 +88,6 @@ def assign_splits(entries: Sequence[Entry], base: Sequence[Clip] = ()) -> list[s
     return [choose(entry) for entry in entries]
 
 
-def _splits_of(clips: Sequence[Clip]) -> dict[str, list[str]]:
-    """List the splits of each identity, in the order of the clips."""
-    splits: dict[str, list[str]] = defaultdict(list)
-    for clip in clips:
-        if clip.split not in splits[clip.identity]:
-            splits[clip.identity].append(clip.split)
-    return splits
-
-
 def _is_elsewhere(entry: Entry, old: Mapping[str, Sequence[str]]) -> bool:
     """Return whether an identity is in the data set, but in another split than its entry names."""
     return entry.identity in old and entry.split not in old[entry.identity]
@@ -107,7 +99,7 @@ def _digest(identity: str) -> str:
 
 def split_warnings(entries: Sequence[Entry], base: ClipIndex | None) -> list[str]:
     """Warn of new entries whose split differs from that of their identity in the data set."""
-    old = _splits_of(base.clips if base else ())
+    old = base.splits_of_identities() if base is not None else {}
     warnings = [
         f"identity {identity!r} stays in {' and '.join(old[identity])}, where its other clips are"
         for identity in sorted({e.identity for e in entries if e.split and _is_elsewhere(e, old)})
@@ -123,16 +115,15 @@ def split_warnings(entries: Sequence[Entry], base: ClipIndex | None) -> list[str
 def shared_identities(index: ClipIndex, entries: Sequence[Entry]) -> list[str]:
     """Warn of identities that are in several splits."""
     say = "the manifest says" if any(entry.row for entry in entries) else "the folders say"
-    return [
-        f"identity {identity!r} is in {' and '.join(sorted(splits))}, as {say}"
-        for identity, splits in sorted(_splits_of(index.clips).items())
-        if len(splits) > 1
-    ]
+    if not (shared := index.shared_identities()):
+        return []
+    splits = index.splits_of_identities()
+    return [f"identity {name!r} is in {' and '.join(splits[name])}, as {say}" for name in shared]
 
 
 def missing_splits(index: ClipIndex) -> list[str]:
     """Warn if training or evaluation would find no clips by default."""
-    splits = {clip.split for clip in index.clips}
+    splits = index.splits
     return [
         f"no clip is in the {split!r} split, which {use} by default; set splits in a manifest, "
         f"or put videos into a folder named {split}"

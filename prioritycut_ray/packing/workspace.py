@@ -13,7 +13,8 @@ from typing import Any
 import filelock
 from fsspec.implementations.local import LocalFileSystem
 
-from prioritycut_ray.data.shards import INDEX_NAME, TEMPORARY_NAME
+from prioritycut_ray.data.index import has_index
+from prioritycut_ray.data.shards import TEMPORARY_NAME
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage.filesystem import filesystem
 
@@ -112,7 +113,7 @@ class Workspace:
         names = {path.rstrip("/").rpartition("/")[2] for path in paths}
         # What a run without a usable video leaves behind does not block the next one.
         if names - {REJECTED_NAME, FOLDER_NAME}:
-            hint = "`prioritycut data append` adds clips to it; else " * (INDEX_NAME in names)
+            hint = "`prioritycut data append` adds clips to it; else " * has_index(names)
             raise UserError(f"{self.out}: is not empty; {hint}choose another --out or remove it")
 
 

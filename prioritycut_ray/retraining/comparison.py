@@ -1,11 +1,11 @@
 """The paired comparison of a candidate and the current model on the same held-out clips."""
 
 from collections.abc import Sequence
-from itertools import compress
 
 from pydantic import BaseModel
 
-from prioritycut_ray.data.shards import Clip, ClipIndex, clips_of, were_seen
+from prioritycut_ray.data.index import ClipIndex, clips_of, were_seen
+from prioritycut_ray.data.shards import Clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.evaluate import evaluate_runs, short_names
 from prioritycut_ray.evaluation.measures import Measures
@@ -77,14 +77,20 @@ def compare(
             on_clip=lambda done, total, key: bar.update(done / total, f"{done}/{total} {key}"),
             index=index,
         )
-    clips = [c for c in clips_of(index, settings.holdout) if c.key not in evaluation.skipped]
-    fixed = [*compress(clips, were_seen(clips, seen))]
+    holdout = clips_of(index, settings.holdout)
+    pairs = [
+        (clip, is_old)
+        for clip, is_old in zip(holdout, were_seen(holdout, seen).tolist(), strict=True)
+        if clip.key not in evaluation.skipped
+    ]
+    clips = [clip for clip, _ in pairs]
+    fixed = [clip for clip, is_old in pairs if is_old]
     if not fixed:
         raise UserError(
             f"{settings.data}: split {settings.holdout!r} has none of the clips that the current "
             "model was evaluated on; hold out the same clips as before"
         )
-    new = [clip for clip in clips if clip not in fixed]
+    new = [clip for clip, is_old in pairs if not is_old]
     holdouts = {FIXED: fixed, ALL: clips} | ({NEW: new} if new else {})
     of_current, of_candidate = short_names(runs)
     return Comparison(

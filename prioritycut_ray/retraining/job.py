@@ -17,7 +17,7 @@ from prioritycut_ray.config import (
     as_words,
     parse_config,
 )
-from prioritycut_ray.data.shards import INDEX_NAME, Clip, ClipIndex, clips_of, read_index, were_seen
+from prioritycut_ray.data.index import ClipIndex, clips_of, read_index, were_seen, write_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
 from prioritycut_ray.retraining.gate import Verdict, check_rules
@@ -99,7 +99,7 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Retrain
             f"holdout={settings.holdout}: the current model was trained on this split; use another"
         )
     seen = read_index(f"{models.url}/{name}")
-    fresh = new_clips(index, seen, config.data.split)
+    fresh = count_new_clips(index, seen, config.data.split)
     if not fresh:
         return NothingNew(reason=f"{name} has seen all clips of split {config.data.split!r}")
     job = RetrainingJob(
@@ -107,7 +107,7 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Retrain
         current=name,
         checkpoint=checkpoint,
         settings=settings,
-        new_clips=len(fresh),
+        new_clips=fresh,
         samples=read_progress(find_checkpoint(checkpoint)).samples + settings.budget,
         begun=datetime.now(UTC),
     )
@@ -122,7 +122,7 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Retrain
             reason=f"candidate {job.candidate} was trained on these clips before and {outcome}"
         )
     lease.check()
-    models.write(f"{job.candidate}/{INDEX_NAME}", index.model_dump_json(indent=1).encode())
+    write_index(index, f"{models.url}/{job.candidate}")
     models.write(f"{job.candidate}/{JOB}", job.model_dump_json(indent=1).encode())
     models.remove(f"{job.candidate}/{DONE}")
     return job
@@ -141,10 +141,10 @@ def read_job(models: Folder, candidate: str) -> RetrainingJob:
     return read_record(models, f"{candidate}/{JOB}", RetrainingJob)
 
 
-def new_clips(index: ClipIndex, seen: ClipIndex, split: str) -> list[Clip]:
-    """Return the clips of a split whose key and checksum are not in another index."""
-    pairs = zip(index.clips, were_seen(index.clips, seen), strict=True)
-    return [clip for clip, is_old in pairs if clip.split == split and not is_old]
+def count_new_clips(index: ClipIndex, seen: ClipIndex, split: str) -> int:
+    """Count the clips of a split whose key and checksum are not in another index."""
+    clips = index.clips_of(split)
+    return len(clips) - int(were_seen(clips, seen).sum())
 
 
 def _candidate_name(current: str, index: ClipIndex, settings: RetrainSettings) -> str:

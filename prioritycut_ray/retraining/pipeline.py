@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pydantic import BaseModel
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.shards import read_index
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.evaluation.tables import difference_text, estimate_text
 from prioritycut_ray.retraining.comparison import Comparison, compare
 from prioritycut_ray.retraining.gate import Verdict, judge

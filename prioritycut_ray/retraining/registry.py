@@ -5,7 +5,7 @@
     current.json            the pointer: current model, history of promotions, checksum
     lease/                  which process may write
     NAME/                   a model or a candidate
-      index.json            the data set that it was trained on, with its holdout
+      index.arrow           the data set that it was trained on, with its holdout
       job.json              what the candidate was made from
       run/                  its training run, with checkpoints
       evaluation.json verdict.json report.html report.json    see ``job``
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prioritycut_ray.data.shards import INDEX_NAME, read_index
+from prioritycut_ray.data.index import has_index, read_index, write_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.runs.locate import find_checkpoint, read_config
 from prioritycut_ray.runs.manifest import MANIFEST
@@ -190,7 +190,7 @@ def adopt(models: Folder, lease: Lease, run: str, model: str) -> None:
     Raises:
         UserError: a model of this name exists, or the run has no checkpoint or no data set.
     """
-    if models.exists(f"{model}/{INDEX_NAME}"):
+    if has_index(models.names(model)):
         raise UserError(
             f"{models.url}/{model}: this model already exists; promote it by this name, or choose "
             "another with --name"
@@ -200,7 +200,7 @@ def adopt(models: Folder, lease: Lease, run: str, model: str) -> None:
     index = read_index(config.data.url)
     lease.check()
     fork_checkpoint(source, config, run_folder(models, model))
-    models.write(f"{model}/{INDEX_NAME}", index.model_dump_json(indent=1).encode())
+    write_index(index, f"{models.url}/{model}")
 
 
 def run_folder(models: Folder, model: str) -> str:
@@ -227,7 +227,7 @@ def read_record(models: Folder, path: str, kind: type[Record]) -> Record:
 
 def model_names(models: Folder) -> list[str]:
     """Return the names of all models and candidates, sorted."""
-    return [name for name in models.names() if models.exists(f"{name}/{INDEX_NAME}")]
+    return [name for name in models.names() if has_index(models.names(name))]
 
 
 def _manifest_sum(models: Folder, checkpoint: str) -> str:

@@ -49,6 +49,11 @@ def check_resumable(config: Config, data: str) -> None:
     directory, run = find_checkpoint(config.run), config.run
     trained_on = read_progress(directory).data
     if trained_on not in ("", data):
+        if _version(trained_on) != _version(data):
+            raise UserError(
+                f"{run}: this run was trained by an older version, which drew samples in another "
+                f"order; resume it with that version, or set another name=... to start a new run"
+            )
         raise UserError(
             f"{run}: this run was trained on other clips (fingerprint {trained_on[:12]}) than "
             f"those at data.url={config.data.url} (fingerprint {data[:12]}); restore that data to "
@@ -64,6 +69,11 @@ def check_resumable(config: Config, data: str) -> None:
             f"{run}: this run was started with different values of {', '.join(changed)}; restore "
             "them to resume it, or set another name=... to start a new run"
         )
+
+
+def _version(fingerprint: str) -> str:
+    """Return the version of a fingerprint; the first one was not marked."""
+    return fingerprint.rpartition("-")[0]
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

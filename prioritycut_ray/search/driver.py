@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.shards import clips_of, read_index
+from prioritycut_ray.data.index import clips_of, read_index
 from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
 from prioritycut_ray.metrics.aggregate import Metric

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.shards import ClipIndex, clips_of, read_index
+from prioritycut_ray.data.index import ClipIndex, clips_of, read_index
 from prioritycut_ray.runs.checkpoints import newest_intact
 from prioritycut_ray.runs.compatibility import check_resumable
 from prioritycut_ray.runs.locate import has_checkpoint
@@ -42,7 +42,7 @@ def check_run(config: Config) -> ClipIndex:
     Raises:
         UserError: the data, the split or the older run does not fit.
     """
-    index = read_index(config.data.index or config.data.url)
+    index = read_index(config.data.index or config.data.url, cache_dir=config.data.cache_dir)
     clips_of(index, config.data.split)
     if has_checkpoint(config.run):
         check_resumable(config, index.fingerprint)

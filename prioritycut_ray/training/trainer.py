@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from prioritycut_ray.config import Config, DataConfig
 from prioritycut_ray.data.augment import augment
 from prioritycut_ray.data.cache import ClipCache
-from prioritycut_ray.data.shards import ClipIndex, read_index
+from prioritycut_ray.data.index import ClipIndex, read_index
+from prioritycut_ray.data.shards import shard_url
 from prioritycut_ray.data.stream import Batch, FramePairs, batches
 from prioritycut_ray.errors import NotFiniteError, Preempted
 from prioritycut_ray.models.animator import FramePair
@@ -221,8 +222,8 @@ def training_batches(
         num_repeats=data.num_repeats,
         pairs_per_visit=data.pairs_per_visit,
         decoder=data.decoder,
-        cache=clip_cache(data),
-        known=None if data.known is None else read_index(data.known),
+        cache=clip_cache(data, index),
+        known=None if data.known is None else read_index(data.known, cache_dir=data.cache_dir),
         replay=data.replay,
     )
     steps = math.ceil(options.samples / options.batch_size)
@@ -238,9 +239,9 @@ def training_batches(
     )
 
 
-def clip_cache(data: DataConfig) -> ClipCache | None:
-    """Return the cache of a remote data set, if one is configured; local shards need none."""
-    if data.cache_dir is None or is_local(data.url):
+def clip_cache(data: DataConfig, index: ClipIndex) -> ClipCache | None:
+    """Return the cache of remote shards, if one is configured; local shards need none."""
+    if data.cache_dir is None or all(is_local(shard_url(data.url, name)) for name in index.shards):
         return None
     return ClipCache(data.cache_dir, int(data.cache_gb * 1e9))
 

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import nn
 
 from prioritycut_ray.config import load_config
-from prioritycut_ray.data.shards import ClipIndex
 from prioritycut_ray.data.stream import Batch
 from prioritycut_ray.errors import NotFiniteError
 from prioritycut_ray.models.animator import FramePair
@@ -21,6 +20,7 @@ from prioritycut_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
 from prioritycut_ray.training.worker import Worker, WorkerStatus
+from tests.clip_sets import NO_CLIPS
 from tests.conftest import TINY
 from tests.gpu.runs import KINDS, WORDS, set_up, tensors
 
@@ -141,7 +141,7 @@ def test_the_whole_loop(device: torch.device, monkeypatch: pytest.MonkeyPatch) -
 
     trainer.train(
         config,
-        ClipIndex.model_construct(),
+        NO_CLIPS,
         worker=Worker(0, 1, device),
         writer=None,
         checkpoint=None,

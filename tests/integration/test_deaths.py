@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prioritycut_ray.config import load_config
-from prioritycut_ray.data.shards import read_index
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.data.stream import FramePairs
 from prioritycut_ray.ray_cluster.compat import node_memory
 from prioritycut_ray.runs.locate import find_checkpoint

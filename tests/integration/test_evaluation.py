@@ -169,16 +169,15 @@ def test_a_checkpoint_replaced_at_the_same_path_is_loaded_again(
 def test_a_clip_that_cannot_be_decoded_is_named_and_left_out_of_the_means(
     runs: tuple[Path, Path], shards_copy: Path, tmp_path: Path
 ) -> None:
-    index = json.loads((shards_copy / "index.json").read_text())
-    clip = next(clip for clip in index["clips"] if clip["split"] == "train")
-    with (shards_copy / clip["shard"]).open("r+b") as shard:
-        shard.seek(clip["offset"] + 100)
+    clip = clips_of(read_index(str(shards_copy)), "train")[0]
+    with (shards_copy / clip.shard).open("r+b") as shard:
+        shard.seek(clip.offset + 100)
         shard.write(b"\0" * 200)
     evaluation = evaluate(runs[1], str(shards_copy), split="train", workers=0, out=tmp_path)
-    assert "checksum" in evaluation.skipped[clip["key"]]
+    assert "checksum" in evaluation.skipped[clip.key]
     assert any("1 of 5 clips" in warning for warning in evaluation.warnings)
     assert evaluation.models[0].mean_over_clips["l1"].clips == 4
-    assert clip["key"] in (tmp_path / "report.md").read_text()
+    assert clip.key in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("width", [390, 1280])

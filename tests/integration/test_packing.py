@@ -17,7 +17,8 @@ import av
 import numpy as np
 import pytest
 
-from prioritycut_ray.data.shards import clips_of, read_clip, read_index
+from prioritycut_ray.data.index import clips_of, read_index
+from prioritycut_ray.data.shards import read_clip
 from prioritycut_ray.data.stream import FramePairs
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.clips import Outcome, Recipe, read_part
@@ -87,15 +88,16 @@ def test_folder_becomes_a_data_set(tmp_path: Path) -> None:
     index = read_index(str(tmp_path / "out"))
     assert index == report.index
     order = ["a/four.mp4", "a/one.mp4", "b/Two.MOV", "b/one.mp4", "three.webm.mp4"]
-    assert [clip.identity for clip in index.clips] == [
+    packed_clips = as_packed(index)
+    assert [clip.identity for clip in packed_clips] == [
         "a/four",
         "a/one",
         "b/Two",
         "b/one",
         "three.webm",
     ]
-    assert [clip.key[:5] for clip in index.clips] == ["a-fou", "a-one", "b-Two", "b-one", "three"]
-    for clip, name in zip(index.clips, order, strict=True):
+    assert [clip.key[:5] for clip in packed_clips] == ["a-fou", "a-one", "b-Two", "b-one", "three"]
+    for clip, name in zip(packed_clips, order, strict=True):
         original = list(frames_upright(films / name))
         assert (clip.frames, clip.fps) == (len(original), 20.0)
         packed = read_all(read_clip(str(tmp_path / "out"), clip), 64)
@@ -108,7 +110,7 @@ def test_folder_becomes_a_data_set(tmp_path: Path) -> None:
     assert report.warnings == ()
     assert [progress[:3] for progress in seen] == [(n, 5, 0) for n in range(1, 6)]
     assert {Path(progress.file).name for progress in seen} == {Path(name).name for name in order}
-    assert list(contents(tmp_path / "out")) == ["index.json", "shard-000000.tar"]
+    assert list(contents(tmp_path / "out")) == ["index.arrow", "shard-000000.tar"]
     assert len(clips_of(index, "test")) in (1, 2)
 
     pairs = FramePairs(str(tmp_path / "out"), index, "train", size=64, seed=0)
@@ -144,7 +146,7 @@ def test_folder_of_awkward_files_matches_its_expectations(tmp_path: Path) -> Non
     for clip in report.index.clips:
         packed[entries[clip.identity]] += clip.frames
     assert packed == accepted
-    scenes = [clip.frames for clip in report.index.clips if clip.identity == "scene_cut"]
+    scenes = [clip.frames for clip in as_packed(report.index) if clip.identity == "scene_cut"]
     assert scenes == [20, 20]
     rejected = {Path(item.file).name: item.reason for item in report.rejected}
     expected = {row["file"] for row in rows} - set(accepted) - {"._ok_reference.mp4"}
@@ -156,7 +158,7 @@ def test_folder_of_awkward_files_matches_its_expectations(tmp_path: Path) -> Non
     assert [line for line in report.warnings if "vfr.mp4" in line and "19.67 fps" in line]
     assert len(report.warnings) == 1
     assert {clip.width for clip in report.index.clips} == {64}
-    assert set(contents(tmp_path / "out")) == {"index.json", "rejected.csv", "shard-000000.tar"}
+    assert set(contents(tmp_path / "out")) == {"index.arrow", "rejected.csv", "shard-000000.tar"}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -281,7 +283,7 @@ def test_killed_run_resumes_with_the_same_result(moment: str, tmp_path: Path) ->
     pack_and_die(moment, f"pack_videos([{str(films)!r}], {out!r}, size=32, on_progress=show)")
     visible = [path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."]
     if moment != "after the index":
-        assert "index.json" not in visible
+        assert "index.arrow" not in visible
     if moment == "third clip":
         assert visible == []
         with pytest.raises(UserError, match=r"unfinished run with other size \(size 32\)"):
@@ -322,7 +324,7 @@ def test_strict_names_rejected_files_and_resumes_when_they_are_fixed(tmp_path: P
     (films / "b.mp4").write_bytes(good)
     report = pack_videos([str(films)], out, size=32, strict=True)
     assert (report.clips, report.kept) == (3, 2)
-    assert list(contents(tmp_path / "out")) == ["index.json", "shard-000000.tar"]
+    assert list(contents(tmp_path / "out")) == ["index.arrow", "shard-000000.tar"]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -362,18 +364,18 @@ def test_new_clips_are_appended_and_old_ones_untouched(tmp_path: Path) -> None:
     index = read_index(out)
     assert index == report.index
     assert (report.clips, report.known, report.kept) == (3, 1, 5)
-    assert index.clips[:2] == before.clips
+    assert as_packed(index)[:2] == as_packed(before)
     assert index.fingerprint != before.fingerprint
-    assert [(c.identity, c.split) for c in index.clips[2:]] == [
+    assert [(c.identity, c.split) for c in as_packed(index)[2:]] == [
         ("ann", "test"),
         ("bob", "train"),
         ("eve", "train"),
     ]
-    assert {clip.shard for clip in index.clips[2:]} == {"shard-000001.tar"}
+    assert {clip.shard for clip in as_packed(index)[2:]} == {"shard-000001.tar"}
     new = contents(tmp_path / "out")
     assert new["shard-000000.tar"] == old["shard-000000.tar"]
-    assert sorted(new) == ["index.json", "rejected.csv", "shard-000000.tar", "shard-000001.tar"]
-    assert verify(out) == (5, [], [])
+    assert sorted(new) == ["index.arrow", "rejected.csv", "shard-000000.tar", "shard-000001.tar"]
+    assert verify(out) == (5, 5, [], [])
 
     again = append_videos(out, [second])
     assert (again.clips, again.known, again.index) == (0, 4, index)
@@ -420,12 +422,12 @@ folder = pack_videos(["s3://pack-in/films"], "s3://pack-out/data", size=32)
 assert [clip.key for clip in folder.index.clips] == ["a", "b"], folder
 assert folder.rejected == (("s3://pack-in/films/bad.mp4", "is empty (0 bytes)"),), folder.rejected
 assert append_videos("s3://pack-out/data", ["s3://pack-in/later/*.mp4"]).clips == 1
-assert verify("s3://pack-out/data") == (3, [], []), verify("s3://pack-out/data")
+assert verify("s3://pack-out/data") == (3, 3, [], []), verify("s3://pack-out/data")
 listed = pack_videos(["s3://pack-in/list.csv"], "s3://pack-out/listed", size=32)
 assert {{clip.identity for clip in listed.index.clips}} == {{"ann", "bob"}}
 assert listed.rejected == (("s3://pack-in/gone.mp4", "No such file or directory"),)
 names = sorted(path.rpartition("/")[2] for path in fs.find("pack-out/data"))
-assert names == ["index.json", "rejected.csv", "shard-000000.tar", "shard-000001.tar"], names
+assert names == ["index.arrow", "rejected.csv", "shard-000000.tar", "shard-000001.tar"], names
 """
         environment = os.environ | storage
         environment |= {
@@ -465,7 +467,7 @@ def test_manifest_names_identities_and_splits(tmp_path: Path) -> None:
         "in/gone.mp4,bob,train,",
     )
     report = pack_videos([manifest], str(tmp_path / "out"), size=32)
-    facts = [(clip.identity, clip.split) for clip in report.index.clips]
+    facts = [(clip.identity, clip.split) for clip in as_packed(report.index)]
     assert facts[:2] == [("ann", "train"), ("ann", "val")]
     assert sorted(facts[2:]) in (
         [("bob", "train"), ("in/4", "test")],
@@ -493,7 +495,7 @@ def test_segments_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
     report = pack_videos([manifest], out, size=64)
     original = np.stack([resize(center_square(f), 64) for f in frames_upright(tmp_path / "a.mp4")])
     expected = [("a_0-8", 0, 8, "ann"), ("a_8-20", 8, 20, "bob"), ("a_12-end", 12, 20, "bob")]
-    for clip, (key, start, end, identity) in zip(report.index.clips, expected, strict=True):
+    for clip, (key, start, end, identity) in zip(as_packed(report.index), expected, strict=True):
         assert (clip.key, clip.identity) == (key, identity)
         assert clip.split == ("train" if identity == "ann" else "test")
         packed = read_all(read_clip(out, clip), 64).astype(int)
@@ -517,7 +519,7 @@ def test_split_folders_are_kept(tmp_path: Path) -> None:
     assert read_index(out) == first.index
     shutil.rmtree(tmp_path / "out/.packing")
     report = append_videos(out, [str(tmp_path / "in")])
-    assert [(c.identity, c.split) for c in report.index.clips[4:]] == [("test/0", "test")]
+    assert [(c.identity, c.split) for c in as_packed(report.index)[4:]] == [("test/0", "test")]
     assert (report.known, report.warnings) == (4, ())
     again = pack_videos([out], str(tmp_path / "again"), size=32).index
     assert [(c.identity, c.split) for c in again.clips] == [
@@ -535,7 +537,7 @@ def test_no_input_and_odd_sizes_are_refused(tmp_path: Path) -> None:
 def test_output_in_use_is_refused(tmp_path: Path) -> None:
     films = make_films(tmp_path / "in", ["a.mp4", "b.mp4"])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/index.json").write_text("{}")
+    (tmp_path / "out/index.arrow").write_text("{}")
     with pytest.raises(
         UserError, match=r"out: is not empty; .*data append.* choose another --out or"
     ):
@@ -543,7 +545,7 @@ def test_output_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: is a file; choose another --out"):
         pack_videos([str(films)], str(tmp_path / "file"), size=32)
-    assert contents(tmp_path / "out") == {"index.json": b"{}"}
+    assert contents(tmp_path / "out") == {"index.arrow": b"{}"}
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -558,7 +560,7 @@ def test_nothing_usable_is_an_error_that_can_be_fixed(tmp_path: Path) -> None:
     assert list(contents(tmp_path / "out")) == ["rejected.csv"]
     make_films(films, ["a.mp4", "b.mp4", "c.mp4"])
     assert pack_videos([str(films)], out, size=32).clips == 3
-    assert list(contents(tmp_path / "out")) == ["index.json", "shard-000000.tar"]
+    assert list(contents(tmp_path / "out")) == ["index.arrow", "shard-000000.tar"]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from prioritycut_ray.config import Config
+from prioritycut_ray.data.index import clips_of, read_index
 from prioritycut_ray.data.shard_writer import Member
-from prioritycut_ray.data.shards import clips_of, read_clip, read_index
+from prioritycut_ray.data.shards import read_clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage import reading
 from prioritycut_ray.training.trainer import prepare, training_batches

@@ -266,7 +266,7 @@ def test_the_quickstart_makes_what_it_lists(
     with Image.open(out / "evaluation" / "columns.png") as columns:
         assert columns.width == 6 * 64 + 5 * 2
     assert len(list(frames_upright(out / "animation.mp4"))) == 32
-    index = json.loads((out / "data" / "index.json").read_text())
-    seen = {c["identity"] for c in index["clips"] if c["split"] == "train"}
-    unseen = {c["identity"] for c in index["clips"] if c["split"] == "test"}
+    index = read_index(str(out / "data"))
+    seen = {clip.identity for clip in clips_of(index, "train")}
+    unseen = {clip.identity for clip in clips_of(index, "test")}
     assert seen.isdisjoint(unseen)

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.shards import ClipIndex
 from prioritycut_ray.evaluation.measures import Measures
 from prioritycut_ray.evaluation.scoring import load_extractors, score_frames
 from prioritycut_ray.inference.animate import animate, find_best_frame
@@ -19,6 +18,7 @@ from prioritycut_ray.precision import float32_products
 from prioritycut_ray.training import trainer
 from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.training.worker import Worker, WorkerStatus
+from tests.clip_sets import NO_CLIPS
 
 CPU = torch.device("cpu")
 
@@ -91,7 +91,7 @@ def test_training(tiny: Config, monkeypatch: pytest.MonkeyPatch, rounded: Format
 
     trainer.train(
         tiny.model_copy(update={"train": length}),
-        ClipIndex.model_construct(),
+        NO_CLIPS,
         worker=Worker(0, 1, CPU),
         writer=None,
         checkpoint=None,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prioritycut_ray.data.shards import ClipIndex, fingerprint, read_index
+from prioritycut_ray.data.index import ClipIndex, build_index, read_index, write_index
 from prioritycut_ray.data.stream import FramePairs
 from tests.clip_sets import CLIPS, SIZE, write_set
 
@@ -19,8 +19,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
 
 def shown(index: ClipIndex, known: int | None, replay: float, epoch: int = 0) -> dict[str, int]:
     """Visits of each clip in an epoch when the first ``known`` clips are known."""
-    clips = index.clips[:known]
-    seen = None if known is None else ClipIndex(fingerprint=fingerprint(clips), clips=clips)
+    seen = None if known is None else build_index(index.clips[:known])
     pairs = FramePairs(
         "nowhere",
         index,
@@ -56,8 +55,7 @@ def test_without_known_clips_all_have_equal_visits(index: ClipIndex) -> None:
 
 
 def test_substitutes_of_a_damaged_clip_are_distinct(index: ClipIndex) -> None:
-    clips = index.clips[:4]
-    seen = ClipIndex(fingerprint=fingerprint(clips), clips=clips)
+    seen = build_index(index.clips[:4])
     pairs = FramePairs(
         "nowhere", index, "train", size=SIZE, seed=1, num_repeats=3, known=seen, replay=0.5
     )
@@ -70,5 +68,5 @@ def test_substitutes_of_a_damaged_clip_are_distinct(index: ClipIndex) -> None:
 def test_the_folder_of_a_known_index_is_all_that_is_needed(
     index: ClipIndex, tmp_path: Path
 ) -> None:
-    (tmp_path / "index.json").write_text(index.model_dump_json())
+    write_index(index, str(tmp_path))
     assert read_index(str(tmp_path)) == index

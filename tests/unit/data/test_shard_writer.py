@@ -12,8 +12,9 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.data.shard_writer import LONGEST_KEY, ShardWriter, make_keys
-from prioritycut_ray.data.shards import read_clip, read_index
+from prioritycut_ray.data.shards import read_clip
 from prioritycut_ray.errors import UserError
 from tests.clip_sets import files_below, random_member, write_random
 
@@ -84,7 +85,7 @@ def test_files_get_their_name_when_complete(tmp_path: Path) -> None:
                     assert len(tar.getmembers()) == 6
             assert len(shown) == (number + 1) // 3
         writer.finish({f"clip{number}": "train" for number in range(6)})
-    assert files_below(tmp_path) == ["index.json", "shard-000000.tar", "shard-000001.tar"]
+    assert files_below(tmp_path) == ["index.arrow", "shard-000000.tar", "shard-000001.tar"]
 
 
 def test_killed_writer_leaves_no_index(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from prioritycut_ray.data.shards import read_index
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.data.stream import Batch, FramePairs, batches, two_frames
 from prioritycut_ray.errors import DataError, UserError
 from tests.clip_sets import CLIPS, SIZE, clip_frames, damage, write_set

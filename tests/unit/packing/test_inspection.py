@@ -16,9 +16,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from prioritycut_ray.cli import app
+from prioritycut_ray.data.index import build_index, read_index, write_index
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.shard_writer import Member, ShardWriter
-from prioritycut_ray.data.shards import fingerprint, read_clip, read_index
+from prioritycut_ray.data.shards import read_clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.inspection import clip_problems, preview, summarise, verify
 from prioritycut_ray.video.decoding import frames_upright
@@ -60,17 +61,26 @@ def data(made: Path, tmp_path: Path) -> Path:
 
 
 def edit_index(folder: Path, **changes: object) -> None:
-    """Change the facts of the first clip, and let the fingerprint agree."""
-    index = read_index(str(folder))
-    clips = (index.clips[0].model_copy(update=changes), *index.clips[1:])
-    changed = index.model_copy(update={"clips": clips, "fingerprint": fingerprint(clips)})
-    (folder / "index.json").write_text(changed.model_dump_json())
+    """Change the facts of the clip ``c0``, and let the fingerprint agree."""
+    clips = read_index(str(folder)).clips
+    changed = [clip._replace(**changes) if clip.key == "c0" else clip for clip in clips]
+    write_index(build_index(changed), str(folder))
 
 
 def test_intact_data_set_has_no_problem(data: Path) -> None:
     seen: list[tuple[int, int]] = []
-    assert verify(str(data), on_progress=lambda n, of: seen.append((n, of))) == (3, [], [])
+    assert verify(str(data), on_progress=lambda n, of: seen.append((n, of))) == (3, 3, [], [])
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_sample_is_checked_alone(data: Path) -> None:
+    assert verify(str(data), sample=2) == (2, 3, [], [])
+    assert verify(str(data), sample=9) == (3, 3, [], [])
+    for shard in data.glob("*.tar"):
+        shard.unlink()
+    problems = verify(str(data), sample=2).problems
+    assert len(problems) == 2
+    assert problems == verify(str(data), sample=2).problems
 
 
 def test_every_damage_is_named(data: Path) -> None:
@@ -186,7 +196,7 @@ def test_preview_shows_frames_and_plays_clips(data: Path, tmp_path: Path) -> Non
 def test_any_file_system_works(tmp_path: Path) -> None:
     MemoryFileSystem.store.clear()
     write_set("memory://bucket/set", tmp_path, clips=2)
-    assert verify("memory://bucket/set") == (2, [], [])
+    assert verify("memory://bucket/set") == (2, 2, [], [])
     assert preview("memory://bucket/set", tmp_path / "p.png", clips=1) == 1
     MemoryFileSystem.store.clear()
 
@@ -194,6 +204,8 @@ def test_any_file_system_works(tmp_path: Path) -> None:
 def test_commands_report_and_fail(data: Path, tmp_path: Path) -> None:
     run = CliRunner()
     assert "3 clips, all intact" in run.invoke(app, ["data", "verify", str(data)]).output
+    sampled = run.invoke(app, ["data", "verify", str(data), "--sample", "2"]).output
+    assert "2 clips, all intact, of 3; the others were not checked" in sampled.replace("\n", "")
     output = run.invoke(app, ["data", "info", str(data)]).output
     assert read_index(str(data)).fingerprint in output
     out = str(tmp_path / "page.html")

@@ -29,7 +29,7 @@ def models(tiny: Config, tmp_path: Path) -> Folder:
     for name in "abc":
         folder = tmp_path / "models" / name
         save_checkpoint(new_state(tiny, torch.device("cpu")), tiny, folder / "run" / "step_0000001")
-        (folder / "index.json").write_text("{}")
+        (folder / "index.arrow").write_text("{}")
     return Folder(str(tmp_path / "models"))
 
 

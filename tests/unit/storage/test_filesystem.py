@@ -8,8 +8,8 @@ import fsspec
 import pytest
 import s3fs
 
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.data.shard_writer import Member, ShardWriter
-from prioritycut_ray.data.shards import read_index
 from prioritycut_ray.packing.workspace import Workspace
 from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.locate import find_checkpoint

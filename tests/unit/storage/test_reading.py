@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.data.shard_writer import Member, ShardWriter
-from prioritycut_ray.data.shards import ShardError, read_clip, read_index
+from prioritycut_ray.data.shards import ShardError, read_clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage import reading
 from prioritycut_ray.storage.reading import fetched
@@ -88,7 +89,7 @@ def test_transient_errors_are_retried(server: Server, status: int, caplog: Any) 
 
 def test_errors_that_last_become_one_line(server: Server) -> None:
     server.failures, server.asked = 10**6, 0
-    with pytest.raises(UserError, match=r"index\.json: cannot be read, tried 6 times") as caught:
+    with pytest.raises(UserError, match=r"index\.arrow: cannot be read, tried 6 times") as caught:
         read_index(server.url)
     assert server.asked == reading.ATTEMPTS
     assert "\n" not in str(caught.value)
@@ -111,18 +112,18 @@ def test_a_server_without_range_requests_is_recognised(server: Server) -> None:
 
 
 def test_a_remote_file_is_copied_while_it_is_needed(server: Server) -> None:
-    with fetched(f"{server.url}/index.json?token=1") as copy:
-        assert copy.name == "index.json"
-        assert copy.read_bytes() == (server.folder / "index.json").read_bytes()
+    with fetched(f"{server.url}/index.arrow?token=1") as copy:
+        assert copy.name == "index.arrow"
+        assert copy.read_bytes() == (server.folder / "index.arrow").read_bytes()
     assert not copy.exists()
-    with fetched(str(server.folder / "index.json")) as same:
-        assert same == server.folder / "index.json"
+    with fetched(str(server.folder / "index.arrow")) as same:
+        assert same == server.folder / "index.arrow"
     with (
         pytest.raises(UserError, match="nowhere: there is no such file"),
         fetched(f"{server.url}/nowhere"),
     ):
         pass
-    url = f"{server.url}/index.json"
+    url = f"{server.url}/index.arrow"
     with pytest.raises(UserError, match=f"^{url}: is not a picture$"), fetched(url) as copy:
         raise UserError(f"{copy}: is not a picture")
 
