@@ -18,7 +18,9 @@ from tests.places import DOCUMENTS, ROOT
 
 README = (ROOT / "README.md").read_text()
 TRAIN_LINES = re.findall(r"^prioritycut train (.+)$", README, flags=re.M)
-ABLATION_ROWS = re.findall(r"^\| (baseline .*?|\+ .*?) \| (?:`(.+?)` )?\|$", README, flags=re.M)
+ABLATION_ROWS = re.findall(
+    r"^\| ((?:no discriminator|baseline|\+) .*?) \| (?:`(.+?)` )?\|$", README, flags=re.M
+)
 COMMANDS = cast(click.Group, typer.main.get_command(cli.app)).commands
 
 
@@ -38,13 +40,20 @@ def test_the_readme_shows_training_commands() -> None:
     assert len(TRAIN_LINES) == 2
 
 
-def test_the_ablation_rows_of_the_readme_are_those_of_the_search() -> None:
-    search = yaml.safe_load((ROOT / "tune_configs" / "ablation.yaml").read_text())
-    variants: list[dict[str, Any]] = list(search["variants"].values())
-    assert len(ABLATION_ROWS) == len(variants) == 4
-    for (label, overrides), variant in zip(ABLATION_ROWS, variants, strict=True):
-        expected = load_config("vox256", as_words(variant))
-        assert load_config("vox256", shlex.split(overrides)) == expected, label
+@pytest.mark.parametrize(
+    ("search", "base", "rows"),
+    [("ablation", "vox256", ABLATION_ROWS[1:]), ("ablation_tps", "vox256_tps", ABLATION_ROWS)],
+)
+def test_the_ablation_rows_of_the_readme_are_those_of_the_searches(
+    search: str, base: str, rows: list[tuple[str, str]]
+) -> None:
+    variants: dict[str, dict[str, Any]] = yaml.safe_load(
+        (ROOT / "tune_configs" / f"{search}.yaml").read_text()
+    )["variants"]
+    assert len(ABLATION_ROWS) == 5
+    for (label, overrides), variant in zip(rows, variants.values(), strict=True):
+        expected = load_config(base, as_words(variant))
+        assert load_config(base, shlex.split(overrides)) == expected, label
 
 
 def test_the_configurations_of_the_readme_are_the_shipped_ones() -> None:
