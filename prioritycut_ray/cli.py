@@ -77,8 +77,8 @@ Videos = Annotated[
     list[str],
     typer.Argument(
         help="Video files, folders, globs, WebDataset shards (`'s-{000..123}.tar'`), or `.csv` "
-        "manifests (file, identity, split, start, end, left, top, right, bottom): paths or "
-        "fsspec URLs."
+        "files: manifests (file, identity, split, start, end, left, top, right, bottom) or "
+        "published metadata (video_id, start, end, bbox, fps, ...). Paths or fsspec URLs."
     ),
 ]
 Data = Annotated[
@@ -90,6 +90,27 @@ Copy = Annotated[
 ]
 MaxFrames = Annotated[
     int, typer.Option(min=2, help="Split longer videos into equal clips of at most this length.")
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        help="Pack folders of `.png` or `.jpg` frames too, each as a clip of this frame rate."
+    ),
+]
+StripWidth = Annotated[
+    int | None,
+    typer.Option(
+        help="Pack pictures of frames side by side too, each as a clip of frames of this width."
+    ),
+]
+IdentityFrom = Annotated[
+    str,
+    typer.Option(
+        help="What names the identity: `folder`, `name`, or a regular expression for the path, "
+        "such as `'(id[0-9]+)'`. Default: the file name before `#`, or else each file its own.",
+        show_default=False,
+        metavar="folder|name|REGEX",
+    ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail if a video is rejected.")]
 
@@ -103,11 +124,15 @@ def shard_verb(
     ] = 256,
     copy: Copy = False,
     max_frames: MaxFrames = 1024,
+    fps: Fps = None,
+    strip_width: StripWidth = None,
+    identity_from: IdentityFrom = "",
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
     """Crop, resize and pack videos into WebDataset shards. The same command resumes."""
     from prioritycut_ray.commands.shard import shard
+    from prioritycut_ray.packing.layout import Layout
 
     with writing_to(out):
         shard(
@@ -116,6 +141,7 @@ def shard_verb(
             size=size,
             copy=copy,
             max_frames=max_frames,
+            layout=Layout(fps, strip_width, identity_from),
             strict=strict,
             console=console,
         )
@@ -183,14 +209,26 @@ def data_append(
     videos: Videos,
     copy: Copy = False,
     max_frames: MaxFrames = 1024,
+    fps: Fps = None,
+    strip_width: StripWidth = None,
+    identity_from: IdentityFrom = "",
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
     """Add videos in new shards, which become visible together when the index is replaced."""
     from prioritycut_ray.commands.shard import append
+    from prioritycut_ray.packing.layout import Layout
 
     with writing_to(url):
-        append(url, videos, copy=copy, max_frames=max_frames, strict=strict, console=console)
+        append(
+            url,
+            videos,
+            copy=copy,
+            max_frames=max_frames,
+            layout=Layout(fps, strip_width, identity_from),
+            strict=strict,
+            console=console,
+        )
 
 
 @app.command(

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from prioritycut_ray.packing.layout import PLAIN, Layout
 from prioritycut_ray.packing.pipeline import (
     MAX_FRAMES,
     PackProgress,
@@ -26,6 +27,7 @@ def shard(
     console: Console,
     copy: bool = False,
     max_frames: int = MAX_FRAMES,
+    layout: Layout = PLAIN,
     strict: bool = False,
 ) -> PackReport:
     """Pack videos into shards and report the result."""
@@ -36,6 +38,7 @@ def shard(
             size=size,
             copy=copy,
             max_frames=max_frames,
+            layout=layout,
             strict=strict,
             on_progress=show,
         )
@@ -49,13 +52,20 @@ def append(
     *,
     copy: bool,
     max_frames: int,
+    layout: Layout,
     strict: bool,
     console: Console,
 ) -> PackReport:
     """Add videos to a data set and report the result."""
     with _shown_progress() as show:
         report = append_videos(
-            url, videos, copy=copy, max_frames=max_frames, strict=strict, on_progress=show
+            url,
+            videos,
+            copy=copy,
+            max_frames=max_frames,
+            layout=layout,
+            strict=strict,
+            on_progress=show,
         )
     if report.known:
         console.print(f"{report.known} clips are already in the data set and were not added again")

@@ -24,7 +24,8 @@ from tenacity import (
 )
 
 from prioritycut_ray.packing.entries import Entry, opened, printable
-from prioritycut_ray.packing.manifest import FrameRange
+from prioritycut_ray.packing.manifest import FrameRange, TimeRange
+from prioritycut_ray.packing.pictures import open_pictures
 from prioritycut_ray.packing.scenes import (
     Frame,
     count_and_cuts,
@@ -32,10 +33,10 @@ from prioritycut_ray.packing.scenes import (
     numbered_segments,
 )
 from prioritycut_ray.storage.paths import is_url
-from prioritycut_ray.video.boxes import Box
+from prioritycut_ray.video.boxes import Box, Region, square_around
 from prioritycut_ray.video.decoding import VideoInfo, frames_upright, probe
 from prioritycut_ray.video.encoding import write_video
-from prioritycut_ray.video.images import center_square, resize
+from prioritycut_ray.video.images import center_square, crop_beyond, resize
 from prioritycut_ray.video.random_access import read_frames
 from prioritycut_ray.video.remux import copy_stream
 from prioritycut_ray.video.source import Source, VideoError
@@ -130,10 +131,17 @@ def make_part(entry: Entry, recipe: Recipe) -> bytes:
     Raises:
         VideoError: it cannot be used; another try would not help.
     """
+    if entry.pictures is not None:
+        if recipe.copy:
+            raise VideoError(entry.shown, "cannot be copied: it is stored as pictures")
+        film = open_pictures(entry, entry.pictures)
+        start = _part_of(entry, film.info.fps).start
+        return _encoded(itertools.islice(film.frames, start, None), film.info, entry, recipe)
     with _at_hand(entry) as source:
         info = probe(source)
         if not recipe.copy:
-            return _encoded(source, info, entry, recipe)
+            start = _part_of(entry, info.fps).start
+            return _encoded(frames_upright(source, start), info, entry, recipe)
         if entry.box is not None or entry.frames is not None:
             part = "box" if entry.box else "range of frames"
             raise VideoError(entry.shown, f"cannot be copied: the manifest selects a {part}")
@@ -193,13 +201,21 @@ def _copy_bytes(source: IO[bytes], target: IO[bytes], entry: Entry) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _encoded(source: Source, info: VideoInfo, entry: Entry, recipe: Recipe) -> bytes:
-    start, end = entry.frames or (0, None)
+def _part_of(entry: Entry, fps: float) -> FrameRange:
+    """Return the frames to use of a video of this rate."""
+    if isinstance(entry.frames, TimeRange):
+        return entry.frames.frames(fps)
+    return entry.frames or FrameRange(0, None)
+
+
+def _encoded(shown: Iterator[Frame], info: VideoInfo, entry: Entry, recipe: Recipe) -> bytes:
+    """Make clips of the frames of a video, from the first one that is wanted."""
+    start, end = _part_of(entry, info.fps)
     longest = even_length((end or max(info.packets, start)) - start, recipe.max_frames)
     segments: list[Segment] = []
     clips: list[bytes] = []
     frames = left_out = 0
-    squares = _squares(source, entry.box, entry.frames, recipe.size)
+    squares = _squares(_wanted(shown, entry, info), entry.box, recipe.size)
     for _, group in itertools.groupby(numbered_segments(squares, longest), lambda item: item[0]):
         # Frames are encoded one by one: a whole video would not fit into memory.
         encoded = io.BytesIO()
@@ -213,28 +229,46 @@ def _encoded(source: Source, info: VideoInfo, entry: Entry, recipe: Recipe) -> b
         scattered = f"{frames} frames, but no two adjacent ones between hard cuts"
         raise VideoError(entry.shown, TOO_SHORT if frames == 1 else scattered)
     notes = _rate_notes(info, frames)
+    if end is not None and frames < end - start:
+        notes.append(f"ends {end - start - frames} frames before the end of its segment")
     if left_out:
         notes.append(f"{left_out} of its {frames} frames stand alone between cuts and are left out")
     return write_part(_outcome(info, segments, notes), clips)
 
 
-def _squares(
-    source: Source, box: Box | None, wanted: FrameRange | None, size: int
-) -> Iterator[Frame]:
-    start, end = wanted or (0, None)
-    number = 0
-    for number, frame in enumerate(frames_upright(source), start=1):
-        if number > start:
-            yield resize(center_square(frame if box is None else _boxed(frame, box)), size)
+def _wanted(shown: Iterator[Frame], entry: Entry, info: VideoInfo) -> Iterator[Frame]:
+    """End a video where its part ends.
+
+    Raises:
+        VideoError: the part is not in the video. One that is given by time may end later than the
+            video: another copy of it may be a little longer.
+    """
+    start, end = _part_of(entry, info.fps)
+    number = start
+    for number, frame in enumerate(shown, start=start + 1):
+        yield frame
         if number == end:
             return
-    if number <= start or end is not None:
-        part = f"start {start} and end {'(empty)' if end is None else end}"
-        raise VideoError("video", f"{part} are outside its {number} frames")
+    if number > start and (end is None or isinstance(entry.frames, TimeRange)):
+        return
+    part = f"start {start} and end {'(empty)' if end is None else end}"
+    count = number if number > start else info.packets
+    raise VideoError("video", f"{part} are outside its {count} frames")
 
 
-def _boxed(frame: Frame, box: Box) -> Frame:
+def _squares(shown: Iterator[Frame], box: Box | Region | None, size: int) -> Iterator[Frame]:
+    return (resize(center_square(_boxed(frame, box)), size) for frame in shown)
+
+
+def _boxed(frame: Frame, box: Box | Region | None) -> Frame:
+    if box is None:
+        return frame
     height, width = frame.shape[:2]
+    if isinstance(box, Region):
+        try:
+            return crop_beyond(frame, square_around(box, width, height))
+        except ValueError as error:
+            raise VideoError("video", str(error)) from None
     if box.right > width or box.bottom > height:
         place = ",".join(map(str, box))
         raise VideoError("video", f"its box {place} is not inside its frames of {width}x{height}")
@@ -242,7 +276,7 @@ def _boxed(frame: Frame, box: Box) -> Frame:
 
 
 def _copied(source: Source, info: VideoInfo, recipe: Recipe) -> bytes:
-    shown, cuts = count_and_cuts(_squares(source, None, None, recipe.size))
+    shown, cuts = count_and_cuts(_squares(frames_upright(source), None, recipe.size))
     if shown < 2:
         raise VideoError("video", TOO_SHORT)
     copied = copy_stream(source, recipe.size)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.entries import Entry
-from prioritycut_ray.packing.manifest import FrameRange
+from prioritycut_ray.packing.manifest import FrameRange, TimeRange
 from prioritycut_ray.storage.paths import is_url
 
 
@@ -55,8 +55,11 @@ def _repeats(one: Entry, other: Entry) -> bool:
     return one.frames == other.frames
 
 
-def _overlap(one: FrameRange | None, other: FrameRange | None) -> bool:
-    (start, end), (begin, stop) = one or (0, None), other or (0, None)
+def _overlap(one: FrameRange | TimeRange | None, other: FrameRange | TimeRange | None) -> bool:
+    """Return whether two parts of a video share frames; numbers and times cannot be compared."""
+    if one is not None and other is not None and one[2:] != other[2:]:
+        return False
+    (start, end), (begin, stop) = (one or (0, None))[:2], (other or (0, None))[:2]
     return (stop is None or start < stop) and (end is None or begin < end)
 
 

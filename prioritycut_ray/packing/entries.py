@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, NamedTuple
 
-from prioritycut_ray.packing.manifest import FrameRange
+from prioritycut_ray.packing.manifest import FrameRange, TimeRange
 from prioritycut_ray.storage.filesystem import filesystem
 from prioritycut_ray.storage.paths import is_url
-from prioritycut_ray.video.boxes import Box
+from prioritycut_ray.video.boxes import Box, Region
 
 VIDEO_EXTENSIONS = frozenset(
     {
@@ -15,6 +15,10 @@ VIDEO_EXTENSIONS = frozenset(
         *(".vob", ".flv", ".wmv", ".3gp", ".ogv", ".gif"),
     }
 )
+
+
+PICTURE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+"""Frames of a clip, or strips of frames side by side."""
 
 
 class Rejected(NamedTuple):
@@ -31,15 +35,28 @@ class Span(NamedTuple):
     size: int
 
 
+class Pictures(NamedTuple):
+    """How the frames of a clip are stored as pictures.
+
+    Attributes:
+        fps: frames per second.
+        strip_width: width of a frame in a strip; None: each picture of a folder is a frame.
+    """
+
+    fps: float
+    strip_width: int | None
+
+
 class Entry(NamedTuple):
     """One video to pack.
 
     Attributes:
-        source: absolute path or URL of the file, or of the tar around it.
+        source: absolute path or URL of the file, of the tar around it, or of the folder of frames.
         name: relative path without extension, from which its key is made.
         identity: who or what is shown.
         split: as given by the manifest or the folders; empty if neither does.
-        box: the part of each frame to keep; None keeps the centre square.
+        box: the part of each frame to keep: the centre square of a Box, the square around a
+            Region; None keeps the centre square of the frame.
         frames: the part of the video to keep; None keeps all of it.
         span: where it lies in a tar.
         member: its name in the tar.
@@ -47,20 +64,22 @@ class Entry(NamedTuple):
         version: changes when the file does.
         row: the manifest and line that name it; empty without a manifest.
         by_name: whether the identity is taken from the file name because nothing else gives one.
+        pictures: how the frames are stored as pictures; None for a video.
     """
 
     source: str
     name: str
     identity: str = ""
     split: str = ""
-    box: Box | None = None
-    frames: FrameRange | None = None
+    box: Box | Region | None = None
+    frames: FrameRange | TimeRange | None = None
     span: Span | None = None
     member: str = ""
     size: int = 0
     version: str = ""
     row: str = ""
     by_name: bool = False
+    pictures: Pictures | None = None
 
     @property
     def path(self) -> str:

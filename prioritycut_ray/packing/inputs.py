@@ -1,15 +1,13 @@
-"""What to pack: files, folders, globs, csv manifests and WebDataset shards, local or on fsspec.
+"""What to pack: files, folders, globs, csv files and WebDataset shards, local or on fsspec.
 
 Nothing is decoded here. What cannot be a video is rejected by name, so one bad file does not stop a
 run. Nothing is written, and no member of a tar is extracted.
 """
 
-import csv
 import glob
 import itertools
 import os
 import posixpath
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -22,20 +20,25 @@ from prioritycut_ray.packing.entries import (
     VIDEO_EXTENSIONS,
     Entry,
     Rejected,
-    opened,
     printable,
 )
+from prioritycut_ray.packing.files import is_shown, local_or_not, remote_entry, version_of, walk
 from prioritycut_ray.packing.folders import folder_of
 from prioritycut_ray.packing.identities import name_identities
-from prioritycut_ray.packing.manifest import Row, read_rows
+from prioritycut_ray.packing.layout import PLAIN, Layout
+from prioritycut_ray.packing.pictures import (
+    PictureFile,
+    find_picture_clips,
+    is_picture,
+    strip_entry,
+)
 from prioritycut_ray.packing.splits import split_by_folders
+from prioritycut_ray.packing.tables import CsvFile, read_csv, table_entries
 from prioritycut_ray.packing.tar_samples import read_samples
 from prioritycut_ray.storage.filesystem import FileSystem, filesystem
 from prioritycut_ray.storage.paths import absolute, expanded, is_url
 
 EXTENSIONS = VIDEO_EXTENSIONS | {".tar"}
-# What file systems call the version of a file, the most reliable first.
-_VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
 class Found(NamedTuple):
@@ -52,41 +55,63 @@ class Found(NamedTuple):
     notes: list[str]
 
 
-def find_videos(inputs: Sequence[str]) -> Found:
+def find_videos(inputs: Sequence[str], layout: Layout = PLAIN) -> Found:
     """List the videos that the inputs name.
 
     Args:
         inputs: videos, WebDataset shards (``.tar``), folders (searched recursively; hidden files
-            are ignored, links to folders are not followed), globs, csv manifests; each a local
-            path or an fsspec URL. Braces are expanded: ``shard-{000000..000123}.tar``.
+            are ignored, links to folders are not followed), globs, csv files; each a local path or
+            an fsspec URL. Braces are expanded: ``shard-{000000..000123}.tar``. If a csv file is
+            published metadata, its videos are looked for in the folders among the inputs, of which
+            nothing else is used, and below its own folder.
+        layout: how clips are stored as pictures, and what names an identity.
 
     Raises:
-        UserError: an input does not exist, contains no video, or is not a usable manifest; rows
+        UserError: an input does not exist, contains no video, or is not a usable csv file; rows
             contradict each other; or the split of a video is unclear.
     """
+    layout.check()
+    given = [*itertools.chain.from_iterable(map(_expand_braces, inputs))]
+    listings = _with_rows([_expand(one, layout) for one in given], layout)
     found: list[Entry] = []
-    rejected: list[Rejected] = []
     folders: list[str] = []
-    for given in itertools.chain.from_iterable(map(_expand_braces, inputs)):
-        listing = _expand(given)
-        items = [*listing.items]
-        entries = [item for item in items if isinstance(item, Entry)]
+    for listing in listings:
+        entries = [item for item in listing.items if isinstance(item, Entry)]
         folders += [listing.folder] if listing.folder else [folder_of(e) for e in entries]
         found += entries
-        rejected += [item for item in items if isinstance(item, Rejected)]
+    items = itertools.chain.from_iterable(listing.items for listing in listings)
+    rejected = [*dict.fromkeys(item for item in items if isinstance(item, Rejected))]
     if not found and not rejected:
-        raise UserError("there is nothing to pack: name videos, folders, globs or a csv manifest")
-    once, notes = each_once(found)
-    return Found(
-        name_identities(split_by_folders(once, folders)), [*dict.fromkeys(rejected)], notes
-    )
+        raise UserError("there is nothing to pack: name videos, folders, globs or a csv file")
+    once, repeats = each_once(found)
+    named = name_identities(split_by_folders(once, folders), layout.identity_from)
+    notes = itertools.chain.from_iterable(listing.notes for listing in listings)
+    return Found(named, rejected, [*notes, *repeats])
 
 
 class _Listing(NamedTuple):
-    """What one input contains, and the folder that it names; empty for a file."""
+    """What one input contains, the folder that it names (empty for a file), and notes."""
 
-    items: Iterable[Entry | Rejected]
+    items: Sequence[Entry | Rejected]
     folder: str = ""
+    notes: Sequence[str] = ()
+
+
+def _with_rows(given: Sequence[_Listing | CsvFile], layout: Layout) -> list[_Listing]:
+    """List the videos of csv files; published metadata finds them in the folders beside it."""
+    are_places = any(one.table.is_metadata for one in given if isinstance(one, CsvFile))
+    folders = [one for one in given if isinstance(one, _Listing) and one.folder]
+    places = [item for one in folders for item in one.items if isinstance(item, Entry)]
+    listings = []
+    for one in given:
+        if isinstance(one, CsvFile):
+            listings.append(_Listing(*table_entries(one, places, layout)))
+        elif are_places and one.folder:
+            note = f"{printable(one.folder)}: only the videos that the csv file names are packed"
+            listings.append(_Listing([], "", [note]))
+        else:
+            listings.append(one)
+    return listings
 
 
 def _expand_braces(given: str) -> Iterator[str]:
@@ -112,30 +137,31 @@ def _exists(given: str) -> bool:
     return bool(fs.exists(path))
 
 
-def _expand(given: str) -> _Listing:
+def _expand(given: str, layout: Layout) -> _Listing | CsvFile:
     if is_url(given):
-        return _expand_url(given)
+        return _expand_url(given, layout)
     if "\0" in given:
         raise UserError(f"{printable(given)}: is not a valid file name")
     path = Path(given)
     if path.is_dir():
-        return _Listing(_wanted(path, _walk(path)), absolute(given))
+        return _wanted(path, walk(path), layout)
     if os.path.lexists(path):
-        return _Listing(_local(str(path.absolute()), path.stem))
+        return _local_file(str(path.absolute()), path.stem, layout)
     if glob.has_magic(given):
-        return _in_glob(path)
-    raise UserError(f"{printable(given)}: does not exist; name a video, folder, glob or manifest")
+        return _in_glob(path, layout)
+    raise UserError(f"{printable(given)}: does not exist; name a video, folder, glob or csv file")
 
 
-def _inside(entry: Entry) -> Iterable[Entry | Rejected]:
-    """List the videos of a manifest or a shard; any other file is itself a video."""
-    match PurePosixPath(entry.source).suffix.lower():
-        case ".csv":
-            return _in_manifest(entry.source)
-        case ".tar":
-            return read_samples(entry)
-        case _:
-            return [entry]
+def _is_csv(source: str) -> bool:
+    return PurePosixPath(source).suffix.lower() == ".csv"
+
+
+def _inside(entry: Entry, layout: Layout) -> Sequence[Entry | Rejected]:
+    """List the videos of a shard; any other file is itself a video, or a strip of frames."""
+    if PurePosixPath(entry.source).suffix.lower() == ".tar":
+        return read_samples(entry)
+    is_strip = layout.strip_width is not None and is_picture(entry.source)
+    return [strip_entry(entry, layout) if is_strip else entry]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -143,19 +169,16 @@ def _inside(entry: Entry) -> Iterable[Entry | Rejected]:
 # ---------------------------------------------------------------------------------------------
 
 
-def _local(source: str, name: str) -> Iterable[Entry | Rejected]:
-    entry = _local_or_not(source, name)
-    return [entry] if isinstance(entry, Rejected) else _inside(entry)
+def _local_file(source: str, name: str, layout: Layout) -> _Listing | CsvFile:
+    entry = local_or_not(source, name)
+    if isinstance(entry, Rejected):
+        return _Listing([entry])
+    return read_csv(source) if _is_csv(source) else _Listing(_inside(entry, layout))
 
 
-def _walk(root: Path) -> Iterator[Path | Rejected]:
-    """List everything below a folder. Links to folders are not followed: they may form cycles."""
-    unreadable: list[OSError] = []
-    for folder, folders, files in os.walk(root, onerror=unreadable.append):
-        folders[:] = [name for name in folders if _is_shown(name)]
-        yield from (Path(folder, name) for name in files)
-    for error in unreadable:
-        yield Rejected(printable(str(error.filename)), f"cannot be listed ({error.strerror})")
+def _local(source: str, name: str, layout: Layout) -> Sequence[Entry | Rejected]:
+    entry = local_or_not(source, name)
+    return [entry] if isinstance(entry, Rejected) else _inside(entry, layout)
 
 
 def _plain_parts(
@@ -170,56 +193,62 @@ def _plain_parts(
     return [*parts[:count]], [*parts[count:]]
 
 
-def _in_glob(pattern: Path) -> _Listing:
+def _in_glob(pattern: Path, layout: Layout) -> _Listing:
     plain, rest = _plain_parts(pattern.parts, lambda parts: Path(*parts).is_dir())
     root = Path(*plain)
     # pathlib's glob, unlike glob's, does not follow cycles of links; nor may its matches.
     matches = [*root.glob(str(Path(*rest)))]
     folders = (path for path in matches if path.is_dir() and not path.is_symlink())
-    below = (item for path in folders for item in _walk(path))
+    below = (item for path in folders for item in walk(path))
     files = (path for path in matches if not path.is_dir())
-    return _Listing(_wanted(root, itertools.chain(files, below)), absolute(str(root)))
+    return _wanted(root, itertools.chain(files, below), layout)
 
 
-def _wanted(root: Path, items: Iterable[Path | Rejected]) -> list[Entry | Rejected]:
-    """Return the videos and shards among paths below a folder, sorted, without hidden ones."""
+def _wanted(root: Path, items: Iterable[Path | Rejected], layout: Layout) -> _Listing:
+    """List the videos, shards and pictures among paths below a folder, without hidden ones."""
     listed = [*items]
     result: list[Entry | Rejected] = [item for item in listed if isinstance(item, Rejected)]
+    pictures: list[PictureFile] = []
+    videos: set[PurePosixPath] = set()
     for path in sorted({item for item in listed if isinstance(item, Path)}):
-        relative = path.relative_to(root)
-        if path.suffix.lower() in EXTENSIONS and all(map(_is_shown, relative.parts)):
-            result += _local(str(path.absolute()), str(relative.with_suffix("")))
-    return _or_refuse(str(root), result)
+        name = PurePosixPath(path.relative_to(root))
+        if not all(map(is_shown, name.parts)):
+            continue
+        if path.suffix.lower() in EXTENSIONS:
+            videos.add(name.parent)
+            result += _local(str(path.absolute()), str(name.with_suffix("")), layout)
+        elif is_picture(path.name):
+            picture = _local_picture(path, name, layout)
+            result += [picture] if isinstance(picture, Rejected) else []
+            pictures += [picture] if isinstance(picture, PictureFile) else []
+    return _with_pictures(str(root), result, pictures, videos, layout)
 
 
-def _or_refuse(place: str, items: list[Entry | Rejected]) -> list[Entry | Rejected]:
+def _local_picture(path: Path, name: PurePosixPath, layout: Layout) -> PictureFile | Rejected:
+    source = str(path.absolute())
+    if not layout.has_pictures:
+        return PictureFile(source, name, 0, "")
+    entry = local_or_not(source, "")
+    if isinstance(entry, Rejected):
+        return entry
+    return PictureFile(source, name, entry.size, entry.version)
+
+
+def _with_pictures(
+    folder: str,
+    videos: Sequence[Entry | Rejected],
+    pictures: Sequence[PictureFile],
+    folders_of_videos: set[PurePosixPath],
+    layout: Layout,
+) -> _Listing:
+    clips, notes = find_picture_clips(folder, pictures, folders_of_videos, layout)
+    items = [*videos, *clips]
+    if not items and notes:
+        raise UserError(notes[0])
     if not items:
         known = " ".join(sorted(EXTENSIONS))
-        raise UserError(f"{printable(place)}: no videos found; known extensions are {known}")
-    return items
-
-
-def _is_shown(name: str) -> bool:
-    return not name.startswith(".")
-
-
-def _local_or_not(source: str, name: str) -> Entry | Rejected:
-    """Make an entry of a local file, or say why it cannot be one."""
-    try:
-        state = os.stat(source)
-    except (OSError, ValueError) as error:
-        if os.path.islink(source):
-            return Rejected(printable(source), "is a broken link")
-        return Rejected(printable(source), reason_of(error))
-    if not stat.S_ISREG(state.st_mode):
-        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "not a regular file"
-        return Rejected(printable(source), f"is {kind}")
-    return Entry(
-        source=source,
-        name=name,
-        size=state.st_size,
-        version=str(state.st_mtime_ns),
-    )
+        raise UserError(f"{printable(folder)}: no videos found; known extensions are {known}")
+    return _Listing(items, absolute(folder), notes)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,94 +256,43 @@ def _local_or_not(source: str, name: str) -> Entry | Rejected:
 # ---------------------------------------------------------------------------------------------
 
 
-def _expand_url(url: str) -> _Listing:
+def _expand_url(url: str, layout: Layout) -> _Listing | CsvFile:
     fs, path = filesystem(url)
     try:
         if fs.isfile(path):
-            return _Listing(_inside(_remote_entry(url, PurePosixPath(path).stem, fs.info(path))))
+            if _is_csv(path):
+                return read_csv(url)
+            entry = remote_entry(url, PurePosixPath(path).stem, fs.info(path))
+            return _Listing(_inside(entry, layout))
         if fs.isdir(path):
-            return _in_remote_folder(fs, path, fs.find(path, detail=True))
+            return _in_remote_folder(fs, path, fs.find(path, detail=True), layout)
         if glob.has_magic(path):
             plain, rest = _plain_parts(path.split("/"), lambda parts: fs.isdir("/".join(parts)))
             root = "/".join(plain)
             found = fs.glob("/".join([glob.escape(root), *rest]), detail=True)
-            return _in_remote_folder(fs, root, found)
+            return _in_remote_folder(fs, root, found, layout)
     except UserError:
         raise
     except Exception as error:  # Each file system has errors of its own.
         raise UserError(f"{url}: cannot be read ({printable(reason_of(error))})") from error
-    raise UserError(f"{url}: does not exist; name a video, folder, glob or manifest")
+    raise UserError(f"{url}: does not exist; name a video, folder, glob or csv file")
 
 
 def _in_remote_folder(
-    fs: FileSystem, root: str, infos: Mapping[str, Mapping[str, Any]]
+    fs: FileSystem, root: str, infos: Mapping[str, Mapping[str, Any]], layout: Layout
 ) -> _Listing:
     result: list[Entry | Rejected] = []
+    pictures: list[PictureFile] = []
+    videos: set[PurePosixPath] = set()
     for path, info in sorted(infos.items()):
-        relative = PurePosixPath(posixpath.relpath(path, root or "/"))
-        wanted = relative.suffix.lower() in EXTENSIONS
-        if info["type"] == "file" and wanted and all(map(_is_shown, relative.parts)):
-            name = str(relative.with_suffix(""))
-            result += _inside(_remote_entry(fs.unstrip_protocol(path), name, info))
-    folder = fs.unstrip_protocol(root)
-    return _Listing(_or_refuse(folder, result), folder)
-
-
-def _remote_entry(url: str, name: str, info: Mapping[str, Any]) -> Entry:
-    version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
-    return Entry(
-        source=url,
-        name=name,
-        size=int(info.get("size") or 0),
-        version=version,
-    )
-
-
-# ---------------------------------------------------------------------------------------------
-# Manifests
-# ---------------------------------------------------------------------------------------------
-
-
-def _in_manifest(manifest: str) -> list[Entry | Rejected]:
-    shown = printable(manifest)
-    try:
-        with opened(Entry(manifest, "")) as file:
-            text = file.read().decode("utf-8-sig")
-        rows = read_rows(shown, text)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{shown}: is not a csv in UTF-8 ({error}); save it as UTF-8") from None
-    return [_manifest_entry(manifest, row) for row in rows]
-
-
-def _manifest_entry(manifest: str, row: Row) -> Entry | Rejected:
-    entry = _named_entry(manifest, row.file)
-    if isinstance(entry, Rejected):
-        return entry
-    if row.problem:
-        return Rejected(entry.shown, f"line {row.line} of the manifest: {row.problem}")
-    return entry._replace(
-        identity=printable(row.identity),
-        split=printable(row.split),
-        box=row.box,
-        frames=row.frames,
-        row=f"{printable(manifest)}, line {row.line}",
-    )
-
-
-def _named_entry(manifest: str, file: str) -> Entry | Rejected:
-    """Find the file that a row names: relative to the manifest, absolute, or a URL."""
-    folder = manifest.rpartition("/")[0]
-    file = expanded(file, folder)
-    below = file.removeprefix(f"{folder}/")
-    name = str(PurePosixPath(below).with_suffix(""))
-    if not is_url(manifest) and not is_url(file):
-        return _local_or_not(os.path.join(folder, file), name)
-    if not is_url(file):
-        file = f"{folder}/{file}"
-    try:
-        fs, path = filesystem(file)
-        return _remote_entry(file, name, fs.info(path))
-    except FileNotFoundError:
-        return Rejected(printable(file), "No such file or directory")
-    except (UserError, OSError) as error:
-        return Rejected(printable(file), f"cannot be read ({printable(reason_of(error))})")
+        name = PurePosixPath(posixpath.relpath(path, root or "/"))
+        if info["type"] != "file" or not all(map(is_shown, name.parts)):
+            continue
+        if name.suffix.lower() in EXTENSIONS:
+            videos.add(name.parent)
+            entry = remote_entry(fs.unstrip_protocol(path), str(name.with_suffix("")), info)
+            result += _inside(entry, layout)
+        elif is_picture(path):
+            source, size = fs.unstrip_protocol(path), int(info.get("size") or 0)
+            pictures.append(PictureFile(source, name, size, version_of(info)))
+    return _with_pictures(fs.unstrip_protocol(root), result, pictures, videos, layout)

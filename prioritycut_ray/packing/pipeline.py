@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.clips import Outcome, Recipe, Segment, read_part
 from prioritycut_ray.packing.entries import Entry, Rejected, printable
 from prioritycut_ray.packing.inputs import find_videos
+from prioritycut_ray.packing.layout import PLAIN, Layout
 from prioritycut_ray.packing.splits import (
     assign_splits,
     missing_splits,
@@ -36,7 +38,7 @@ from prioritycut_ray.video.random_access import check_size
 # As long as VoxCeleb's clips are usually cut: 34 s at 30 fps.
 MAX_FRAMES = 1024
 # Increased when the same video and recipe would give other clips: old parts are then redone.
-PART_VERSION = 2
+PART_VERSION = 3
 
 
 class PackProgress(NamedTuple):
@@ -91,9 +93,13 @@ class PackedClip(NamedTuple):
     def name(self) -> str:
         """The name from which its key is made."""
         frames = self.entry.frames
-        part = "" if frames is None else f"_{frames.start}-{frames.end or 'end'}"
+        part = "" if frames is None else f"_{frames.start:g}-{_number_or_end(frames.end)}"
         alone = len(self.outcome.segments) == 1
         return f"{self.entry.name}{part}" + ("" if alone else f"_{self.number:04d}")
+
+
+def _number_or_end(number: float | None) -> str:
+    return "end" if number is None else f"{number:.10g}"
 
 
 OnProgress = Callable[[PackProgress], None]
@@ -106,6 +112,7 @@ def pack_videos(
     size: int,
     copy: bool = False,
     max_frames: int = MAX_FRAMES,
+    layout: Layout = PLAIN,
     strict: bool = False,
     on_progress: OnProgress | None = None,
 ) -> PackReport:
@@ -119,16 +126,17 @@ def pack_videos(
 
     Args:
         inputs: videos, WebDataset shards, folders (searched recursively; hidden files are ignored),
-            globs, or csv manifests with the column ``file`` and optionally ``identity`` (or
-            ``identity_id``), ``split``, the frame numbers ``start`` and ``end``, and ``left``,
-            ``top``, ``right``, ``bottom``; paths are relative to the manifest; all may be fsspec
-            URLs, and braces (``shard-{000000..000123}.tar``) are expanded. The default identity of
-            a file is its path below the folder. Folders named ``train``, ``test`` or ``val`` are
-            splits; by default a tenth of the identities is in ``test``, the others in ``train``.
+            globs, or csv files: manifests with the column ``file``, or published metadata with
+            ``video_id`` (docs/your-data.md); all may be fsspec URLs, and braces
+            (``shard-{000000..000123}.tar``) are expanded. The default identity of a file is its
+            name before the first ``#``, or its path below the folder. Folders named ``train``,
+            ``test`` or ``val`` are splits; by default a tenth of the identities is in ``test``, the
+            others in ``train``.
         out: folder to create, a local path or any fsspec URL.
         size: side of the packed frames in pixels, a multiple of 32.
         copy: keep the streams as they are; those unfit for training are rejected.
         max_frames: longer videos are cut into segments of equal length; 2 or more.
+        layout: how clips are stored as pictures, and what names an identity.
         strict: fail if anything is rejected.
         on_progress: called after each video.
 
@@ -141,7 +149,7 @@ def pack_videos(
     """
     check_size(size)
     recipe = Recipe(size, copy, max_frames)
-    return _run("shard", inputs, out, recipe, None, strict, on_progress)
+    return _run("shard", inputs, layout, out, recipe, None, strict, on_progress)
 
 
 def append_videos(
@@ -150,6 +158,7 @@ def append_videos(
     *,
     copy: bool = False,
     max_frames: int = MAX_FRAMES,
+    layout: Layout = PLAIN,
     strict: bool = False,
     on_progress: OnProgress | None = None,
 ) -> PackReport:
@@ -164,6 +173,7 @@ def append_videos(
         inputs: as for :func:`pack_videos`.
         copy: as for :func:`pack_videos`.
         max_frames: as for :func:`pack_videos`.
+        layout: as for :func:`pack_videos`.
         strict: fail if anything is rejected.
         on_progress: called after each video.
 
@@ -179,23 +189,29 @@ def append_videos(
         raise UserError(f"{url}: its clips have several sizes; pack a new data set instead")
     [(size, _)] = sizes
     recipe = Recipe(size, copy, max_frames)
-    return _run("data append", inputs, url, recipe, base, strict, on_progress)
+    return _run("data append", inputs, layout, url, recipe, base, strict, on_progress)
 
 
 def _run(
     command: str,
     inputs: Sequence[str],
+    layout: Layout,
     out: str,
     recipe: Recipe,
     base: ClipIndex | None,
     strict: bool,
     on_progress: OnProgress | None,
 ) -> PackReport:
-    entries, unusable, notes = find_videos(inputs)
+    entries, unusable, notes = find_videos(inputs, layout)
     # The output folder is never an input.
     entries = [entry for entry in entries if not _is_below(entry.source, out)]
     unusable = [item for item in unusable if not _is_below(item.file, out)]
-    job = {"command": command, "inputs": [absolute(given) for given in inputs], **recipe._asdict()}
+    job = {
+        "command": command,
+        "inputs": [absolute(given) for given in inputs],
+        **recipe._asdict(),
+        **layout._asdict(),
+    }
     work = Workspace(out)
     with work.claimed(job, appending=base is not None):
         # Decode and encode every video, or reuse what an interrupted run has finished.
@@ -309,7 +325,7 @@ def _outcomes(
 def _part_name(entry: Entry, recipe: Recipe) -> str:
     """Name a part by everything it depends on; a file that has changed gives another name."""
     place = (entry.source, entry.size, entry.version, entry.span)
-    facts = (PART_VERSION, *place, entry.box, entry.frames, recipe)
+    facts = (PART_VERSION, *place, entry.box, entry.frames, entry.pictures, recipe)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -400,7 +416,8 @@ def _refused(out: str, rejected: Sequence[Rejected]) -> str:
 
 
 def _nothing_usable(out: str, rejected: Sequence[Rejected]) -> str:
-    reasons = Counter(item.reason for item in rejected)
+    # Each row of a manifest has its own line.
+    reasons = Counter(re.sub(r"^line \d+ of the manifest: ", "", one.reason) for one in rejected)
     first = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
     return (
         f"none of {len(rejected)} videos is usable ({first}); "

@@ -17,6 +17,29 @@ class Box(NamedTuple):
     bottom: int
 
 
+class Region(NamedTuple):
+    """A box in the units of a frame of a stated size: other pixels than the video's, or fractions.
+
+    Attributes:
+        left: of the box; it may lie outside the frame.
+        top: of the box.
+        right: of the box.
+        bottom: of the box.
+        width: of the frame in these units; None means that they are the video's own pixels.
+        height: of the frame in these units.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    width: float | None = None
+    height: float | None = None
+
+
+LARGEST_SQUARE = 3
+"""In sides of the frame. A larger square would be border for the most part, or fill the memory."""
+
 Crop = Box | Literal["auto", "none"]
 
 
@@ -69,6 +92,38 @@ def box_of(
     side = min(crop.right - crop.left, crop.bottom - crop.top)
     left = crop.left + (crop.right - crop.left - side) // 2
     top = crop.top + (crop.bottom - crop.top - side) // 2
+    return Box(left, top, left + side, top + side)
+
+
+def square_around(region: Region, width: int, height: int) -> Box:
+    """Return the smallest square around a region of a frame; it may reach beyond the frame.
+
+    The shorter side grows equally in both directions, as in the published preprocessing of
+    VoxCeleb (github.com/AliaksandrSiarohin/video-preprocessing, crop_vox.py).
+
+    Args:
+        region: the part of the frame to keep.
+        width: of the frame, in pixels.
+        height: of the frame, in pixels.
+
+    Raises:
+        ValueError: the region does not fit the frame at all; the message says how.
+    """
+    across = width / (region.width or width)
+    down = height / (region.height or height)
+    left, right = int(region.left * across), int(region.right * across)
+    top, bottom = int(region.top * down), int(region.bottom * down)
+    if min(right, width) <= max(left, 0) or min(bottom, height) <= max(top, 0):
+        place = ",".join(map(str, (left, top, right, bottom)))
+        raise ValueError(f"its box {place} is outside its frames of {width}x{height}")
+    side = max(right - left, bottom - top)
+    if side > LARGEST_SQUARE * max(width, height):
+        raise ValueError(
+            f"its box is {side} pixels wide or high, far more than its frames of {width}x{height}; "
+            "state the size that the box counts from as `width` and `height`"
+        )
+    left -= (side - (right - left)) // 2
+    top -= (side - (bottom - top)) // 2
     return Box(left, top, left + side, top + side)
 
 

@@ -5,6 +5,7 @@ PyAV handles every container, rotation and pixel shape, and reports damage. Fram
 """
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -78,13 +79,13 @@ class VideoInfo(NamedTuple):
     packets: int
 
 
-def frames_upright(source: Source) -> Iterator[Frame]:
+def frames_upright(source: Source, skip: int = 0) -> Iterator[Frame]:
     """Decode every frame of a video like :func:`frames_timed`, without times."""
-    for frame in frames_timed(source):
+    for frame in frames_timed(source, skip):
         yield frame.image
 
 
-def frames_timed(source: Source) -> Iterator[TimedFrame]:
+def frames_timed(source: Source, skip: int = 0) -> Iterator[TimedFrame]:
     """Decode every frame of a video, in presentation order, as a viewer would show it.
 
     The display matrix (rotation and mirroring) and the pixel aspect ratio are applied, edit lists
@@ -93,6 +94,7 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
 
     Args:
         source: a file path, or a seekable binary file.
+        skip: number of frames at the beginning that are decoded but not yielded.
 
     Yields:
         RGB frames ``uint8 [H, W, 3]`` with their times.
@@ -102,7 +104,7 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
             before the damage have been yielded, and the message gives their number.
     """
     if is_picture_file(source):
-        yield from picture_frames(source)
+        yield from itertools.islice(picture_frames(source), skip, None)
         return
     with open_video(source) as (container, stream):
         aspect = _pixel_aspect(source, stream)
@@ -117,7 +119,8 @@ def frames_timed(source: Source) -> Iterator[TimedFrame]:
                 for frame in decoder.decode(packet):
                     if frame.is_corrupt:
                         raise VideoError(name_of(source), _damage(decoded, "a frame is damaged"))
-                    yield TimedFrame(_displayed(frame, aspect), frame.time, _duration(frame))
+                    if decoded >= skip:
+                        yield TimedFrame(_displayed(frame, aspect), frame.time, _duration(frame))
                     decoded += 1
         except VideoError as error:
             raise VideoError(name_of(source), error.reason) from None

@@ -20,6 +20,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from prioritycut_ray.errors import reason_of
+from prioritycut_ray.video.boxes import Box
 from prioritycut_ray.video.source import (
     Frame,
     Source,
@@ -110,6 +111,15 @@ def read_picture_file(source: Source, most_pixels: int) -> Picture | None:
         ):
             width, height = height, width
         return Picture(np.array(shown), width, height)
+
+
+def picture_size(source: Source) -> tuple[int, int] | None:
+    """Read the width and height of a picture from its header; None if it cannot be read."""
+    try:
+        with _opened(source) as image:
+            return None if image is None else image.size
+    except VideoError:
+        return None
 
 
 def is_picture_file(source: Source) -> bool:
@@ -340,6 +350,17 @@ def center_square(frame: Frame) -> Frame:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return frame[top : top + side, left : left + side]
+
+
+def crop_beyond(frame: Frame, box: Box) -> Frame:
+    """Crop a box that may reach beyond the frame, whose border is replicated there."""
+    height, width = frame.shape[:2]
+    rows = np.clip(np.arange(box.top, box.bottom), 0, height - 1)
+    columns = np.clip(np.arange(box.left, box.right), 0, width - 1)
+    inside = frame[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if inside.shape[:2] == (len(rows), len(columns)):
+        return inside
+    return np.asarray(inside[rows - rows[0]][:, columns - columns[0]])
 
 
 def resize(frame: Frame, size: int) -> Frame:

@@ -187,7 +187,9 @@ def test_urls_are_searched_like_folders() -> None:
         ("ann", b"a/1.mp4"),
         ("a/b/2", b"a/b/2.MOV"),
     ]
-    assert [item.reason for item in listed.rejected] == ["No such file or directory"]
+    assert [item.reason for item in listed.rejected] == [
+        "line 4 of the manifest: No such file or directory"
+    ]
     fs.store.clear()
 
 
@@ -218,11 +220,13 @@ def test_rows_of_a_manifest_are_checked_one_by_one(tmp_path: Path) -> None:
     for line, reason in enumerate(reasons[:5], start=5):
         assert reason.startswith(f"line {line} of the manifest: the box ")
     assert reasons[5:] == [
-        "No such file or directory",
-        "No such file or directory",
-        "is a folder",
-        "embedded null byte",
+        "line 10 of the manifest: No such file or directory",
+        "line 11 of the manifest: No such file or directory",
+        "line 12 of the manifest: is a folder; state --fps if it holds the frames of a clip",
+        "line 13 of the manifest: embedded null byte",
     ]
+    path = tmp_path / "m.csv"
+    assert found.notes == [f"{path}: 4 of its 12 rows have no usable file; rejected.csv lists them"]
 
 
 @pytest.mark.parametrize(
@@ -252,10 +256,10 @@ def test_header_may_be_spelled_in_many_ways(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("file,person_id\na.mp4,ann", r"column 'person_id' .* one of file, identity, .*bottom"),
-        ("file,identity,split,partition\na.mp4,ann,,test", "column 'partition'"),
-        ("file;identity\na.mp4;ann", "'file;identity'.* separated by commas"),
-        ("file\tidentity\na.mp4\tann", r"'file\\tidentity'.* separated by commas"),
+        ("file,persona\na.mp4,ann", r"column 'persona' .* one of file, identity, .*bottom"),
+        ("file,identity,split,partition\na.mp4,ann,,test", "columns 'split' and 'partition'"),
+        ("file,bbox,left\na.mp4,0 0 1 1,3", "columns 'bbox' and 'left'"),
+        ("file|identity\na.mp4|ann", r"'file\|identity'.* separated by commas, semicolons or"),
         ("file,split,Split\na.mp4,test,train", "the column 'split' 2 times"),
         ("file,identity,identity_id\na.mp4,ann,bob", "'identity' and 'identity_id'"),
         ("file,\na.mp4,ann", "line 2: 'ann' is in a column without a name"),
