@@ -281,9 +281,7 @@ def scene(count: int, height: int, width: int, along: str = "columns") -> list[n
     """Gray frames that get brighter along columns, rows, or time."""
     ramps = {
         "columns": np.broadcast_to(250 * np.arange(width) / width, (count, height, width)),
-        "rows": np.broadcast_to(
-            250 * np.arange(height)[:, None] / height, (count, height, width)
-        ),
+        "rows": np.broadcast_to(250 * np.arange(height)[:, None] / height, (count, height, width)),
         "time": np.broadcast_to(6 * np.arange(count)[:, None, None], (count, height, width)),
     }
     return [*np.repeat(ramps[along][..., None], 3, axis=3).astype(np.uint8)]
