@@ -325,8 +325,10 @@ class DataConfig(Section):
     """Share of the samples that is drawn from clips in ``known``; the others are new clips."""
     size: Annotated[int, Field(ge=32, multiple_of=32)] = 256
     """Side of the square frames in pixels; a multiple of 32, as the decoder requires."""
+    visit: Literal["clip", "identity"] = "clip"
+    """Visit all clips equally often; or all identities, and the clips of each in turn."""
     num_repeats: Count = 75
-    """Visits to each clip per epoch."""
+    """Visits to each clip, or to each identity, per epoch."""
     pairs_per_visit: Count = 1
     """Consecutive frame pairs from a clip that is opened: more is cheaper, but they are similar."""
     decoder: Literal["decord", "pyav"] = "decord"

@@ -6,8 +6,6 @@ loader workers just divide the numbers among themselves, so the order is the sam
 of them, and "samples consumed" is the whole state to save and resume.
 """
 
-import functools
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,17 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prioritycut_ray.data.cache import ClipCache
-from prioritycut_ray.data.index import ClipIndex, Clips, clips_of, were_seen
+from prioritycut_ray.data.index import ClipIndex, clips_of
 from prioritycut_ray.data.loader import Decoding, load, unwatched
+from prioritycut_ray.data.permutation import key_of, random_bits, random_fractions
 from prioritycut_ray.data.shards import Clip, ShardError, is_whole, read_clip
+from prioritycut_ray.data.visits import VisitBy, Visits
 from prioritycut_ray.errors import DataError, UserError
 from prioritycut_ray.video.random_access import DEFAULT_DECODER, check_decoder, read_frames
 from prioritycut_ray.video.source import VideoError
 
 log = logging.getLogger(__name__)
-
-# More damaged clips in a row are not an accident: the data set is broken.
-MOST_SUBSTITUTES = 8
 
 
 class Batch(NamedTuple):
@@ -58,12 +55,14 @@ class Draw(NamedTuple):
     """What a sample's number determines.
 
     Attributes:
-        clips: positions of the clip to use, then of its substitutes in order.
+        visit: number of the visit to a clip.
+        clip: position of the clip; :meth:`FramePairs.substitutes` gives those that may replace it.
         places: of source and driving in [0, 1); :func:`two_frames` gives their frame numbers.
         augment_seed: 0 or more.
     """
 
-    clips: list[int]
+    visit: int
+    clip: int
     places: tuple[float, float]
     augment_seed: int
 
@@ -84,6 +83,7 @@ class FramePairs:
         seed: int,
         num_repeats: int = 1,
         pairs_per_visit: int = 1,
+        visit: VisitBy = "clip",
         decoder: str = DEFAULT_DECODER,
         cache: ClipCache | None = None,
         known: ClipIndex | None = None,
@@ -97,8 +97,9 @@ class FramePairs:
             split: which clips to use.
             size: side of the frames in pixels; ideally the size at which the clips were packed.
             seed: 0 or more.
-            num_repeats: how often an epoch visits each clip, on average.
+            num_repeats: how often an epoch visits each clip or identity, on average.
             pairs_per_visit: consecutive samples from a clip, fetched and opened once.
+            visit: whether all clips, or all identities, are visited equally often.
             decoder: ``decord`` or ``pyav``.
             cache: for clips of a remote data set.
             known: index of the clips that an earlier model has seen; None treats all clips alike.
@@ -113,29 +114,43 @@ class FramePairs:
         self.clips = clips_of(index, split)
         self.url = url
         self.size = size
-        self.num_repeats = num_repeats
         self.pairs_per_visit = pairs_per_visit
         self.decoder = decoder
         self.cache = cache
-        self.entropy = (seed, int(index.fingerprint.rpartition("-")[2][:32], 16))
-        self._clip_of_place = (
-            None if known is None else _clip_of_place(self.clips, known, num_repeats, replay)
+        entropy = (seed, index.fingerprint)
+        self._visits = Visits(
+            self.clips, entropy, by=visit, num_repeats=num_repeats, known=known, replay=replay
         )
+        self._keys = [key_of(*entropy, name) for name in ("source", "driving", "augmentation")]
 
     @property
     def epoch_length(self) -> int:
         """Number of samples in an epoch."""
-        return len(self.clips) * self.num_repeats * self.pairs_per_visit
+        return self._visits.per_epoch * self.pairs_per_visit
 
     def draw(self, number: int) -> Draw:
         """Determine sample ``number`` without reading anything."""
-        visits = len(self.clips) * self.num_repeats
-        epoch, position = divmod(number // self.pairs_per_visit, visits)
-        order = _epoch_order(self.entropy, epoch, visits)
-        clips = _next_distinct(order, position, len(self.clips), self._clip_of_place)
-        rng = _generator(self.entropy, "sample", number)
-        first, second = rng.random(2).tolist()
-        return Draw(clips, (first, second), int(rng.integers(2**63)))
+        [drawn] = self.draws([number])
+        return drawn
+
+    def draws(self, numbers: Sequence[int]) -> list[Draw]:
+        """Determine samples without reading anything."""
+        given = np.array(numbers, np.int64)
+        visits = given // self.pairs_per_visit
+        source, driving, augmentation = self._keys
+        columns = (
+            visits,
+            self._visits.clips(visits),
+            random_fractions(source, given),
+            random_fractions(driving, given),
+            random_bits(augmentation, given) >> np.uint64(1),
+        )
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [Draw(visit, clip, (one, two), seed) for visit, clip, one, two, seed in rows]
+
+    def substitutes(self, draw: Draw) -> list[int]:
+        """Return the positions of the clips that may replace the one drawn, in order."""
+        return self._visits.substitutes(draw.visit)
 
     def read(
         self,
@@ -145,7 +160,7 @@ class FramePairs:
     ) -> tuple[Batch, list[Damage]]:
         """Read samples.
 
-        A damaged clip is replaced by the next one in the epoch's order.
+        A damaged clip is replaced by another one, which the visit's number determines.
 
         Args:
             numbers: of the samples, from 0; at least one.
@@ -159,12 +174,12 @@ class FramePairs:
             DataError: all substitutes are damaged too.
             UserError: the storage cannot be read.
         """
-        draws = [self.draw(number) for number in numbers]
+        draws = self.draws(numbers)
         pictures = torch.empty((2, len(draws), self.size, self.size, 3), dtype=torch.uint8)
         damage: list[Damage] = []
         done = 0
-        # Consecutive samples of one visit have the same clips, and are read together.
-        for _, group in itertools.groupby(draws, key=lambda draw: draw.clips):
+        # Consecutive samples of one visit have the same clip, and are read together.
+        for _, group in itertools.groupby(draws, key=lambda draw: draw.visit):
             visit = list(group)
             frames, missed = self._read_visit(visit, avoid or {}, decoding)
             shown = torch.from_numpy(frames).view(len(visit), 2, self.size, self.size, 3)
@@ -180,7 +195,7 @@ class FramePairs:
     ) -> tuple[NDArray[np.uint8], list[Damage]]:
         """Read the frames of all draws of a visit, ``uint8 [2 len(visit), size, size, 3]``."""
         damage: list[Damage] = []
-        for position in visit[0].clips:
+        for position in self._candidates(visit[0]):
             clip = self.clips[position]
             if position in avoid:
                 damage.append(Damage(clip.key, avoid[position]))
@@ -196,6 +211,10 @@ class FramePairs:
             f"{self.url}: {len(damage)} clips in a row cannot be read (the last: "
             f"{damage[-1].clip!r}: {damage[-1].reason}); restore the data set or pack it again"
         )
+
+    def _candidates(self, draw: Draw) -> Iterator[int]:
+        yield draw.clip
+        yield from self.substitutes(draw)
 
     def _fetch(self, clip: Clip) -> bytes:
         """Return the verified bytes of a clip, from the cache if possible."""
@@ -304,43 +323,3 @@ class _Shares(Sequence[Sequence[int]]):
 
     def __len__(self) -> int:
         return len(self._firsts)
-
-
-def _generator(entropy: tuple[int, int], purpose: str, number: int) -> np.random.Generator:
-    # The purpose keeps epoch 5 and sample 5 apart.
-    tag = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
-    return np.random.default_rng([*entropy, tag, number])
-
-
-@functools.lru_cache(maxsize=2)
-def _epoch_order(entropy: tuple[int, int], epoch: int, length: int) -> NDArray[np.int64]:
-    """Shuffle the places of an epoch: ``int64 [length]``; place p shows clip p mod clips."""
-    return _generator(entropy, "epoch", epoch).permutation(length)
-
-
-def _clip_of_place(
-    clips: Clips, known: ClipIndex, num_repeats: int, replay: float
-) -> NDArray[np.int64]:
-    """Assign a clip to each place of an epoch: known and new ones in turn, by their shares."""
-    seen = were_seen(clips, known)
-    old, new = np.flatnonzero(seen), np.flatnonzero(~seen)
-    length = len(clips) * num_repeats
-    if not len(old) or not len(new):
-        return np.resize(old if len(old) else new, length)
-    replayed = round(length * replay)
-    return np.concatenate([np.resize(old, replayed), np.resize(new, length - replayed)])
-
-
-def _next_distinct(
-    order: NDArray[np.int64], position: int, clips: int, clip_of_place: NDArray[np.int64] | None
-) -> list[int]:
-    """List the clip at a position and the next different ones, which may replace it."""
-    found: list[int] = []
-    for step in range(len(order)):
-        place = int(order[(position + step) % len(order)])
-        clip = place % clips if clip_of_place is None else int(clip_of_place[place])
-        if clip not in found:
-            found.append(clip)
-        if len(found) > min(MOST_SUBSTITUTES, clips - 1):
-            break
-    return found

@@ -52,7 +52,7 @@ def check_resumable(config: Config, data: str) -> None:
         if _version(trained_on) != _version(data):
             raise UserError(
                 f"{run}: this run was trained by an older version, which drew samples in another "
-                f"order; resume it with that version, or set another name=... to start a new run"
+                "order; resume it with that version, or set another name=... to start a new run"
             )
         raise UserError(
             f"{run}: this run was trained on other clips (fingerprint {trained_on[:12]}) than "

@@ -221,6 +221,7 @@ def training_batches(
         seed=options.seed,
         num_repeats=data.num_repeats,
         pairs_per_visit=data.pairs_per_visit,
+        visit=data.visit,
         decoder=data.decoder,
         cache=clip_cache(data, index),
         known=None if data.known is None else read_index(data.known, cache_dir=data.cache_dir),

@@ -31,8 +31,8 @@ def shown(index: ClipIndex, known: int | None, replay: float, epoch: int = 0) ->
         replay=replay,
     )
     start = epoch * pairs.epoch_length
-    draws = [pairs.draw(start + place) for place in range(pairs.epoch_length)]
-    return dict(collections.Counter(pairs.clips[draw.clips[0]].key for draw in draws))
+    draws = pairs.draws(range(start, start + pairs.epoch_length))
+    return dict(collections.Counter(pairs.clips[draw.clip].key for draw in draws))
 
 
 @pytest.mark.parametrize("replay", [0.0, 0.25, 0.5])
@@ -59,10 +59,28 @@ def test_substitutes_of_a_damaged_clip_are_distinct(index: ClipIndex) -> None:
     pairs = FramePairs(
         "nowhere", index, "train", size=SIZE, seed=1, num_repeats=3, known=seen, replay=0.5
     )
-    for number in range(pairs.epoch_length):
-        candidates = pairs.draw(number).clips
-        assert len(candidates) > 1
-        assert len(set(candidates)) == len(candidates)
+    known = {place for place, clip in enumerate(pairs.clips) if clip in [*index.clips[:4]]}
+    for draw in pairs.draws(range(pairs.epoch_length)):
+        found = [draw.clip, *pairs.substitutes(draw)]
+        assert sorted(found) == list(range(CLIPS))
+        alike = known if draw.clip in known else set(range(CLIPS)) - known
+        assert set(found[: len(alike)]) == alike, "clips of the same kind come first"
+
+
+def test_few_places_for_known_clips_still_show_all_of_them(index: ClipIndex) -> None:
+    """Of seven visits an epoch, one is for four known clips."""
+    pairs = FramePairs(
+        "nowhere",
+        index,
+        "train",
+        size=SIZE,
+        seed=1,
+        num_repeats=1,
+        known=build_index(index.clips[:4]),
+        replay=0.15,
+    )
+    visits = collections.Counter(draw.clip for draw in pairs.draws(range(8 * CLIPS)))
+    assert [visits[place] for place in range(CLIPS)] == [2] * 4 + [16] * 3
 
 
 def test_the_folder_of_a_known_index_is_all_that_is_needed(

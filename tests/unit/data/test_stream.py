@@ -105,7 +105,7 @@ def test_every_epoch_shows_every_clip_equally_often_in_its_own_order(url: str) -
     dataset = pairs(url, num_repeats=3)
     assert dataset.epoch_length == 3 * CLIPS
     epochs = [
-        [dataset.draw(number).clips[0] for number in range(first, first + 3 * CLIPS)]
+        [draw.clip for draw in dataset.draws(range(first, first + 3 * CLIPS))]
         for first in range(0, 5 * 3 * CLIPS, 3 * CLIPS)
     ]
     for epoch in epochs:
@@ -116,9 +116,9 @@ def test_every_epoch_shows_every_clip_equally_often_in_its_own_order(url: str) -
 def test_pairs_of_a_visit_show_one_clip_after_the_other(url: str) -> None:
     dataset = pairs(url, num_repeats=2, pairs_per_visit=3)
     assert dataset.epoch_length == 2 * 3 * CLIPS
-    epoch = [dataset.draw(number) for number in range(dataset.epoch_length)]
-    visits = [draw.clips[0] for draw in epoch[::3]]
-    assert [draw.clips[0] for draw in epoch] == [clip for clip in visits for _ in range(3)]
+    epoch = dataset.draws(range(dataset.epoch_length))
+    visits = [draw.clip for draw in epoch[::3]]
+    assert [draw.clip for draw in epoch] == [clip for clip in visits for _ in range(3)]
     assert collections.Counter(visits) == dict.fromkeys(range(CLIPS), 2)
     assert len({draw.augment_seed for draw in epoch}) == len(epoch)
     assert len({draw.places for draw in epoch}) == len(epoch)
@@ -172,7 +172,7 @@ def test_frames_are_two_different_ones_of_the_clip_drawn(url: str) -> None:
     by_number = {clip.key: number for number, clip in enumerate(dataset.clips)}
     for number in range(40):
         sample, draw = dataset.read([number])[0], dataset.draw(number)
-        frames = clip_frames(by_number[dataset.clips[draw.clips[0]].key])
+        frames = clip_frames(by_number[dataset.clips[draw.clip].key])
         indices = two_frames(draw.places, len(frames))
         assert indices[0] != indices[1]
         for shown, index in zip((sample.source, sample.driving), indices, strict=True):
@@ -217,7 +217,8 @@ def test_damaged_clip_is_replaced_alike_everywhere(
     assert same(read, expected)
     assert torch.equal(read.augment_seeds, whole.augment_seeds)
     for number in range(24):
-        first, second = dataset.draw(number).clips[:2]
+        draw = dataset.draw(number)
+        first, second = draw.clip, dataset.substitutes(draw)[0]
         assert torch.equal(read.source[number], whole.source[number]) == (first != 2)
         red = int(read.source[number][0].float().mean().round())
         shown = second if first == 2 else first
@@ -233,7 +234,7 @@ def test_warning_names_the_clip_and_does_not_flood(
     damage(url, dataset.clips[1])
     with caplog.at_level(logging.WARNING):
         read_order(dataset, 0, 40, 1, workers)
-    replaced = sum(dataset.draw(number).clips[0] == 1 for number in range(40))
+    replaced = sum(dataset.draw(number).clip == 1 for number in range(40))
     assert replaced > 10
     logged = [record.getMessage() for record in caplog.records]
     assert len(logged) == replaced.bit_length()

@@ -12,8 +12,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.errors import ExitCode, NotFiniteError, Preempted, UserError
 from prioritycut_ray.launch.in_process import train_in_process
+from prioritycut_ray.runs.compatibility import check_resumable
 from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.runs.manifest import verify
 from tests.clip_sets import write_set
@@ -107,6 +109,15 @@ def test_a_second_ctrl_c_stops_at_once(data: str, tmp_path: Path) -> None:
     with pytest.raises(Preempted, match="step 1: stopped without saving"):
         train_in_process(configured(data, tmp_path, "train.log_every=1"), interrupt, print)
     assert not list((tmp_path / "tiny").glob("step_*"))
+
+
+def test_other_clips_and_another_order_of_samples_do_not_resume(data: str, whole: Path) -> None:
+    config = configured(data, whole.parent, f"name={whole.name}")
+    check_resumable(config, read_index(data).fingerprint)
+    with pytest.raises(UserError, match=r"trained on other clips.*data\.url=.*another name="):
+        check_resumable(config, "v2-" + "0" * 64)
+    with pytest.raises(UserError, match=r"older version.*resume it with that.*another name="):
+        check_resumable(config, "v3-" + "0" * 64)
 
 
 def test_an_error_reaches_the_caller_as_it_is(data: str, tmp_path: Path) -> None:
