@@ -280,7 +280,7 @@ def tune_verb(
 
 
 models_app = typer.Typer(
-    name="models", help="List, promote and roll back models.", no_args_is_help=True
+    name="models", help="List, promote, pin and roll back models.", no_args_is_help=True
 )
 app.add_typer(models_app)
 Models = Annotated[str, typer.Option(help="Models folder or fsspec URL.")]
@@ -294,7 +294,7 @@ def retrain_verb(
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Train the current model on new clips, and promote the result if it is no worse."""
+    """Train the current model on new clips, and promote the result if it is better."""
     from prioritycut_ray.commands.retrain import retrain
 
     with writing_to(settings):
@@ -326,9 +326,24 @@ def models_promote(
         promote_model(models, model, name, console)
 
 
+@models_app.command("pin", epilog="Example: `prioritycut models pin`")
+def models_pin(
+    model: Annotated[
+        str | None, typer.Argument(help="Name of a model.", show_default="the current model")
+    ] = None,
+    models: Models = "models",
+    debug: Debug = False,
+) -> None:
+    """Make a model the anchor, which no candidate may be worse than by more than a tolerance."""
+    from prioritycut_ray.commands.models import pin_model
+
+    with writing_to(models):
+        pin_model(models, model, console)
+
+
 @models_app.command("rollback", epilog="Example: `prioritycut models rollback`")
 def models_rollback(models: Models = "models", debug: Debug = False) -> None:
-    """Roll back to the previously promoted model."""
+    """Roll back to the previously promoted model, and pin it."""
     from prioritycut_ray.commands.models import roll_back
 
     roll_back(models, console)

@@ -6,7 +6,13 @@ from rich.table import Table
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.retraining.listing import list_entries
-from prioritycut_ray.retraining.registry import adopt, model_names, promote, rollback
+from prioritycut_ray.retraining.registry import (
+    adopt,
+    model_names,
+    pin,
+    promote,
+    rollback,
+)
 from prioritycut_ray.runs.locate import has_checkpoint
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.lease import leased
@@ -20,7 +26,8 @@ def list_models(url: str, console: Console) -> None:
     models = Folder(resolved(url))
     table = Table("model", "state", "promoted", "reason", title=models.url)
     for entry in list_entries(models):
-        state = entry.state if entry.has_weights else f"{entry.state}, weights removed"
+        state = entry.state + " (anchor)" * entry.is_anchor
+        state += "" if entry.has_weights else ", weights removed"
         promoted = f"{entry.promoted:%Y-%m-%d %H:%M}" if entry.promoted else ""
         table.add_row(*map(escape, (entry.name, state, promoted, entry.reason)))
     console.print(table)
@@ -53,8 +60,32 @@ def promote_model(url: str, model: str, name: str | None, console: Console) -> N
     console.print(f"{models.url}: {model} is current", markup=False)
 
 
+def pin_model(url: str, model: str | None, console: Console) -> None:
+    """Make a model the anchor.
+
+    Args:
+        url: the models folder.
+        model: its name; the current model by default.
+        console: where to print the result.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    models = Folder(resolved(url))
+    if model is not None and model not in model_names(models):
+        raise UserError(
+            f"{model}: is not a model in {models.url}; `prioritycut models list` shows the models"
+        )
+    with leased(models, LEASE_SECONDS) as lease:
+        pinned = pin(models, lease, model)
+    console.print(
+        f"{models.url}: {pinned} is the anchor; candidates may be worse than it by one tolerance",
+        markup=False,
+    )
+
+
 def roll_back(url: str, console: Console) -> None:
-    """Roll back to the previously promoted model.
+    """Roll back to the previously promoted model, and pin it.
 
     Raises:
         UserError: there is no earlier model.
@@ -62,4 +93,7 @@ def roll_back(url: str, console: Console) -> None:
     models = Folder(resolved(url))
     with leased(models, LEASE_SECONDS) as lease:
         former, current = rollback(models, lease)
-    console.print(f"{models.url}: rolled back from {former} to {current}", markup=False)
+    console.print(
+        f"{models.url}: rolled back from {former} to {current}, which is now the anchor too",
+        markup=False,
+    )

@@ -141,6 +141,11 @@ def difference_over_clips(
     return _estimate_over_clips(key, [_in_both(*pair) for pair in pairs], identities)
 
 
+def difference_of_clip(key: str, first: Tally, second: Tally) -> float | None:
+    """Return first − second of one clip, on the frames that count in both; None without any."""
+    return _value_of_group(key, _in_both(first, second))
+
+
 def difference_over_frames(
     key: str, pairs: Sequence[tuple[Tally, Tally]], identities: Sequence[str]
 ) -> Estimate:
@@ -157,15 +162,22 @@ Group = tuple[Tally, ...]
 """The tally of a clip for one model, or for two models that are compared."""
 
 
+def _value_of_group(key: str, group: Group) -> float | None:
+    """Return the value of a clip for one model, or first − second of two models."""
+    values = [value_of(key, tally) for tally in group]
+    if values[0] is None:
+        return None
+    return values[0] if len(values) == 1 else values[0] - (values[1] or 0.0)
+
+
 def _estimate_over_clips(key: str, groups: Sequence[Group], identities: Sequence[str]) -> Estimate:
     """Average the values of the clips."""
     sums: dict[str, list[float]] = {}
     frames = 0
     for group, identity in zip(groups, identities, strict=True):
-        values = [value_of(key, tally) for tally in group]
-        if values[0] is None:
+        value = _value_of_group(key, group)
+        if value is None:
             continue
-        value = values[0] if len(values) == 1 else values[0] - (values[1] or 0.0)
         total = sums.setdefault(identity, [0.0, 0.0])
         total[0] += value
         total[1] += 1

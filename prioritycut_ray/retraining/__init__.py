@@ -2,5 +2,6 @@
 
 ``pipeline`` runs the numbered steps with what the other modules give: ``settings`` (the YAML file),
 ``registry`` (the models folder and the pointer to the current model), ``job`` (the work on one
-candidate), ``comparison`` and ``gate`` (whether it is promoted), ``notifications`` (the report).
+candidate), ``comparison``, ``worsening`` and ``gate`` (whether it is promoted), ``notifications``
+(the report).
 """

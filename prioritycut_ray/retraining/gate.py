@@ -1,26 +1,51 @@
-"""The decision whether a candidate is promoted: a pure function of paired differences."""
+"""The decision whether a candidate is promoted: a pure function of a comparison.
+
+Three kinds of rules, each a bound on how much worse the candidate is (:mod:`worsening`):
+
+- *regressions*: on each holdout, no worse than the current model by more than a tolerance;
+- *target*: over all held-out clips, better than the current model;
+- *anchor*: over all held-out clips, no worse than the anchor by more than a tolerance. This bound
+  shares its error rate with all comparisons since the anchor was pinned, so that small losses do
+  not add up over nights.
+
+A candidate must pass them all, so each may use the whole error rate: the probability that a
+candidate which breaks a rule is promoted is at most that of the one rule (an intersection-union
+test: Berger, Technometrics 24, 1982).
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.metrics.aggregate import Estimate, Metric
+from prioritycut_ray.metrics.aggregate import Metric
+from prioritycut_ray.retraining.comparison import FIXED, NEW, ClipChange
 from prioritycut_ray.retraining.settings import Gate
+from prioritycut_ray.retraining.worsening import (
+    FEW_IDENTITIES,
+    Worsening,
+    alpha_of_night,
+    worsening,
+)
 
-ALL = "all"
-"""All held-out clips: the fixed and the new holdout together."""
-Differences = Mapping[str, Mapping[str, Estimate]]
-"""Candidate − current, by holdout and metric."""
+
+EVERYWHERE = "all held-out clips"
 
 
 class GateCheck(BaseModel):
-    """The outcome of one rule."""
+    """The outcome of one rule.
+
+    Attributes:
+        passed: whether it allows the promotion.
+        text: the rule, the figures and the outcome, in one line.
+        way_out: of a failed check: what would have to change for it to pass; else empty.
+    """
 
     passed: bool
     text: str
+    way_out: str = ""
 
 
 class Verdict(BaseModel):
@@ -29,18 +54,38 @@ class Verdict(BaseModel):
     Attributes:
         promote: whether every check has passed.
         reason: the reason, in one line.
+        night: number of the comparison since the anchor was pinned, from 1.
         checks: the outcome of each rule.
     """
 
     promote: bool
     reason: str
+    night: int
     checks: list[GateCheck]
 
 
-class _MetricDifference(NamedTuple):
-    holdout: str
+class _Rule(NamedTuple):
+    """A bound that the candidate must keep.
+
+    Attributes:
+        metric: what is bounded.
+        where: on which clips, in words.
+        reference: the model that it is compared with, in words.
+        limit: how much worse the candidate may be.
+        alpha: probability that the bound is too low.
+        changes: the clips' differences; None for a clip on which the metric is undefined.
+        identities: the identity of each clip.
+        is_target: whether the candidate must be better, rather than within a tolerance.
+    """
+
     metric: Metric
-    difference: Estimate
+    where: str
+    reference: str
+    limit: float
+    alpha: float
+    changes: list[float | None]
+    identities: list[str]
+    is_target: bool = False
 
 
 def check_rules(metrics: Sequence[Metric], gate: Gate) -> None:
@@ -55,87 +100,119 @@ def check_rules(metrics: Sequence[Metric], gate: Gate) -> None:
             raise UserError(f"gate: {key} is not measured; use one of {', '.join(known)}")
 
 
-def judge(differences: Differences, metrics: Sequence[Metric], gate: Gate) -> Verdict:
+def judge(
+    changes: Sequence[ClipChange], metrics: Sequence[Metric], gate: Gate, night: int
+) -> Verdict:
     """Decide whether a candidate is promoted.
 
     Args:
-        differences: candidate − current, by holdout and metric; includes :data:`ALL`.
+        changes: the differences of each held-out clip.
         metrics: the measured metrics.
         gate: the rules.
+        night: number of the comparison since the anchor was pinned, from 1.
 
     Raises:
         UserError: a rule names a metric that is not measured.
     """
     check_rules(metrics, gate)
-    known = {metric.key: metric for metric in metrics}
-    checks = [
-        _regression(_MetricDifference(holdout, known[key], by_metric[key]), tolerance)
-        for holdout, by_metric in differences.items()
-        if holdout != ALL
-        for key, tolerance in gate.tolerances.items()
-    ]
-    checks.append(
-        _target(_MetricDifference(ALL, known[gate.target], differences[ALL][gate.target]))
-    )
+    checks = [_check(rule) for rule in _rules(changes, metrics, gate, night)]
     failed = [check.text for check in checks if not check.passed]
     return Verdict(
         promote=not failed,
         reason="; ".join(failed) or f"all {len(checks)} checks passed; {checks[-1].text}",
+        night=night,
         checks=checks,
     )
 
 
-def _regression(item: _MetricDifference, tolerance: float) -> GateCheck:
-    worse = _worsening(item)
-    if worse is None:
-        return _undefined(item)
-    value, at_most = worse
-    text = (
-        f"{item.metric.label} on the {item.holdout} holdout is "
-        f"{'worse' if value > 0 else 'better'} by {abs(value):.3g}"
-        + (
-            ", without an interval (one identity)"
-            if item.difference.low is None
-            else f", by {at_most:+.3g} at the far end of the interval"
-        )
-        + f" (tolerance {tolerance:g})"
+def _rules(
+    changes: Sequence[ClipChange], metrics: Sequence[Metric], gate: Gate, night: int
+) -> Iterator[_Rule]:
+    """Yield the rules; the target comes last."""
+    known = {metric.key: metric for metric in metrics}
+    for holdout in (FIXED, NEW):
+        own = [change for change in changes if change.holdout == holdout]
+        for key, tolerance in gate.tolerances.items() if own else ():
+            yield _rule(own, known[key], f"the {holdout} holdout", tolerance, gate.alpha)
+    for key, tolerance in gate.tolerances.items():
+        spent = alpha_of_night(gate.alpha, night)
+        yield _rule(changes, known[key], EVERYWHERE, tolerance, spent, _since_anchor, "the anchor")
+    target = _rule(changes, known[gate.target], EVERYWHERE, 0.0, gate.alpha)
+    yield target._replace(is_target=True)
+
+
+def _since_current(change: ClipChange) -> dict[str, float | None]:
+    return change.since_current
+
+
+def _since_anchor(change: ClipChange) -> dict[str, float | None]:
+    return change.since_anchor
+
+
+def _rule(
+    changes: Sequence[ClipChange],
+    metric: Metric,
+    where: str,
+    limit: float,
+    alpha: float,
+    since: Callable[[ClipChange], dict[str, float | None]] = _since_current,
+    reference: str = "the current model",
+) -> _Rule:
+    return _Rule(
+        metric=metric,
+        where=where,
+        reference=reference,
+        limit=limit,
+        alpha=alpha,
+        changes=[since(change)[metric.key] for change in changes],
+        identities=[change.identity for change in changes],
     )
-    return GateCheck(passed=at_most <= tolerance, text=text)
 
 
-def _target(item: _MetricDifference) -> GateCheck:
-    worse = _worsening(item)
-    if worse is None:
-        return _undefined(item)
+def _check(rule: _Rule) -> GateCheck:
+    """Compare the upper bound of the worsening with the limit."""
+    known = [
+        (value, identity)
+        for value, identity in zip(rule.changes, rule.identities, strict=True)
+        if value is not None
+    ]
+    if not known:
+        text = f"{rule.metric.label} is undefined on every frame of {rule.where}"
+        return GateCheck(passed=False, text=text)
+    if not all(math.isfinite(value) for value, _ in known):
+        text = f"{rule.metric.label} of the candidate or {rule.reference} is not finite on "
+        return GateCheck(passed=False, text=text + rule.where)
+    sign = -1.0 if rule.metric.higher_is_better else 1.0
+    found = worsening([sign * value for value, _ in known], [identity for _, identity in known])
+    assert found is not None
+    passed = found.at_most(rule.alpha) <= rule.limit
     return GateCheck(
-        passed=worse[0] <= 0,
-        text=f"target {item.metric.label} over all held-out clips is "
-        f"{'worse' if worse[0] > 0 else 'no worse'} ({item.difference.value:+.3g})",
+        passed=passed, text=_text(rule, found), way_out="" if passed else _way_out(rule, found)
     )
 
 
-def _worsening(item: _MetricDifference) -> tuple[float, float] | None:
-    """Return how much worse the candidate is (negative: better), and the upper bound of that.
-
-    The upper bound is the far end of the 95 % interval, or the value itself without an interval.
-    None if the metric is undefined on every frame, or not finite.
-    """
-    value, low, high = item.difference.value, item.difference.low, item.difference.high
-    if not all(math.isfinite(number) for number in (value, low, high) if number is not None):
-        return None
-    if value is None:
-        return None
-    if item.metric.higher_is_better:
-        return -value, -(value if low is None else low)
-    return value, value if high is None else high
+def _text(rule: _Rule, found: Worsening) -> str:
+    return (
+        f"{'target ' if rule.is_target else ''}{rule.metric.label} on {rule.where} is "
+        f"{'worse' if found.value > 0 else 'better'} than {rule.reference}'s by "
+        f"{abs(found.value):.3g}, {_bound_text(rule, found)} ("
+        + ("must be better)" if rule.is_target else f"tolerance {rule.limit:g})")
+    )
 
 
-def _undefined(item: _MetricDifference) -> GateCheck:
-    """Fail a metric that could not be measured."""
-    holdout = f"the {item.holdout} holdout"
-    if item.difference.value is None:
-        text = f"{item.metric.label} is undefined on every frame of {holdout}"
-    else:
-        text = f"{item.metric.label} of the candidate or the current model is not finite on "
-        text += holdout
-    return GateCheck(passed=False, text=text)
+def _bound_text(rule: _Rule, found: Worsening) -> str:
+    bound = found.at_most(rule.alpha)
+    if found.identities == 1:
+        return "without an interval (one identity)"
+    if found.identities < FEW_IDENTITIES:
+        return f"by {bound:+.3g} for the worst of {found.identities} identities"
+    return f"by {bound:+.3g} at the far end of the interval"
+
+
+def _way_out(rule: _Rule, found: Worsening) -> str:
+    """Say what would have to change for the same data to pass."""
+    needed = found.needed_value(rule.limit, rule.alpha)
+    effect = f"worse by at most {needed:.3g}" if needed > 0 else f"better by {-needed:.3g} or more"
+    same = f"it would pass on the same {found.identities} identities if it were {effect}"
+    more = found.needed_identities(rule.limit, rule.alpha)
+    return same if more is None else f"{same}, or with the same difference on {more} identities"

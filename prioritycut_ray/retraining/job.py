@@ -227,14 +227,15 @@ def finish(models: Folder, job: RetrainingJob, lease: Lease) -> list[str]:
     jobs = [
         read_job(models, name) for name in model_names(models) if models.exists(f"{name}/{DONE}")
     ]
-    in_use = {*former, current.model if current else ""}
+    anchor = current.anchor.model if current else ""
+    in_use = {*former, anchor, current.model if current else ""}
     refused = [
         job.candidate
         for job in sorted(jobs, key=lambda job: job.begun, reverse=True)
         if job.candidate not in in_use
     ]
     keep = job.settings.keep
-    expendable = [*former[keep:], *refused[keep:]]
+    expendable = [name for name in former if name != anchor][keep:] + refused[keep:]
     removed = [name for name in expendable if models.exists(f"{name}/{RUN}")]
     for name in removed:
         lease.check()

@@ -15,6 +15,7 @@ class ModelEntry(NamedTuple):
     Attributes:
         name: its name.
         state: current, former, adopted, refused or unfinished.
+        is_anchor: whether it is pinned.
         has_weights: whether its weights are kept.
         promoted: when it was last promoted; None if it never was.
         reason: why it was promoted or refused; empty if neither.
@@ -22,6 +23,7 @@ class ModelEntry(NamedTuple):
 
     name: str
     state: str
+    is_anchor: bool
     has_weights: bool
     promoted: datetime | None
     reason: str
@@ -46,6 +48,7 @@ def list_entries(models: Folder) -> list[ModelEntry]:
             ModelEntry(
                 name=name,
                 state=state,
+                is_anchor=current is not None and name == current.anchor.model,
                 has_weights=models.exists(f"{name}/{RUN}"),
                 promoted=promotion.at if promotion else None,
                 reason=promotion.reason if promotion else _refusal(models, name),

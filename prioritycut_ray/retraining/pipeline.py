@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.index import read_index
 from prioritycut_ray.evaluation.tables import difference_text, estimate_text
-from prioritycut_ray.retraining.comparison import Comparison, compare
+from prioritycut_ray.retraining.comparison import Comparison, Models, compare
 from prioritycut_ray.retraining.gate import Verdict, judge
 from prioritycut_ray.retraining.job import (
     EVALUATION,
@@ -30,6 +30,8 @@ from prioritycut_ray.retraining.notifications import (
 )
 from prioritycut_ray.retraining.registry import (
     Record,
+    anchor_checkpoint,
+    count_comparison,
     promote,
     read_current,
     read_record,
@@ -87,7 +89,10 @@ def _finish_job(models: Folder, job: RetrainingJob, lease: Lease, say: Print) ->
         train_candidate(models, job, lease, _train)
 
         say(f"[4/6] comparing it with {job.current}")
-        comparison = _stored(models, job, EVALUATION, Comparison) or _compare(models, job, lease)
+        comparison = _stored(models, job, EVALUATION, Comparison)
+        # The anchor may have been pinned after an earlier process had compared.
+        if comparison is None or comparison.anchor != anchor_checkpoint(models):
+            comparison = _compare(models, job, lease)
 
         say("[5/6] deciding")
         verdict = _stored(models, job, VERDICT, Verdict) or _judge(models, job, lease, comparison)
@@ -121,9 +126,9 @@ def _train(config: Config) -> str:
 def _compare(models: Folder, job: RetrainingJob, lease: Lease) -> Comparison:
     from prioritycut_ray.ray_cluster.tasks import map_tasks
 
+    candidate = locate_checkpoint(run_folder(models, job.candidate))
     comparison = compare(
-        job.checkpoint,
-        locate_checkpoint(run_folder(models, job.candidate)),
+        Models(job.checkpoint, candidate, anchor_checkpoint(models)),
         job.settings,
         read_index(f"{models.url}/{job.candidate}"),
         read_index(f"{models.url}/{job.current}"),
@@ -134,7 +139,8 @@ def _compare(models: Folder, job: RetrainingJob, lease: Lease) -> Comparison:
 
 
 def _judge(models: Folder, job: RetrainingJob, lease: Lease, comparison: Comparison) -> Verdict:
-    verdict = judge(comparison.differences, comparison.metrics, job.settings.gate)
+    night = count_comparison(models, lease, job.candidate)
+    verdict = judge(comparison.changes, comparison.metrics, job.settings.gate, night)
     _store(models, job, lease, VERDICT, verdict)
     return verdict
 

@@ -2,7 +2,7 @@
 
 ::
 
-    current.json            the pointer: current model, history of promotions, checksum
+    current.json            the pointer: current model, history of promotions, anchor, checksum
     lease/                  which process may write
     NAME/                   a model or a candidate
       index.arrow           the data set that it was trained on, with its holdout
@@ -58,17 +58,40 @@ class Promotion(BaseModel):
     token: int
 
 
+class Anchor(BaseModel):
+    """The pinned model: every candidate is compared with it too, so that losses do not add up.
+
+    Attributes:
+        model: name of the pinned model.
+        at: when it was pinned, ISO 8601.
+        checkpoint: path of the model's checkpoint, relative to the models folder.
+        manifest: SHA-256 of the checkpoint's manifest.
+        compared: the candidates that were compared with it, in order: each spends a part of the
+            gate's error rate.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    at: datetime
+    checkpoint: str
+    manifest: str
+    compared: list[str] = []
+
+
 class Current(BaseModel):
-    """The pointer: the history of promotions, of which the last one is in force.
+    """The pointer: the history of promotions, of which the last one is in force, and the anchor.
 
     Attributes:
         history: promotions and rollbacks, in order.
-        checksum: SHA-256 of the history.
+        anchor: see :class:`Anchor`; the first promoted model until another is pinned.
+        checksum: SHA-256 of the history and the anchor.
     """
 
     model_config = ConfigDict(frozen=True)
 
     history: list[Promotion]
+    anchor: Anchor
     checksum: str
 
     @property
@@ -89,7 +112,7 @@ def read_current(models: Folder) -> Current | None:
         current = Current.model_validate_json(models.read(CURRENT))
     except ValidationError as error:
         raise _damaged(models, describe_problems(error, Current)) from error
-    if current.checksum != _checksum(current.history):
+    if current.checksum != _checksum(current.history, current.anchor):
         raise _damaged(models, "the checksum does not match")
     return current
 
@@ -107,13 +130,7 @@ def current_model(models: Folder) -> tuple[str, str]:
     Raises:
         UserError: there is no current model, or its checkpoint is not the promoted one.
     """
-    current = read_current(models)
-    if current is None:
-        raise UserError(
-            f"{models.url}: there is no current model; promote the first one from a training run "
-            f"with `prioritycut models promote RUN --models {models.url}`"
-        )
-    entry = current.history[-1]
+    entry = _pointer(models).history[-1]
     if _manifest_sum(models, entry.checkpoint) != entry.manifest:
         raise UserError(
             f"{models.url}/{entry.checkpoint}: has changed since it was promoted; roll back with "
@@ -122,36 +139,84 @@ def current_model(models: Folder) -> tuple[str, str]:
     return entry.model, f"{models.url}/{entry.checkpoint}"
 
 
+def anchor_checkpoint(models: Folder) -> str:
+    """Return the path or URL of the anchor's checkpoint.
+
+    Raises:
+        UserError: there is no current model, or the checkpoint is not the pinned one.
+    """
+    anchor = _pointer(models).anchor
+    if _manifest_sum(models, anchor.checkpoint) != anchor.manifest:
+        raise UserError(
+            f"{models.url}/{anchor.checkpoint}: has changed since it was pinned; pin another model "
+            "with `prioritycut models pin`"
+        )
+    return f"{models.url}/{anchor.checkpoint}"
+
+
+def _pointer(models: Folder) -> Current:
+    current = read_current(models)
+    if current is None:
+        raise UserError(
+            f"{models.url}: there is no current model; promote the first one from a training run "
+            f"with `prioritycut models promote RUN --models {models.url}`"
+        )
+    return current
+
+
 def promote(models: Folder, lease: Lease, model: str, reason: str) -> None:
-    """Make a model current. Idempotent.
+    """Make a model current; the first one becomes the anchor too. Idempotent.
 
     Raises:
         UserError: the model has no complete checkpoint, or its weights are NaN or infinite.
         Superseded: the lease was lost.
     """
     current = read_current(models)
-    history = current.history if current else []
-    if history and history[-1].model == model:
+    if current and current.model == model:
         return
-    directory = find_checkpoint(run_folder(models, model))
-    check_weights(directory)
-    checkpoint = f"{model}/{RUN}/{directory.name}"
-    entry = Promotion(
-        model=model,
-        at=datetime.now(UTC),
-        reason=reason,
-        checkpoint=checkpoint,
-        manifest=_manifest_sum(models, checkpoint),
-        token=lease.token,
-    )
-    history = [*history, entry]
-    lease.check()
-    pointer = Current(history=history, checksum=_checksum(history))
-    models.write(CURRENT, pointer.model_dump_json(indent=1).encode())
+    entry = _promotion(models, lease, model, reason)
+    if current:
+        _write_pointer(models, lease, [*current.history, entry], current.anchor)
+    else:
+        _write_pointer(models, lease, [entry], _anchor_at(entry))
+
+
+def pin(models: Folder, lease: Lease, model: str | None = None) -> str:
+    """Make a model the anchor; from then on, the gate's error rate is spent anew.
+
+    Args:
+        models: the models folder.
+        lease: the lease of this process.
+        model: its name; the current model by default.
+
+    Returns:
+        Its name.
+
+    Raises:
+        UserError: there is no current model, or the model has no complete checkpoint.
+    """
+    current = _pointer(models)
+    entry = _promotion(models, lease, model or current.model, "pinned")
+    _write_pointer(models, lease, current.history, _anchor_at(entry))
+    return entry.model
+
+
+def count_comparison(models: Folder, lease: Lease, candidate: str) -> int:
+    """Record that a candidate is compared with the anchor. Idempotent.
+
+    Returns:
+        The number of the comparison since the anchor was pinned, from 1.
+    """
+    current = _pointer(models)
+    anchor = current.anchor
+    if candidate not in anchor.compared:
+        anchor = anchor.model_copy(update={"compared": [*anchor.compared, candidate]})
+        _write_pointer(models, lease, current.history, anchor)
+    return anchor.compared.index(candidate) + 1
 
 
 def rollback(models: Folder, lease: Lease) -> tuple[str, str]:
-    """Roll back to the previously promoted model.
+    """Roll back to the previously promoted model, and pin it.
 
     Returns:
         Names of the former and the new current model.
@@ -166,8 +231,34 @@ def rollback(models: Folder, lease: Lease) -> tuple[str, str]:
             f"{models.url}: there is no earlier model to roll back to; `prioritycut models list` "
             "shows the history"
         )
-    promote(models, lease, earlier[0], f"rolled back from {current.model}")
-    return current.model, earlier[0]
+    entry = _promotion(models, lease, earlier[0], f"rolled back from {current.model}")
+    _write_pointer(models, lease, [*current.history, entry], _anchor_at(entry))
+    return current.model, entry.model
+
+
+def _promotion(models: Folder, lease: Lease, model: str, reason: str) -> Promotion:
+    """Check a model's newest checkpoint, and return its entry for the history."""
+    directory = find_checkpoint(run_folder(models, model))
+    check_weights(directory)
+    checkpoint = f"{model}/{RUN}/{directory.name}"
+    return Promotion(
+        model=model,
+        at=datetime.now(UTC),
+        reason=reason,
+        checkpoint=checkpoint,
+        manifest=_manifest_sum(models, checkpoint),
+        token=lease.token,
+    )
+
+
+def _anchor_at(entry: Promotion) -> Anchor:
+    return Anchor(**entry.model_dump(include={"model", "at", "checkpoint", "manifest"}))
+
+
+def _write_pointer(models: Folder, lease: Lease, history: list[Promotion], anchor: Anchor) -> None:
+    pointer = Current(history=history, anchor=anchor, checksum=_checksum(history, anchor))
+    lease.check()
+    models.write(CURRENT, pointer.model_dump_json(indent=1).encode())
 
 
 def former_models(current: Current) -> list[str]:
@@ -241,6 +332,6 @@ def _manifest_sum(models: Folder, checkpoint: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _checksum(history: list[Promotion]) -> str:
-    entries = [entry.model_dump(mode="json") for entry in history]
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+def _checksum(history: list[Promotion], anchor: Anchor) -> str:
+    facts = [*(entry.model_dump(mode="json") for entry in history), anchor.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

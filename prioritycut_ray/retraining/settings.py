@@ -13,16 +13,20 @@ class Gate(Section):
     """When a candidate is promoted.
 
     Attributes:
-        target: the metric whose mean over all held-out clips must be no worse than the current
+        target: the metric whose mean over all held-out clips must be better than the current
             model's.
-        tolerances: how much worse a candidate may be on each holdout, by metric. The far end of the
-            95 % interval of the difference counts, so that a larger regression is ruled out.
+        tolerances: how much worse a candidate may be, by metric: than the current model on each
+            holdout, and than the anchor on all held-out clips. The far end of the interval of the
+            difference counts, so that a larger regression is ruled out.
+        alpha: probability that a candidate which breaks a rule is promoted; for the anchor, the
+            probability that it happens on any night.
     """
 
     target: str = "l1"
     tolerances: dict[str, NonNegative] = Field(
         default_factory=lambda: {"l1": 0.002, "psnr": 0.2, "ssim": 0.01}
     )
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
 
 
 class RetrainSettings(Section):

@@ -34,8 +34,9 @@ def models(tiny: Config, tmp_path: Path) -> Folder:
     ("promoted", "keep", "removed"),
     [
         ({0}, 2, [1, 2, 3, 4]),  # night after night refused: the newest refused ones stay
-        ({0, 1, 2, 3, 4, 5, 6}, 2, [0, 1, 2, 3]),  # all promoted: the newest former ones stay
-        ({0, 2, 4}, 1, [0, 1, 3, 5]),
+        # all promoted: the newest former ones and the anchor, the first, stay
+        ({0, 1, 2, 3, 4, 5, 6}, 2, [1, 2, 3]),
+        ({0, 2, 4}, 1, [1, 3, 5]),
         ({0, 2, 4}, 9, []),
     ],
 )

@@ -10,8 +10,11 @@ import torch
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.retraining.registry import (
+    anchor_checkpoint,
+    count_comparison,
     current_model,
     former_models,
+    pin,
     promote,
     read_current,
     rollback,
@@ -77,6 +80,46 @@ def test_rolling_back_goes_further_back_each_time(models: Folder) -> None:
     assert history(models) == ["a", "b", "c", "b", "a", "c", "a"]
 
 
+def anchor(models: Folder) -> str:
+    current = read_current(models)
+    assert current is not None
+    return current.anchor.model
+
+
+def test_the_first_model_is_the_anchor_until_another_is_pinned(models: Folder) -> None:
+    move(models, "a", "b")
+    assert anchor(models) == "a"
+    assert anchor_checkpoint(models) == f"{models.url}/a/run/step_0000001"
+    with leased(models, 60) as lease:
+        assert pin(models, lease) == "b"
+        promote(models, lease, "c", "better")
+    assert anchor(models) == "b"
+    assert back(models) == "b"
+    move(models, "c")
+    assert back(models) == anchor(models) == "b"
+    assert history(models) == ["a", "b", "c", "b", "c", "b"]
+
+
+def test_every_candidate_counts_once_since_the_pin(models: Folder) -> None:
+    move(models, "a")
+    with leased(models, 60) as lease:
+        nights = [count_comparison(models, lease, name) for name in ("x", "y", "x", "z", "y")]
+        assert nights == [1, 2, 1, 3, 2]
+        promote(models, lease, "b", "better")
+        assert count_comparison(models, lease, "w") == 4
+        pin(models, lease)
+        assert count_comparison(models, lease, "w") == 1
+
+
+def test_an_anchor_that_changed_is_rejected(models: Folder) -> None:
+    move(models, "a", "b")
+    manifest = Path(models.url, "a", "run", "step_0000001", "manifest.json")
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(UserError, match=r"has changed since it was pinned; pin another model"):
+        anchor_checkpoint(models)
+    assert current_model(models)[0] == "b"
+
+
 def test_a_model_without_weights_does_not_become_current(models: Folder) -> None:
     move(models, "a", "b")
     models.remove("a/run")
@@ -140,7 +183,7 @@ def test_a_reader_sees_the_old_or_the_new_pointer(models: Folder) -> None:
     assert len(history(models)) == 61
 
 
-def test_the_command_line_lists_promotes_and_rolls_back(
+def test_the_command_line_lists_promotes_pins_and_rolls_back(
     models: Folder, prioritycut: Callable[..., Result]
 ) -> None:
     where = ("--models", models.url)
@@ -156,6 +199,10 @@ def test_the_command_line_lists_promotes_and_rolls_back(
         words[1]: words for line in listed.stdout.splitlines() if len(words := line.split()) > 3
     }
     assert [states[name][3] for name in "abc"] == ["former", "current", "adopted"]
+    assert states["a"][4] == "(anchor)"
+    assert_one_line(prioritycut("models", "pin", "d", *where), "d: is not a model in")
+    pinned = prioritycut("models", "pin", *where)
+    assert "b is the anchor" in pinned.stdout
     rolled = prioritycut("models", "rollback", *where)
     assert "rolled back from b to a" in rolled.stdout
     with leased(models, 60):
