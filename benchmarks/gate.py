@@ -76,7 +76,7 @@ TRAITS = 3
 SOURCES = ("a", "b", "c")
 
 METRICS = selected_metrics(Measures())[:3]
-GATE = Gate()
+GATE = Gate(slices={"source": {"l1": 0.002}})
 RESAMPLES = 400
 """Of the bootstrap intervals, which only the former gate decides on; 2000 in the package."""
 
@@ -180,6 +180,11 @@ class Holdout:
     def fixed(self) -> list[bool]:
         """Whether the current model was evaluated on each clip."""
         return [number < self._seen for number in range(len(self.clips))]
+
+    @property
+    def slices(self) -> list[dict[str, str]]:
+        """The source of each clip, which its identity begins with."""
+        return [{"source": clip.identity[0]} for clip in self.clips]
 
     def train(self, candidate: str, current: str, effect: float) -> None:
         """Draw the scores of a candidate that starts from the current model."""
@@ -311,7 +316,12 @@ def history(scenario: Scenario, decide: Decide, seed: int, nights: int) -> list[
                 names = Models(pointer.model, f"night-{number}", pointer.anchor.model)
                 holdout.train(names.candidate, names.current, effect)
                 comparison = compare_scores(
-                    names, holdout.clips, holdout.fixed, holdout.table(names), METRICS
+                    names,
+                    holdout.clips,
+                    holdout.fixed,
+                    holdout.slices,
+                    holdout.table(names),
+                    METRICS,
                 )
                 promoted = decide(comparison, models, lease, names.candidate)
                 if promoted:

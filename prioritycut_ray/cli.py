@@ -280,7 +280,7 @@ def tune_verb(
 
 
 models_app = typer.Typer(
-    name="models", help="List, promote, pin and roll back models.", no_args_is_help=True
+    name="models", help="List, compare, promote, pin and roll back models.", no_args_is_help=True
 )
 app.add_typer(models_app)
 Models = Annotated[str, typer.Option(help="Models folder or fsspec URL.")]
@@ -339,6 +339,49 @@ def models_pin(
 
     with writing_to(models):
         pin_model(models, model, console)
+
+
+@models_app.command("diff", epilog="Example: `prioritycut models diff first candidate-0123456789`")
+def models_diff(
+    first: Annotated[str, typer.Argument(help="Name of a model, or the folder of a run.")],
+    second: Annotated[str, typer.Argument(help="Another one; changes are second − first.")],
+    models: Models = "models",
+    data: Annotated[
+        str | None, typer.Option(help="Folder of shards; by default that of the last retraining.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Held-out split; by default that of the last retraining.")
+    ] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            help="`identity`, or a key of the clips' JSON; may be repeated. By default those of "
+            "the last retraining.",
+        ),
+    ] = None,
+    out: Annotated[Path, local_path("Folder of the page.")] = Path("diff"),
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="As for `evaluate`; 0 runs without Ray.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open it in a browser.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Show two models side by side on held-out clips, and by slices."""
+    from prioritycut_ray.commands.models import diff_models
+
+    with writing_to(out):
+        diff_models(
+            models,
+            (first, second),
+            data=data,
+            split=split,
+            slices=slices or [],
+            out=out,
+            workers=workers,
+            show=show,
+            console=console,
+        )
 
 
 @models_app.command("rollback", epilog="Example: `prioritycut models rollback`")

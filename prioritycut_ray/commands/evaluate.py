@@ -49,10 +49,11 @@ def print_summary(evaluation: Evaluation, console: Console) -> None:
     for warning in evaluation.warnings:
         console.print(f"warning: {warning}", markup=False)
     for summary in summary_tables(evaluation):
-        console.print(_for_terminal(summary))
+        console.print(for_terminal(summary))
 
 
-def _for_terminal(summary: Table) -> table.Table:
+def for_terminal(summary: Table) -> table.Table:
+    """Return a table of text as rich shows it."""
     shown = table.Table(title=summary.title)
     for number, name in enumerate(summary.header):
         shown.add_column(escape(name), justify="left" if number == 0 else "right")

@@ -52,7 +52,7 @@ def evaluate(
     folder = report_folder(run, split, out)
     data = resolved(str(data))  # Tasks run in folders of their own.
     runs = [resolved(str(place)) for place in (run, *compare)]
-    mapper = _mapper(workers)
+    mapper = task_mapper(workers)
     with ProgressBar("evaluating", 1.0) as bar:
         evaluation, table = evaluate_runs(
             runs,
@@ -78,7 +78,7 @@ def report_folder(run: str | Path, split: str, out: str | Path | None = None) ->
     return Path(place) if out is not None else Path(place, "evaluation", split)
 
 
-def _mapper(workers: int | None) -> Mapper:
+def task_mapper(workers: int | None) -> Mapper:
     """Return the built-in ``map`` for 0 workers, or Ray tasks."""
     if workers == 0:
         return map

@@ -21,6 +21,7 @@ from prioritycut_ray.metrics.aggregate import (
 )
 from prioritycut_ray.progress import ProgressBar
 from prioritycut_ray.retraining.settings import RetrainSettings
+from prioritycut_ray.retraining.slices import slice_values
 
 FIXED = "fixed"
 """Held-out clips that were in the current model's data set."""
@@ -37,6 +38,7 @@ class ClipChange(BaseModel):
         key: of the clip.
         identity: of the clip.
         holdout: :data:`FIXED` or :data:`NEW`.
+        slices: the clip's value of each key in ``gate.slices``.
         since_current: candidate − current model.
         since_anchor: candidate − anchor.
     """
@@ -46,6 +48,7 @@ class ClipChange(BaseModel):
     key: str
     identity: str
     holdout: str
+    slices: dict[str, str]
     since_current: dict[str, float | None]
     since_anchor: dict[str, float | None]
 
@@ -99,7 +102,7 @@ def compare(
         mapper: see :func:`evaluate_runs`.
 
     Raises:
-        UserError: the fixed holdout is empty.
+        UserError: the fixed holdout is empty, or no clip has a key of ``gate.slices``.
     """
     runs = list(dict.fromkeys(models))
     with ProgressBar("comparing", 1.0) as bar:
@@ -126,7 +129,12 @@ def compare(
         )
     name_of = dict(zip(runs, short_names(runs), strict=True))
     comparison = compare_scores(
-        Models(*(name_of[run] for run in models)), clips, fixed, table, evaluation.metrics
+        Models(*(name_of[run] for run in models)),
+        clips,
+        fixed,
+        slice_values(settings.data, clips, settings.gate.slices),
+        table,
+        evaluation.metrics,
     )
     return comparison.model_copy(
         update={
@@ -141,6 +149,7 @@ def compare_scores(
     models: Models,
     clips: Sequence[Clip],
     fixed: Sequence[bool],
+    slices: Sequence[dict[str, str]],
     table: FrameTable,
     metrics: tuple[Metric, ...],
 ) -> Comparison:
@@ -150,6 +159,7 @@ def compare_scores(
         models: their names in the table.
         clips: the held-out clips.
         fixed: whether each clip was in the current model's data set.
+        slices: each clip's value of each key in ``gate.slices``.
         table: the scores of all models on all clips.
         metrics: the measured metrics.
     """
@@ -174,10 +184,11 @@ def compare_scores(
                 key=clip.key,
                 identity=clip.identity,
                 holdout=holdout,
+                slices=own,
                 since_current=_change(since_current, clip, table),
                 since_anchor=_change(since_anchor, clip, table),
             )
-            for clip, holdout in zip(clips, holdout_of, strict=True)
+            for clip, holdout, own in zip(clips, holdout_of, slices, strict=True)
         ],
         skipped={},
         warnings=[],

@@ -1,14 +1,17 @@
 """The decision whether a candidate is promoted: a pure function of a comparison.
 
-Three kinds of rules, each a bound on how much worse the candidate is (:mod:`worsening`):
+Four kinds of rules on how much worse the candidate is (:mod:`worsening`):
 
 - *regressions*: on each holdout, no worse than the current model by more than a tolerance;
 - *target*: over all held-out clips, better than the current model;
+- *slices*: on no slice worse than the current model, by more than a tolerance and by more than
+  chance explains. Here, evidence of a loss refuses, rather than a lack of evidence against one, as
+  slices are small; the error rate is shared by all slices (Bonferroni).
 - *anchor*: over all held-out clips, no worse than the anchor by more than a tolerance. This bound
   shares its error rate with all comparisons since the anchor was pinned, so that small losses do
   not add up over nights.
 
-A candidate must pass them all, so each may use the whole error rate: the probability that a
+A candidate must pass them all, so each bound may use the whole error rate: the probability that a
 candidate which breaks a rule is promoted is at most that of the one rule (an intersection-union
 test: Berger, Technometrics 24, 1982).
 """
@@ -29,7 +32,6 @@ from prioritycut_ray.retraining.worsening import (
     alpha_of_night,
     worsening,
 )
-
 
 EVERYWHERE = "all held-out clips"
 
@@ -74,7 +76,7 @@ class _Rule(NamedTuple):
         limit: how much worse the candidate may be.
         alpha: probability that the bound is too low.
         changes: the clips' differences; None for a clip on which the metric is undefined.
-        identities: the identity of each clip.
+        units: what is independent: the identity of each clip.
         is_target: whether the candidate must be better, rather than within a tolerance.
     """
 
@@ -84,7 +86,7 @@ class _Rule(NamedTuple):
     limit: float
     alpha: float
     changes: list[float | None]
-    identities: list[str]
+    units: list[str]
     is_target: bool = False
 
 
@@ -95,7 +97,8 @@ def check_rules(metrics: Sequence[Metric], gate: Gate) -> None:
         UserError: a rule names a metric that is not measured.
     """
     known = [metric.key for metric in metrics]
-    for key in (gate.target, *gate.tolerances):
+    of_slices = [key for tolerances in gate.slices.values() for key in tolerances]
+    for key in (gate.target, *gate.tolerances, *of_slices):
         if key not in known:
             raise UserError(f"gate: {key} is not measured; use one of {', '.join(known)}")
 
@@ -115,7 +118,15 @@ def judge(
         UserError: a rule names a metric that is not measured.
     """
     check_rules(metrics, gate)
-    checks = [_check(rule) for rule in _rules(changes, metrics, gate, night)]
+    checks = [
+        *_slice_checks(changes, metrics, gate),
+        *(_check(rule) for rule in _rules(changes, metrics, gate, night)),
+    ]
+    return verdict(night, checks)
+
+
+def verdict(night: int, checks: list[GateCheck]) -> Verdict:
+    """Return the verdict of all checks; the last one is quoted if they have all passed."""
     failed = [check.text for check in checks if not check.passed]
     return Verdict(
         promote=not failed,
@@ -165,29 +176,83 @@ def _rule(
         limit=limit,
         alpha=alpha,
         changes=[since(change)[metric.key] for change in changes],
-        identities=[change.identity for change in changes],
+        units=[change.identity for change in changes],
     )
 
 
 def _check(rule: _Rule) -> GateCheck:
     """Compare the upper bound of the worsening with the limit."""
-    known = [
-        (value, identity)
-        for value, identity in zip(rule.changes, rule.identities, strict=True)
-        if value is not None
-    ]
-    if not known:
+    found = _measured(rule)
+    if found is None:
         text = f"{rule.metric.label} is undefined on every frame of {rule.where}"
         return GateCheck(passed=False, text=text)
-    if not all(math.isfinite(value) for value, _ in known):
-        text = f"{rule.metric.label} of the candidate or {rule.reference} is not finite on "
-        return GateCheck(passed=False, text=text + rule.where)
-    sign = -1.0 if rule.metric.higher_is_better else 1.0
-    found = worsening([sign * value for value, _ in known], [identity for _, identity in known])
-    assert found is not None
+    if not math.isfinite(found.value):
+        return _not_finite(rule)
     passed = found.at_most(rule.alpha) <= rule.limit
     return GateCheck(
         passed=passed, text=_text(rule, found), way_out="" if passed else _way_out(rule, found)
+    )
+
+
+def _not_finite(rule: _Rule) -> GateCheck:
+    text = f"{rule.metric.label} of the candidate or {rule.reference} is not finite on {rule.where}"
+    return GateCheck(passed=False, text=text)
+
+
+def _measured(rule: _Rule) -> Worsening | None:
+    """Return the worsening on the clips of a rule; None if no frame counts."""
+    sign = -1.0 if rule.metric.higher_is_better else 1.0
+    pairs = zip(rule.changes, rule.units, strict=True)
+    known = [(sign * value, unit) for value, unit in pairs if value is not None]
+    return worsening([value for value, _ in known], [unit for _, unit in known])
+
+
+def _slice_checks(
+    changes: Sequence[ClipChange], metrics: Sequence[Metric], gate: Gate
+) -> list[GateCheck]:
+    """Check all slices together; each that is worse is a failed check of its own."""
+    known = {metric.key: metric for metric in metrics}
+    rules = [
+        rule
+        for key, tolerances in gate.slices.items()
+        for metric, tolerance in tolerances.items()
+        for rule in _slice_rules(changes, key, known[metric], tolerance)
+    ]
+    measured = [(rule, found) for rule in rules if (found := _measured(rule))]
+    tested = sum(found.identities > 1 for _, found in measured)
+    failed = [
+        _slice_failure(rule, found)
+        for rule, found in measured
+        if not math.isfinite(found.value)
+        or (found.value > rule.limit and found.p_value() <= gate.alpha / tested)
+    ]
+    if failed or not rules:
+        return failed
+    text = f"none of {tested} slices is worse by more than its tolerance and by more than chance"
+    if len(measured) > tested:
+        text += f"; {len(measured) - tested} of one identity or clip cannot be tested"
+    return [GateCheck(passed=True, text=text)]
+
+
+def _slice_rules(
+    changes: Sequence[ClipChange], key: str, metric: Metric, tolerance: float
+) -> Iterator[_Rule]:
+    for value in sorted({change.slices[key] for change in changes}):
+        own = [change for change in changes if change.slices[key] == value]
+        rule = _rule(own, metric, f"the slice {key}={value}", tolerance, 0.0)
+        # Within one identity, its clips are all there is to compare.
+        one = len(set(rule.units)) == 1
+        yield rule._replace(units=[change.key for change in own]) if one else rule
+
+
+def _slice_failure(rule: _Rule, found: Worsening) -> GateCheck:
+    if not math.isfinite(found.value):
+        return _not_finite(rule)
+    return GateCheck(
+        passed=False,
+        text=f"{rule.metric.label} on {rule.where} is worse by {found.value:.3g}, which chance "
+        f"explains with a probability of {found.p_value():.1g} (tolerance {rule.limit:g})",
+        way_out=f"it would pass if it were worse by at most {rule.limit:g}",
     )
 
 

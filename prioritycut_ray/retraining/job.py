@@ -141,6 +141,12 @@ def read_job(models: Folder, candidate: str) -> RetrainingJob:
     return read_record(models, f"{candidate}/{JOB}", RetrainingJob)
 
 
+def newest_job(models: Folder) -> RetrainingJob | None:
+    """Return the job that was begun last, or None."""
+    jobs = [read_job(models, n) for n in model_names(models) if models.exists(f"{n}/{JOB}")]
+    return max(jobs, key=lambda job: job.begun, default=None)
+
+
 def count_new_clips(index: ClipIndex, seen: ClipIndex, split: str) -> int:
     """Count the clips of a split whose key and checksum are not in another index."""
     clips = index.clips_of(split)

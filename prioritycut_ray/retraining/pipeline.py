@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pydantic import BaseModel
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.index import read_index
+from prioritycut_ray.data.index import clips_of, read_index
+from prioritycut_ray.data.shards import read_clip
 from prioritycut_ray.evaluation.tables import difference_text, estimate_text
 from prioritycut_ray.retraining.comparison import Comparison, Models, compare
-from prioritycut_ray.retraining.gate import Verdict, judge
+from prioritycut_ray.retraining.gate import GateCheck, Verdict, judge, verdict
 from prioritycut_ray.retraining.job import (
     EVALUATION,
     REPORT,
@@ -37,11 +38,13 @@ from prioritycut_ray.retraining.registry import (
     read_record,
     run_folder,
 )
+from prioritycut_ray.retraining.rehearsal import rehearse
 from prioritycut_ray.retraining.settings import RetrainSettings
-from prioritycut_ray.runs.locate import locate_checkpoint
+from prioritycut_ray.runs.locate import find_checkpoint, locate_checkpoint, read_config
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.lease import Lease, leased
 from prioritycut_ray.templates import render
+from prioritycut_ray.video.random_access import read_all
 
 Print = Callable[[str], None]
 
@@ -78,7 +81,7 @@ def retrain(settings: RetrainSettings, say: Print) -> RetrainReport | None:
 
 def _finish_job(models: Folder, job: RetrainingJob, lease: Lease, say: Print) -> RetrainReport:
     """Run the steps of a job that have not been run yet."""
-    verdict = comparison = None
+    decision = comparison = None
     if current_model_changed(models, job):
         reason = f"{job.current} is no longer the current model"
     else:
@@ -95,14 +98,14 @@ def _finish_job(models: Folder, job: RetrainingJob, lease: Lease, say: Print) ->
             comparison = _compare(models, job, lease)
 
         say("[5/6] deciding")
-        verdict = _stored(models, job, VERDICT, Verdict) or _judge(models, job, lease, comparison)
-        reason = verdict.reason
-        if verdict.promote:
+        decision = _stored(models, job, VERDICT, Verdict) or _judge(models, job, lease, comparison)
+        reason = decision.reason
+        if decision.promote:
             promote(models, lease, job.candidate, reason)
 
     say("[6/6] reporting")
     current = read_current(models)
-    report = make_report(job, current.model if current else "", reason, verdict, comparison)
+    report = make_report(job, current.model if current else "", reason, decision, comparison)
     _write_report(models, job, lease, report)
     for problem in _notify(job.settings, report):
         say(f"warning: {problem}; the result is not affected")
@@ -140,9 +143,23 @@ def _compare(models: Folder, job: RetrainingJob, lease: Lease) -> Comparison:
 
 def _judge(models: Folder, job: RetrainingJob, lease: Lease, comparison: Comparison) -> Verdict:
     night = count_comparison(models, lease, job.candidate)
-    verdict = judge(comparison.changes, comparison.metrics, job.settings.gate, night)
-    _store(models, job, lease, VERDICT, verdict)
-    return verdict
+    result = judge(comparison.changes, comparison.metrics, job.settings.gate, night)
+    if result.promote:
+        # A refused candidate need not show that it would run.
+        result = verdict(night, [*_rehearse(models, job, comparison), *result.checks])
+    _store(models, job, lease, VERDICT, result)
+    return result
+
+
+def _rehearse(models: Folder, job: RetrainingJob, comparison: Comparison) -> list[GateCheck]:
+    """Animate the first held-out clip as in production."""
+    candidate = locate_checkpoint(run_folder(models, job.candidate))
+    key = comparison.changes[0].key
+    clips = clips_of(read_index(f"{models.url}/{job.candidate}"), job.settings.holdout)
+    clip = next(clip for clip in clips if clip.key == key)
+    size = read_config(find_checkpoint(candidate)).data.size
+    frames = read_all(read_clip(job.settings.data, clip), size)
+    return rehearse(candidate, job.checkpoint, frames, job.settings.gate)
 
 
 def _write_report(models: Folder, job: RetrainingJob, lease: Lease, report: RetrainReport) -> None:

@@ -18,15 +18,23 @@ class Gate(Section):
         tolerances: how much worse a candidate may be, by metric: than the current model on each
             holdout, and than the anchor on all held-out clips. The far end of the interval of the
             difference counts, so that a larger regression is ruled out.
+        slices: tolerances by metric for each slice of the held-out clips, by what the slices are
+            made from: ``identity``, or a key of the clips' JSON. A slice that is worse by more than
+            its tolerance, and by more than chance explains, refuses the candidate.
         alpha: probability that a candidate which breaks a rule is promoted; for the anchor, the
             probability that it happens on any night.
+        time_factor: how many times the current model's time the candidate may take to animate.
+        memory_factor: the same for memory.
     """
 
     target: str = "l1"
     tolerances: dict[str, NonNegative] = Field(
         default_factory=lambda: {"l1": 0.002, "psnr": 0.2, "ssim": 0.01}
     )
+    slices: dict[str, dict[str, NonNegative]] = Field(default_factory=dict)
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    time_factor: Annotated[float, Field(ge=1)] = 1.5
+    memory_factor: Annotated[float, Field(ge=1)] = 1.5
 
 
 class RetrainSettings(Section):

@@ -85,7 +85,7 @@ def worsening(values: Iterable[float], units: Iterable[str]) -> Worsening | None
         units: the identity of each clip, or whatever else is independent.
 
     Returns:
-        None without clips.
+        NaN if a value is not finite; None without clips.
     """
     by_unit: dict[str, list[float]] = defaultdict(list)
     for value, unit in zip(values, units, strict=True):
@@ -94,7 +94,10 @@ def worsening(values: Iterable[float], units: Iterable[str]) -> Worsening | None
         return None
     totals = np.array([sum(own) for own in by_unit.values()])
     counts = np.array([len(own) for own in by_unit.values()])
-    mean, number = totals.sum() / counts.sum(), len(totals)
+    number = len(totals)
+    if not np.isfinite(totals).all():
+        return Worsening(math.nan, math.nan, math.nan, number)
+    mean = totals.sum() / counts.sum()
     residuals = totals - mean * counts
     error = 0.0
     if number > 1:

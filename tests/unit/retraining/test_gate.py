@@ -33,6 +33,7 @@ def changes(
             key=f"{holdout}{number}",
             identity=f"{holdout}{number}",
             holdout=holdout,
+            slices={},
             since_current={"l1": loss, "psnr": gain},
             since_anchor={"l1": loss if anchor is None else anchor, "psnr": gain},
         )
@@ -125,6 +126,64 @@ def test_a_loss_that_more_data_cannot_excuse_is_not_promised_a_way_out() -> None
         assert "identities" not in check.way_out.replace("the same 30 identities", "")
 
 
+def sliced(by: dict[str, list[float]], key: str = "source") -> list[ClipChange]:
+    """Clips by the value of a slice; one clip an identity unless the identity is the slice."""
+    return [
+        change.model_copy(
+            update={
+                "key": f"{value}{change.key}",
+                "identity": value if key == "identity" else f"{value}{change.identity}",
+                "slices": {key: value},
+            }
+        )
+        for value, losses in by.items()
+        for change in changes(losses)
+    ]
+
+
+WORSE = [*(0.02 + 0.002 * SPREAD[:10])]
+GOOD = [*(-0.02 + 0.002 * SPREAD)]
+
+
+@pytest.mark.parametrize(
+    ("key", "by", "refused"),
+    [
+        ("source", {"web": GOOD, "studio": WORSE}, "studio"),
+        ("identity", {"ann": GOOD, "bob": WORSE, **{f"i{n}": GOOD for n in range(8)}}, "bob"),
+        ("source", {"web": GOOD, "studio": GOOD[:10]}, ""),
+        # Too noisy to be called worse, and too small to be tested.
+        ("source", {"web": GOOD, "studio": [0.3, -0.25, 0.05]}, ""),
+        ("source", {"web": GOOD, "studio": [0.05]}, ""),
+    ],
+)
+def test_a_slice_that_became_worse_refuses_by_name(
+    key: str, by: dict[str, list[float]], refused: str
+) -> None:
+    gate = Gate(tolerances={"l1": 10.0}, slices={key: {"l1": 0.01}})
+    verdict = judge(sliced(by, key), [L1, PSNR], gate, 1)
+    failed = [check.text for check in verdict.checks if not check.passed and "slice" in check.text]
+    assert [f"L1 on the slice {key}={refused} is worse by 0.0" in text for text in failed] == (
+        [True] if refused else []
+    )
+    summaries = [check.text for check in verdict.checks if "slices is worse" in check.text]
+    assert len(summaries) == (not refused)
+    if len(by.get("studio", WORSE)) == 1:
+        assert "none of 1 slices" in summaries[0]
+        assert "1 of one identity or clip cannot be tested" in summaries[0]
+
+
+def test_the_error_rate_is_shared_by_all_slices() -> None:
+    """With 40 unchanged slices, one candidate in twenty is refused, not nearly all."""
+    rng = np.random.default_rng(0)
+    gate = Gate(tolerances={}, slices={"source": {"l1": 0.0}})
+    refusals = 0
+    for _ in range(200):
+        values = {f"s{n}": [*rng.normal(0, 0.01, 5)] for n in range(40)}
+        checks = judge(sliced(values), [L1, PSNR], gate, 1).checks
+        refusals += any("the slice" in check.text for check in checks)
+    assert refusals / 200 < 0.12
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_is_never_promoted(value: float) -> None:
     for fixed in (changes([value, -0.02]), changes([-0.02, -0.02], [value, 1.0])):
@@ -138,3 +197,5 @@ def test_a_metric_that_is_not_finite_is_never_promoted(value: float) -> None:
 def test_a_rule_for_an_unmeasured_metric_is_rejected() -> None:
     with pytest.raises(UserError, match=r"gate: akd is not measured; use one of l1, psnr"):
         judge(BETTER, [L1, PSNR], Gate(target="akd"), 1)
+    with pytest.raises(UserError, match=r"gate: aed is not measured"):
+        judge(BETTER, [L1, PSNR], GATE.model_copy(update={"slices": {"identity": {"aed": 0}}}), 1)
