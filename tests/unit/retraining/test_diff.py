@@ -39,8 +39,9 @@ def test_two_models_are_shown_side_by_side(
     place = ("--data", data, "--split", "train", "--out", str(tmp_path / "diff"))
     done = prioritycut(*words, *place, "--workers", "0", "--no-open")
     assert done.returncode == 0, done.stderr
-    assert "identity=clip2" in done.stdout
+    assert "Side by side: " in done.stdout
     page = (tmp_path / "diff" / "diff.html").read_text()
+    assert "<td>identity=clip2</td>" in page
     assert page.count("data:video/mp4") == 3
     assert not re.search(r'(src|href)="(?!data:)', page)
 
