@@ -31,9 +31,7 @@ def read_facts(url: str, clip: Clip) -> dict[str, Any]:
     blocks = -(-clip.size // tarfile.BLOCKSIZE)
     start = clip.offset + blocks * tarfile.BLOCKSIZE
     try:
-        data = read_bytes(
-            fs, path, shard_url(url, clip.shard), start=start, end=start + _LONGEST
-        )
+        data = read_bytes(fs, path, shard_url(url, clip.shard), start=start, end=start + _LONGEST)
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             member = tar.next()
             file = tar.extractfile(member) if member else None

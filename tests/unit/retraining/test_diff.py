@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prioritycut_ray.config import Config
-from prioritycut_ray.data.shards import ClipIndex
+from prioritycut_ray.data.index import ClipIndex
 from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.retraining.diff import slice_table
 from prioritycut_ray.training.checkpoint import save_checkpoint

@@ -3,7 +3,7 @@
 import pytest
 
 from prioritycut_ray.data.facts import read_facts
-from prioritycut_ray.data.shards import ClipIndex
+from prioritycut_ray.data.index import ClipIndex
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.retraining.slices import slice_values
 from tests.clip_sets import write_random
