@@ -74,7 +74,7 @@ class Worsening(NamedTuple):
             return FEW_IDENTITIES
         if excess(_MOST_IDENTITIES) > 0:
             return None
-        return math.ceil(brentq(excess, FEW_IDENTITIES, _MOST_IDENTITIES))
+        return math.ceil(float(brentq(excess, FEW_IDENTITIES, _MOST_IDENTITIES)))
 
 
 def worsening(values: Iterable[float], units: Iterable[str]) -> Worsening | None:
