@@ -1,4 +1,4 @@
-"""Our batch norm and sampling beside torch's: error and cost on a CPU, in Markdown.
+"""Our normalisation and sampling beside torch's: error and cost on a CPU, in Markdown.
 
     python benchmarks/layers.py                # layers and whole training steps, one thread
     python benchmarks/layers.py --threads 2
@@ -29,11 +29,16 @@ from prioritycut_ray.models import blocks
 from prioritycut_ray.models.animator import Animator, FramePair
 from prioritycut_ray.models.batch_norm import BatchNorm2d
 from prioritycut_ray.models.first_order import dense_motion
+from prioritycut_ray.models.instance_norm import InstanceNorm2d
 from prioritycut_ray.models.sampling import DeterministicSample
 from prioritycut_ray.networks import build_animator
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NORMS = ((2, 64, 256, 256), (2, 128, 128, 128), (2, 256, 64, 64), (8, 64, 128, 128))
+LAYERS: dict[str, dict[str, Callable[[int], nn.Module]]] = {
+    "batch norm": {"torch": nn.BatchNorm2d, "ours": BatchNorm2d},
+    "instance norm": {"torch": partial(nn.InstanceNorm2d, affine=True), "ours": InstanceNorm2d},
+}
 SAMPLES = {
     "features: 256 channels, 64²": ((2, 256, 64, 64), (2, 64, 64, 2)),
     "source by 11 motions, 64²": ((2, 3, 64, 64), (2, 11 * 64, 64, 2)),
@@ -55,15 +60,16 @@ def main(threads: int = 1, turns: int = 9, steps: int = 3, size: int = 128, batc
 
 def _norms(threads: int, turns: int) -> None:
     titles = ("torch (ms)", "ours (ms)", "ours / torch", "torch: error", "ours: error")
-    _title("batch norm", "format", *titles)
-    for shape in NORMS:
-        for name, dtype in FORMATS.items():
-            x, gradient = (_random(shape, dtype) for _ in range(2))
-            exact, _ = _pass(nn.BatchNorm2d(shape[1]).double(), x.double(), gradient.double())
-            layers = {"torch": nn.BatchNorm2d(shape[1]), "ours": BatchNorm2d(shape[1])}
-            errors = [_error(_pass(layer, x, gradient)[0], exact) for layer in layers.values()]
-            ways = {way: partial(_pass, layer, x, gradient) for way, layer in layers.items()}
-            _row(_shape(shape), name, *_compared(ways, threads, turns), *map(_power, errors))
+    for kind, builders in LAYERS.items():
+        _title(kind, "format", *titles)
+        for shape in NORMS:
+            for name, dtype in FORMATS.items():
+                x, gradient = (_random(shape, dtype) for _ in range(2))
+                layers = {way: build(shape[1]) for way, build in builders.items()}
+                exact, _ = _pass(deepcopy(layers["torch"]).double(), x.double(), gradient.double())
+                errors = [_error(_pass(layer, x, gradient)[0], exact) for layer in layers.values()]
+                ways = {way: partial(_pass, layer, x, gradient) for way, layer in layers.items()}
+                _row(_shape(shape), name, *_compared(ways, threads, turns), *map(_power, errors))
 
 
 def _all_norms(threads: int, turns: int, size: int, batch: int) -> None:

@@ -108,11 +108,6 @@ Norm = Callable[[int], nn.Module]
 """Builds the normalisation of a number of channels."""
 
 
-def instance_norm(features: int) -> nn.Module:
-    """Build an instance norm with a learned scale and shift."""
-    return nn.InstanceNorm2d(features, affine=True)
-
-
 class SameBlock(nn.Module):
     """Convolution → norm → ReLU at constant resolution."""
 

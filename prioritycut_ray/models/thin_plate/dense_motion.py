@@ -16,8 +16,8 @@ from prioritycut_ray.models.blocks import (
     coordinate_grid,
     in_conv_format,
     in_float32,
-    instance_norm,
 )
+from prioritycut_ray.models.instance_norm import InstanceNorm2d
 from prioritycut_ray.models.keypoints import Keypoints, keypoint_heatmaps
 from prioritycut_ray.models.sampling import grid_sample
 from prioritycut_ray.models.thin_plate.spline import POINTS, evaluate_splines, fit_splines
@@ -77,13 +77,13 @@ class DenseMotionNetwork(nn.Module):
             block_expansion=block_expansion,
             num_blocks=num_blocks,
             max_features=max_features,
-            norm=instance_norm,
+            norm=InstanceNorm2d,
         )
         features = self.hourglass.out_channels
         self.maps = nn.Conv2d(features, num_splines + 1, kernel_size=7, padding=3)
         num_ups = self.down.stride.bit_length() - 1
         ups = [features // 2**i for i in range(num_ups + 1)]
-        self.up = nn.ModuleList(UpBlock(i, o, norm=instance_norm) for i, o in pairwise(ups))
+        self.up = nn.ModuleList(UpBlock(i, o, norm=InstanceNorm2d) for i, o in pairwise(ups))
         self.num_coarse = OCCLUSION_MAPS - num_ups
         channels = [*self.hourglass.level_channels[-self.num_coarse :], *ups[1:]]
         self.occlusion = nn.ModuleList(

@@ -10,8 +10,8 @@ from prioritycut_ray.models.blocks import (
     SameBlock,
     UpBlock,
     channels_last,
-    instance_norm,
 )
+from prioritycut_ray.models.instance_norm import InstanceNorm2d
 from prioritycut_ray.models.thin_plate.dense_motion import OCCLUSION_MAPS, DenseMotion, warp
 
 
@@ -27,18 +27,18 @@ class InpaintingNetwork(nn.Module):
         super().__init__()
         num_blocks = OCCLUSION_MAPS - 1
         channels = [min(max_features, block_expansion * 2**i) for i in range(num_blocks + 1)]
-        self.first = SameBlock(3, channels[0], kernel_size=7, norm=instance_norm)
+        self.first = SameBlock(3, channels[0], kernel_size=7, norm=InstanceNorm2d)
         self.down_blocks = nn.ModuleList(
-            DownBlock(channels[i], channels[i + 1], norm=instance_norm) for i in range(num_blocks)
+            DownBlock(channels[i], channels[i + 1], norm=InstanceNorm2d) for i in range(num_blocks)
         )
         ups = list(reversed(channels))
         # All but the deepest take a concatenated map of the encoder, hence twice the channels.
         inputs = [ups[0], *(2 * each for each in ups[1:-1])]
         self.up_blocks = nn.ModuleList(
-            UpBlock(i, o, norm=instance_norm) for i, o in zip(inputs, ups[1:], strict=True)
+            UpBlock(i, o, norm=InstanceNorm2d) for i, o in zip(inputs, ups[1:], strict=True)
         )
         self.resblock = nn.ModuleList(
-            ResBlock(each, norm=instance_norm) for each in inputs for _ in range(2)
+            ResBlock(each, norm=InstanceNorm2d) for each in inputs for _ in range(2)
         )
         self.final = nn.Conv2d(channels[0], 3, kernel_size=7, padding=3)
 
