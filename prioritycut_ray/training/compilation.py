@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from prioritycut_ray.errors import UserError
@@ -19,7 +20,10 @@ from prioritycut_ray.models.blocks import ResBlock, SameBlock
 from prioritycut_ray.models.discriminators import PatchBlock, ResidualDownBlock, ResidualUpBlock
 from prioritycut_ray.models.perceptual import PerceptualFeatures
 
-BLOCKS = (SameBlock, ResBlock, PatchBlock, ResidualDownBlock, ResidualUpBlock, PerceptualFeatures)
+BLOCKS = (
+    *(SameBlock, ResBlock, BasicBlock, PatchBlock, ResidualDownBlock, ResidualUpBlock),
+    PerceptualFeatures,
+)
 _VARIANTS = 64
 """Maximum number of compiled variants of a block: shapes, with or without gradients, frozen."""
 
