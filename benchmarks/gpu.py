@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                          # everything, in about ten minutes
     python benchmarks/gpu.py --only steps,profile     # some stages
+    python benchmarks/gpu.py --config vox256_tps      # the networks of another configuration
     python benchmarks/gpu.py --dry                    # a small rehearsal on a CPU
     python benchmarks/gpu.py --pack gpu_pack          # for a machine without a package index
 
@@ -46,6 +47,7 @@ def main(
     data: Annotated[str, typer.Option(help="Folder of shards; synthetic puppets by default.")] = "",
     seconds: Annotated[float, typer.Option(help="Time limit of all stages together.")] = 600,
     only: Annotated[str, typer.Option(help="Stages, separated by commas.")] = ",".join(STAGES),
+    config: Annotated[str, typer.Option(help="Whose networks are measured.")] = "vox256",
     dry: Annotated[bool, typer.Option(help="Rehearse on a CPU.")] = False,
     pack: Annotated[Path | None, typer.Option(help="Pack for a bare machine and exit.")] = None,
 ) -> None:
@@ -66,14 +68,14 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.txt").unlink(missing_ok=True)
     with (out / "results.txt").open("a") as results:
-        failed = run_stages(names, Setup(out.resolve(), data, dry), seconds, results)
+        failed = run_stages(names, Setup(out.resolve(), data, dry, config), seconds, results)
     raise SystemExit(1 if failed else 0)
 
 
 @app.command(hidden=True)
-def stage(name: str, out: Path, data: str = "", dry: bool = False) -> None:
+def stage(name: str, out: Path, data: str = "", config: str = "vox256", dry: bool = False) -> None:
     """Run one stage in this process."""
-    STAGES[name].run(Setup(out, data, dry))
+    STAGES[name].run(Setup(out, data, dry, config))
 
 
 def run_stages(names: Sequence[str], setup: Setup, seconds: float, results: IO[str]) -> list[str]:
@@ -89,7 +91,8 @@ def run_stages(names: Sequence[str], setup: Setup, seconds: float, results: IO[s
             _report(results, f"=== {name}: not started, the {seconds:g} s are used up")
             failed.append(name)
             continue
-        words = ["stage", name, str(setup.out), "--data", setup.data, *["--dry"] * setup.dry]
+        words = ["stage", name, str(setup.out), "--data", setup.data, "--config", setup.config]
+        words += ["--dry"] * setup.dry
         if not run_stage(name, [sys.executable, __file__, *words], limit, results):
             failed.append(name)
     return failed

@@ -52,12 +52,14 @@ class Setup(NamedTuple):
     Attributes:
         out: folder for files other than the text.
         data: folder of 256x256 shards; if empty, stages that need one pack puppets.
-        dry: rehearse on a CPU.
+        dry: rehearse on a CPU, with the quickstart's networks.
+        config: the configuration whose networks are measured.
     """
 
     out: Path
     data: str
     dry: bool
+    config: str = "vox256"
 
 
 class Stage(NamedTuple):
@@ -180,7 +182,7 @@ def config_of(
     """The published sizes, mixing in every step; in the rehearsal, the quickstart's sizes."""
     mixing = ["priority_cut.mix_prob=1", "priority_cut.warmup_samples=0"]
     return load_config(
-        "quickstart" if setup.dry else "vox256",
+        "quickstart" if setup.dry else setup.config,
         [
             f"train.batch_size={batch}",
             f"train.precision={precision}",
@@ -373,7 +375,7 @@ def train(setup: Setup) -> None:
     with shards(setup) as data, tempfile.TemporaryDirectory() as runs:
         batch, total = (2, 24) if setup.dry else (32, 320)
         words = [
-            "quickstart" if setup.dry else "vox256",
+            "quickstart" if setup.dry else setup.config,
             *("name=real", f"storage={runs}", f"data.url={data}"),
             *("loss.perceptual.weights=random", "priority_cut.warmup_samples=0"),
             *("train.workers=1", f"train.use_gpu={'no' if setup.dry else 'yes'}"),

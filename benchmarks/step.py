@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                        # 128x128 and 256x256, batch 2
     python benchmarks/step.py step --kind patch      # the discriminator of First Order Motion
+    python benchmarks/step.py step --family thin_plate --kind none   # as the reference trains it
     python benchmarks/step.py noise                  # losses over 200 steps, float32 and bfloat16
 
 All ways do the same work on the same frames and alternate, so other work on the machine hardly
@@ -65,11 +66,26 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Cost(NamedTuple):
-    """The cost of one way at one size."""
+class Point(NamedTuple):
+    """What is measured in several ways.
+
+    Attributes:
+        size: side of the frames.
+        batch: number of frame pairs.
+        family: of the animator.
+        kind: of the discriminator.
+    """
 
     size: int
     batch: int
+    family: str
+    kind: str
+
+
+class Cost(NamedTuple):
+    """The cost of one way at one point."""
+
+    point: Point
     way: str
     seconds: float
     clock: float
@@ -91,7 +107,8 @@ def step(
     sizes: str = "128,256",
     batches: str = "2",
     ways: str = ",".join(WAYS),
-    kind: str = "unet",
+    family: Annotated[str, typer.Option(help="first_order or thin_plate.")] = "first_order",
+    kind: Annotated[str, typer.Option(help="Discriminator: unet, patch or none.")] = "unet",
     turns: int = 2,
     threads: int = 1,
     compiled: Annotated[bool, typer.Option(help="Also measure train.compile.")] = False,
@@ -104,8 +121,8 @@ def step(
     costs: list[Cost] = []
     for size in map(int, sizes.split(",")):
         for batch in map(int, batches.split(",")):
-            costs += _costs(names, size, batch, kind, turns)
-    _print_table(costs, ceilings, kind, threads, turns)
+            costs += _costs(names, Point(size, batch, family, kind), turns)
+    _print_table(costs, ceilings, threads, turns)
     _draw(costs, picture)
     print(f"\nTime by phase: {picture}")
 
@@ -127,10 +144,10 @@ def noise(steps: int = 200, seed: int = 0) -> None:
 
 
 @app.command(hidden=True)
-def memory(way: str, size: int, batch: int, kind: str) -> None:
+def memory(way: str, size: int, batch: int, family: str, kind: str) -> None:
     """Print the peak memory of one way; runs in its own process."""
     torch.set_num_threads(1)
-    run = _run(way, size, batch, kind)
+    run = _run(way, Point(size, batch, family, kind))
     run.step()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # Discard that of cuDNN's search in the first step.
@@ -142,16 +159,21 @@ def memory(way: str, size: int, batch: int, kind: str) -> None:
     print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 
 
-def _config(way: str, size: int, batch: int, kind: str) -> Config:
+def _config(way: str, point: Point) -> Config:
+    size = point.size
     hourglass = {"num_blocks": min(5, size.bit_length() - 4)}
+    first_order = {"detector": hourglass, "dense_motion": hourglass}
+    thin_plate = {"family": "thin_plate", "dense_motion": hourglass}
+    clipped = {"weight_decay": 1e-4, "max_grad_norm": 10, "grad_norm": "maximum"}
     tree = {
         "data": {"size": size},
-        "model": {"detector": hourglass, "dense_motion": hourglass},
-        "discriminator": {"kind": kind},
-        "priority_cut": {"mix_prob": 1} if kind == "unet" else None,
+        "model": thin_plate if point.family == "thin_plate" else first_order,
+        "discriminator": {"kind": point.kind},
+        "priority_cut": {"mix_prob": 1} if point.kind == "unet" else None,
         "loss": {"perceptual": {"weights": "random", "scales": _scales(size)}},
+        "optim": clipped if point.family == "thin_plate" else {},
         "train": {
-            "batch_size": batch,
+            "batch_size": point.batch,
             "precision": "bfloat16" if way.startswith("bfloat16") else "float32",
             "compile": way.endswith("compiled"),
         },
@@ -163,14 +185,14 @@ def _scales(size: int) -> list[float]:
     return [scale for scale in (1.0, 0.5, 0.25, 0.125) if size * scale >= 16]
 
 
-def _run(way: str, size: int, batch: int, kind: str) -> Run:
+def _run(way: str, point: Point) -> Run:
     """Networks and frames of one way."""
-    return make_run(way, _config(way, size, batch, kind))
+    return make_run(way, _config(way, point))
 
 
-def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> list[Cost]:
-    """Time all ways at one size; they alternate, after one warm-up step each."""
-    runs = {name: _run(name, size, batch, kind) for name in names}
+def _costs(names: list[str], point: Point, turns: int) -> list[Cost]:
+    """Time all ways at one point; they alternate, after one warm-up step each."""
+    runs = {name: _run(name, point) for name in names}
     first = {name: run.step() for name, run in runs.items()}
     seconds, clock = defaultdict(list), defaultdict(list)
     for _ in range(turns):
@@ -190,8 +212,8 @@ def _costs(names: list[str], size: int, batch: int, kind: str, turns: int) -> li
         flops = 0 if name.endswith("compiled") else _flops(run)
         median = statistics.median(seconds[name])
         by_clock = statistics.median(clock[name])
-        peak = 0 if name.endswith("compiled") else _peak_memory(name, size, batch, kind)
-        costs.append(Cost(size, batch, name, median, by_clock, flops, peak, phases, total))
+        peak = 0 if name.endswith("compiled") else _peak_memory(name, point)
+        costs.append(Cost(point, name, median, by_clock, flops, peak, phases, total))
     return costs
 
 
@@ -218,9 +240,9 @@ def _flops(run: Run) -> int:
     return counter.get_total_flops()
 
 
-def _peak_memory(way: str, size: int, batch: int, kind: str) -> int:
+def _peak_memory(way: str, point: Point) -> int:
     """Peak bytes of a step, measured in its own process."""
-    command = [sys.executable, __file__, "memory", way, str(size), str(batch), kind]
+    command = [sys.executable, __file__, "memory", way, *map(str, point)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return int(output)
 
@@ -253,8 +275,12 @@ def _phases(run: Run) -> dict[str, float]:
 
     watch(run.state.animator, "animator forward", marking("rest"))
     watch(run.perceptual, "VGG forward", marking("rest"))
-    watch(run.state.discriminator, "discriminator forward", before_discriminator)
-    run.step(on_phase=lambda phase: mark(ENDED[phase]))
+    ended = ENDED
+    if run.state.discriminator is None:
+        ended = ENDED | {"update": "generator backward"}
+    else:
+        watch(run.state.discriminator, "discriminator forward", before_discriminator)
+    run.step(on_phase=lambda phase: mark(ended[phase]))
     mark("optimiser")
     for hook in hooks:
         hook.remove()
@@ -267,21 +293,21 @@ def _phases(run: Run) -> dict[str, float]:
 def _print_table(
     costs: list[Cost],
     ceilings: dict[str, tuple[float, float]],
-    kind: str,
     threads: int,
     turns: int,
 ) -> None:
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {threads} thread(s)"
-    print(f"Median of {turns} steps, ways alternating, {kind} discriminator, {device}.\n")
+    networks = f"{costs[0].point.family}, discriminator: {costs[0].point.kind}"
+    print(f"Median of {turns} steps, ways alternating, {networks}, {device}.\n")
     titles = [
         *("size", "batch", "way", "s/step", "by the clock", "speed-up", "by the clock", "pairs/s"),
         *("TFLOP/step", "GFLOP/s", "of GEMM (%)", "of 3x3 conv (%)", "peak memory (GB)"),
         "first loss",
     ]
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
-    base: dict[tuple[int, int], Cost] = {}
+    base: dict[Point, Cost] = {}
     for cost in costs:
-        baseline = base.setdefault((cost.size, cost.batch), cost)
+        baseline = base.setdefault(cost.point, cost)
         speed = cost.flops / cost.seconds
         shares = [100 * speed / ceiling for ceiling in ceilings[cost.way]]
         counted = [
@@ -295,12 +321,12 @@ def _print_table(
             f"{cost.clock:.2f}",
             f"{baseline.seconds / cost.seconds:.2f}",
             f"{baseline.clock / cost.clock:.2f}",
-            f"{cost.batch / cost.clock:.2f}",
+            f"{cost.point.batch / cost.clock:.2f}",
             # Not for compiled networks: torch's counter cannot see inside them.
             *(counted if cost.flops else ["–"] * len(counted)),
             f"{cost.loss:.3f}",
         ]
-        print(f"| {cost.size} | {cost.batch} | {cost.way} | {' | '.join(cells)} |")
+        print(f"| {cost.point.size} | {cost.point.batch} | {cost.way} | {' | '.join(cells)} |")
     print("\nCeilings (GFLOP/s; GEMM, 3x3 convolution):", end=" ")
     print("; ".join(f"{way} {a / 1e9:.0f}, {b / 1e9:.0f}" for way, (a, b) in ceilings.items()))
     for cost in costs:
@@ -311,13 +337,13 @@ def _print_table(
                 for name in PHASES
                 if name in cost.phases
             )
-            print(f"\n{cost.size} x {cost.batch} {cost.way}, % of a step: {parts}")
+            print(f"\n{cost.point.size} x {cost.point.batch} {cost.way}, % of a step: {parts}")
 
 
 def _draw(costs: list[Cost], picture: Path) -> None:
     """Plot a stacked bar for each way with known phases, and a plain one for the others."""
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.5 * len(costs)), layout="constrained")
-    labels = [f"{cost.size} x {cost.batch}, {cost.way}" for cost in costs]
+    labels = [f"{cost.point.size} x {cost.point.batch}, {cost.way}" for cost in costs]
     left = [0.0] * len(costs)
     colours = plt.get_cmap("tab10").colors
     for phase, colour in zip((*PHASES, "whole step"), (*colours[:9], "lightgray"), strict=True):

@@ -1,6 +1,7 @@
 """benchmarks/reference_way.py, the baseline of the others, computes what our steps compute."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,20 +12,37 @@ from prioritycut_ray.networks import build_perceptual
 from prioritycut_ray.training.state import new_state
 from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
 from prioritycut_ray.training.worker import Worker
-from tests.places import ROOT, TINY
+from tests.places import ROOT, TINY, TINY_TPS
 
 CPU = torch.device("cpu")
 
 
-def test_its_losses_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = load_config(str(TINY), ["priority_cut.mix_prob=1", "priority_cut.warmup_samples=0"])
+MIXED = ["priority_cut.mix_prob=1", "priority_cut.warmup_samples=0"]
+PATCH = ["discriminator.kind=patch", "discriminator.patch_num_blocks=2", "priority_cut=null"]
+NONE = ["discriminator.kind=none", "priority_cut=null"]
+EARLY = ["model.background_start=0"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "count"),
+    [
+        (TINY, MIXED, 7),
+        (TINY_TPS, [*MIXED, *EARLY], 8),
+        (TINY_TPS, [*PATCH, *EARLY], 7),
+        (TINY_TPS, NONE, 3),
+    ],
+)
+def test_its_losses_are_ours(
+    source: Path, words: list[str], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = load_config(str(source), words)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     reference = importlib.import_module("reference_way")
     torch.manual_seed(0)
     ours = new_state(tiny, CPU)
     theirs = reference.reference_state(tiny, CPU)
-    for name in ("animator", "discriminator"):
-        getattr(theirs, name).load_state_dict(getattr(ours, name).state_dict())
+    for of_ours, of_theirs in zip(ours.networks(), theirs.networks(), strict=True):
+        of_theirs.load_state_dict(of_ours.state_dict())
     frames = torch.rand(2, tiny.train.batch_size, 3, tiny.data.size, tiny.data.size)
     randomness = draw_randomness(tiny, 0, Worker(0, 1, CPU))
     [batch] = micro_batches(FramePair(*frames), randomness, 1)
@@ -34,5 +52,5 @@ def test_its_losses_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     perceptual = build_perceptual(tiny, CPU)
     computed = training_step(ours, ours.animator, ours.discriminator, perceptual, [batch], tiny)
     found = {name: computed.losses[name].item() for name in expected}
-    assert len(expected) >= 6
+    assert len(expected) == count
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
