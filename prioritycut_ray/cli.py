@@ -203,6 +203,56 @@ def data_upgrade(url: Data, debug: Debug = False) -> None:
         upgrade(url, console)
 
 
+@data_app.command(
+    "index",
+    epilog="Example: `prioritycut data index 's3://bucket/shards/{000000..000999}.tar' --out data`",
+)
+def data_index(
+    shards: Annotated[
+        list[str],
+        typer.Argument(
+            help="WebDataset shards: tars, folders, globs, braces (`'s-{000..123}.tar'`). Paths or "
+            "fsspec URLs, which every node must see."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="New folder or fsspec URL for the index.")],
+    video_extension: Annotated[
+        str, typer.Option(help="Extension of the videos: all that follows a name's first dot.")
+    ] = "mp4",
+    json_extension: Annotated[
+        str,
+        typer.Option(help="Extension of the JSON objects; `none` indexes videos without JSON."),
+    ] = "json",
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Take the number of frames from each video's header; do not decode it."
+        ),
+    ] = False,
+    identity_from: IdentityFrom = "",
+    strict: Strict = False,
+    debug: Debug = False,
+) -> None:
+    """Make a data set of existing WebDataset shards where they lie. The same command resumes.
+
+    Nothing is copied or packed again: training reads those shards. Their videos must be square
+    H.264 mp4s; each is decoded to check it.
+    """
+    from prioritycut_ray.commands.shard import index
+
+    with writing_to(out):
+        index(
+            shards,
+            out,
+            video=video_extension,
+            json_extension=json_extension,
+            trust=trust,
+            identity_from=identity_from,
+            strict=strict,
+            console=console,
+        )
+
+
 @data_app.command("append", epilog="Example: `prioritycut data append data new_clips/`")
 def data_append(
     url: Data,

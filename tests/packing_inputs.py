@@ -2,9 +2,15 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from prioritycut_ray.packing.entries import Entry, opened
 from prioritycut_ray.packing.inputs import find_videos
@@ -53,3 +59,38 @@ def identities(*inputs: str) -> list[str]:
 
 def splits(*inputs: str) -> list[str]:
     return [entry.split for entry in find_videos(inputs).entries]
+
+
+def film(seed: int, count: int = 6, height: int = 48, width: int = 80) -> list[np.ndarray]:
+    """A square, coloured by the seed, that moves over a gray ramp."""
+    frames = []
+    for index in range(count):
+        frame = np.repeat(np.linspace(30, 200, width, dtype=np.uint8)[None, :, None], 3, axis=2)
+        frame = frame.repeat(height, axis=0)
+        frame[10:30, 20 + 3 * index : 40 + 3 * index] = (20 * seed % 256, 200, 60)
+        frames.append(frame)
+    return frames
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def run_and_die(script: str) -> None:
+    """Run a script that kills itself, on the Ray cluster of this process."""
+    import ray
+
+    environment = os.environ | {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        timeout=200,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr

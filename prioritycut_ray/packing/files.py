@@ -84,11 +84,15 @@ def stems_below(folder: str, extensions: frozenset[str]) -> dict[str, list[str]]
         extensions: of the files to list, in lower case.
 
     Returns:
-        The paths or URLs of each name, those with the fewest folders first.
+        The paths or URLs of each name, and of each path below the folder without extension; those
+        with the fewest folders first.
     """
     if is_url(folder):
         fs, root = filesystem(folder)
-        found = [(path.removeprefix(root), fs.unstrip_protocol(path)) for path in fs.find(root)]
+        found = [
+            (path.removeprefix(root).lstrip("/"), fs.unstrip_protocol(path))
+            for path in fs.find(root)
+        ]
     else:
         paths = (item for item in walk(Path(folder)) if isinstance(item, Path))
         found = [(str(path.relative_to(folder)), str(path)) for path in paths]
@@ -96,5 +100,6 @@ def stems_below(folder: str, extensions: frozenset[str]) -> dict[str, list[str]]
     for relative, source in sorted(found, key=lambda pair: (pair[0].count("/"), pair[0])):
         path = PurePosixPath(relative)
         if path.suffix.lower() in extensions and all(map(is_shown, path.parts)):
-            stems.setdefault(path.stem, []).append(source)
+            for name in {path.stem, str(path.with_suffix(""))}:
+                stems.setdefault(name, []).append(source)
     return stems

@@ -71,7 +71,7 @@ def find_videos(inputs: Sequence[str], layout: Layout = PLAIN) -> Found:
             contradict each other; or the split of a video is unclear.
     """
     layout.check()
-    given = [*itertools.chain.from_iterable(map(_expand_braces, inputs))]
+    given = [*itertools.chain.from_iterable(map(expand_braces, inputs))]
     listings = _with_rows([_expand(one, layout) for one in given], layout)
     found: list[Entry] = []
     folders: list[str] = []
@@ -114,8 +114,8 @@ def _with_rows(given: Sequence[_Listing | CsvFile], layout: Layout) -> list[_Lis
     return listings
 
 
-def _expand_braces(given: str) -> Iterator[str]:
-    """Expand ``{000000..000123}`` and ``{a,b}``, as webdataset does."""
+def expand_braces(given: str) -> Iterator[str]:
+    """Expand ``{000000..000123}`` and ``{a,b}`` in an input, as webdataset does."""
     given = expanded(given)
     # A file or folder may have braces in its name.
     end = given.find("/", given.rfind("{"))

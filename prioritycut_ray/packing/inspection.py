@@ -21,8 +21,16 @@ from PIL import Image
 from prioritycut_ray.data.index import INDEX_NAME, ClipIndex, Clips, read_index
 from prioritycut_ray.data.loader import Decoding, load
 from prioritycut_ray.data.old_index import OLD_INDEX_NAME
-from prioritycut_ray.data.shards import Clip, ShardError, locate_shard, read_clip, unread_rest
+from prioritycut_ray.data.shards import (
+    Clip,
+    ShardError,
+    is_elsewhere,
+    locate_shard,
+    read_clip,
+    unread_rest,
+)
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.packing.entries import printable
 from prioritycut_ray.packing.workspace import FOLDER_NAME, REJECTED_NAME
 from prioritycut_ray.storage.filesystem import filesystem
 from prioritycut_ray.video.decoding import frames_upright
@@ -244,20 +252,21 @@ def _shard_problems(url: str, index: ClipIndex) -> list[str]:
 
 def _tar_problems(url: str, shard: str, clips: Sequence[Clip]) -> Iterator[str]:
     fs, path = locate_shard(url, shard)
-    expected = {f"{clip.key}.mp4": (clip.offset, clip.size) for clip in clips}
+    expected = {_member(clip): (clip.offset, clip.size) for clip in clips}
+    is_own = not is_elsewhere(shard)
     found: dict[str, tuple[int, int]] = {}
     keys: set[str] = set()
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if member.name in found or member.name.removesuffix(".json") in keys:
+                if is_own and (member.name in found or member.name.removesuffix(".json") in keys):
                     yield f"member {member.name!r} occurs twice"
-                if member.name.endswith(".json"):
+                if is_own and member.name.endswith(".json"):
                     keys.add(member.name.removesuffix(".json"))
                     if not _is_json(tar, member):
                         yield f"member {member.name!r} is not a JSON object"
                 else:
-                    found[member.name] = (member.offset_data, member.size)
+                    found.setdefault(printable(member.name), (member.offset_data, member.size))
             if rest := unread_rest(tar):
                 yield rest
     except FileNotFoundError:
@@ -266,15 +275,22 @@ def _tar_problems(url: str, shard: str, clips: Sequence[Clip]) -> Iterator[str]:
     except (tarfile.TarError, OSError, EOFError) as error:
         yield f"is not an intact tar archive ({error})"
         return
-    for name in sorted(expected.keys() | found.keys()):
+    # Shards of others may hold members that are not clips.
+    for name in sorted(expected.keys() | (found.keys() if is_own else set())):
         if name not in found:
             yield f"has no member {name!r}, which the index lists"
         elif name not in expected:
             yield f"has a member {name!r}, which the index does not list"
         elif found[name] != expected[name]:
             yield f"member {name!r} is not where the index says"
-        elif name.removesuffix(".mp4") not in keys:
+        elif is_own and name.removesuffix(".mp4") not in keys:
             yield f"member {name!r} has no JSON beside it"
+
+
+def _member(clip: Clip) -> str:
+    """Return the name of a clip's video in its shard."""
+    facts = json.loads(clip.extra) if clip.extra else {}
+    return str(facts.get("member", f"{clip.key}.mp4"))
 
 
 def _is_json(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:

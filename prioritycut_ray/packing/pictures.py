@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from prioritycut_ray.packing.entries import (
 )
 from prioritycut_ray.packing.files import is_shown, version_of
 from prioritycut_ray.packing.layout import Layout
+from prioritycut_ray.packing.manifest import SPLIT_NAMES
 from prioritycut_ray.storage.filesystem import filesystem
 from prioritycut_ray.storage.reading import read_bytes
 from prioritycut_ray.video.decoding import VideoInfo
@@ -69,8 +70,9 @@ def find_picture_clips(
     """Sort the pictures of an input into clips.
 
     With a strip width, the pictures of a folder are strips if the first, the middle or the last of
-    them is as wide as at least two frames, and not much higher than one. Otherwise they are the
-    frames of one clip, if there are no videos beside them.
+    them is: at least two frames wide, at most two frames high, and either a multiple of the width
+    or far wider than high. Otherwise they are the frames of one clip, if there are no videos beside
+    them, nor folders that are splits, nor folders of clips beside a single picture.
 
     Args:
         root: name of the input, for messages.
@@ -81,13 +83,14 @@ def find_picture_clips(
     folders: dict[PurePosixPath, list[PictureFile]] = defaultdict(list)
     for file in sorted(files, key=lambda file: natural_order(str(file.name))):
         folders[file.name.parent].append(file)
+    below = _folders_below({*folders, *beside_videos})
     entries: list[Entry] = []
     thumbnails = 0
     unread: list[str] = []
     for folder, pictures in folders.items():
         if layout.strip_width is not None and _are_strips(pictures, layout.strip_width):
             entries += [_strip(file, layout) for file in pictures]
-        elif folder in beside_videos:
+        elif folder in beside_videos or _is_above_clips(pictures, below[folder]):
             thumbnails += len(pictures)
         elif layout.fps is None:
             unread.append(pictures[0].source.rpartition("/")[0])
@@ -101,10 +104,24 @@ def find_picture_clips(
         )
     if thumbnails:
         notes.append(
-            f"{printable(root)}: {thumbnails} pictures beside videos are not packed; if they are "
-            "strips of frames, state --strip-width"
+            f"{printable(root)}: {thumbnails} pictures beside videos or splits are not packed; if "
+            "they are strips of frames, state --strip-width"
         )
     return PictureClips(entries, notes)
+
+
+def _folders_below(places: Iterable[PurePosixPath]) -> Mapping[PurePosixPath, set[str]]:
+    """Return the names of the folders in each folder that have clips in or below them."""
+    names: dict[PurePosixPath, set[str]] = defaultdict(set)
+    for place in places:
+        for folder in (place, *place.parents):
+            if folder != folder.parent:
+                names[folder.parent].add(folder.name.casefold())
+    return names
+
+
+def _is_above_clips(pictures: Sequence[PictureFile], below: set[str]) -> bool:
+    return not below.isdisjoint(SPLIT_NAMES) or (len(pictures) == 1 and bool(below))
 
 
 def _are_strips(pictures: Sequence[PictureFile], width: int) -> bool:
@@ -115,7 +132,10 @@ def _are_strips(pictures: Sequence[PictureFile], width: int) -> bool:
 def _is_strip(size: tuple[int, int] | None, width: int) -> bool:
     if size is None:
         return False
-    return size[0] >= 2 * width and size[0] % width == 0 and size[1] <= 2 * width
+    across, down = size
+    # One that is not a multiple, but far wider than high, is a strip of another width: it is named.
+    fits = across % width == 0 or across >= 4 * down
+    return across >= 2 * width and down <= 2 * width and fits
 
 
 def _size(file: PictureFile) -> tuple[int, int] | None:

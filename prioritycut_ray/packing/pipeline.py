@@ -5,13 +5,9 @@ resumes where it stopped. Only the driver writes, and it writes the shards at th
 of the inputs: the output does not depend on the number of tasks or of restarts.
 """
 
-import csv
 import functools
 import hashlib
-import io
 import json
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,15 +19,15 @@ from prioritycut_ray.packing.clips import Outcome, Recipe, Segment, read_part
 from prioritycut_ray.packing.entries import Entry, Rejected, printable
 from prioritycut_ray.packing.inputs import find_videos
 from prioritycut_ray.packing.layout import PLAIN, Layout
+from prioritycut_ray.packing.rejections import nothing_usable, refused, write_rejected
 from prioritycut_ray.packing.splits import (
     assign_splits,
     missing_splits,
     shared_identities,
     split_warnings,
 )
-from prioritycut_ray.packing.tasks import make_parts
-from prioritycut_ray.packing.workspace import REJECTED_NAME, Workspace
-from prioritycut_ray.storage.filesystem import filesystem
+from prioritycut_ray.packing.tasks import make_part_within, make_parts
+from prioritycut_ray.packing.workspace import Workspace
 from prioritycut_ray.storage.paths import absolute
 from prioritycut_ray.video.random_access import check_size
 
@@ -218,13 +214,13 @@ def _run(
         outcomes, kept = _outcomes(entries, unusable, recipe, work, on_progress)
         # Name what was left out.
         rejected = (*unusable, *_rejections(entries, outcomes))
-        _write_rejected(out, rejected, {entry.shown for entry in entries} if base else None)
+        write_rejected(out, rejected, {entry.shown for entry in entries} if base else None)
         if strict and rejected:
-            raise UserError(_refused(out, rejected))
+            raise UserError(refused(out, rejected))
         packed = _clips(entries, outcomes)
         if not packed:
             work.clear()
-            raise UserError(_nothing_usable(out, rejected))
+            raise UserError(nothing_usable(out, rejected))
         # Write the clips that are not in the data set yet, then the index.
         sums = [clip.segment.sha256 for clip in packed]
         known = base.known_checksums(sums) if base is not None else set()
@@ -314,7 +310,7 @@ def _outcomes(
             settle(position, finished)
     kept = len(outcomes)
     missing = [position for position in range(len(entries)) if position not in outcomes]
-    for position, part in make_parts(entries, missing, recipe):
+    for position, part in make_parts(entries, missing, recipe, make=make_part_within):
         outcome, _ = read_part(part)
         if outcome.lasting:
             work.keep(names[position], part)
@@ -382,44 +378,4 @@ def _member(key: str, clip: PackedClip, data: bytes, size: int) -> Member:
         original=printable((clip.entry.member or clip.entry.source).rpartition("/")[2]),
         variable_rate=clip.outcome.variable_rate,
         first_frame=clip.segment.first_frame,
-    )
-
-
-def _write_rejected(out: str, rejected: Sequence[Rejected], tried: set[str] | None) -> None:
-    """Write or remove ``rejected.csv``; appending keeps the rows of videos not tried this time."""
-    fs, root = filesystem(out)
-    path = f"{root}/{REJECTED_NAME}"
-    rows = [*rejected]
-    if tried is not None and fs.exists(path):
-        there = csv.DictReader(io.StringIO(fs.cat_file(path).decode(), newline=""))
-        gone = tried | {item.file for item in rejected}
-        old = (Rejected(row["file"], row["reason"]) for row in there)
-        rows = [item for item in old if item.file not in gone] + rows
-    if not rows:
-        if fs.exists(path):
-            fs.rm_file(path)
-        return
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    table.writerow(Rejected._fields)
-    table.writerows(rows)
-    fs.pipe_file(path, text.getvalue().encode())
-
-
-def _refused(out: str, rejected: Sequence[Rejected]) -> str:
-    first = "; ".join(f"{item.file}: {item.reason}" for item in rejected[:3])
-    more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
-    return (
-        f"{len(rejected)} rejected, and --strict allows none ({first}{more}); "
-        f"{out}/{REJECTED_NAME} lists them all: fix or remove them and run the same command again"
-    )
-
-
-def _nothing_usable(out: str, rejected: Sequence[Rejected]) -> str:
-    # Each row of a manifest has its own line.
-    reasons = Counter(re.sub(r"^line \d+ of the manifest: ", "", one.reason) for one in rejected)
-    first = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-    return (
-        f"none of {len(rejected)} videos is usable ({first}); "
-        f"{out}/{REJECTED_NAME} lists them all: replace or repair them"
     )

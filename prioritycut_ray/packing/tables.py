@@ -105,10 +105,11 @@ def _videos_by_id(file: CsvFile, places: Iterable[Entry], notes: list[str]) -> M
     stems = stems_below(_folder_of(file), VIDEO_EXTENSIONS)
     for entry in places:
         if entry.pictures is None and entry.span is None:
-            known = stems.setdefault(PurePosixPath(entry.source).stem, [])
-            if entry.source not in known:
-                known.insert(0, entry.source)
-    wanted = {row.video_id for row in file.table.rows}
+            for name in {PurePosixPath(entry.source).stem, entry.name}:
+                known = stems.setdefault(name, [])
+                if entry.source not in known:
+                    known.insert(0, entry.source)
+    wanted = {_without_extension(row.video_id) for row in file.table.rows}
     if several := [stem for stem, sources in stems.items() if len(sources) > 1 and stem in wanted]:
         paths = stems[several[0]]
         notes.append(
@@ -116,6 +117,11 @@ def _videos_by_id(file: CsvFile, places: Iterable[Entry], notes: list[str]) -> M
             f"{printable(paths[0])} is used, not {printable(paths[1])}, and so on"
         )
     return {stem: sources[0] for stem, sources in stems.items()}
+
+
+def _without_extension(video_id: str) -> str:
+    path = PurePosixPath(video_id)
+    return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_EXTENSIONS else video_id
 
 
 def _folder_of(file: CsvFile) -> str:
@@ -132,10 +138,11 @@ def _named_entry(
     """Find the file that a row names: by its name, relative to the manifest, absolute, or a URL."""
     folder = manifest.rpartition("/")[0]
     if row.video_id:
-        source = videos.get(row.video_id)
+        video_id = _without_extension(row.video_id)
+        source = videos.get(video_id)
         if source is None:
-            return Rejected(printable(f"{folder}/{row.video_id}.mp4"), "No such file or directory")
-        return look_up(source, row.video_id)
+            return Rejected(printable(f"{folder}/{video_id}.mp4"), "No such file or directory")
+        return look_up(source, video_id)
     file = expanded(row.file, folder)
     below = file.removeprefix(f"{folder}/")
     name = str(PurePosixPath(below).with_suffix(""))

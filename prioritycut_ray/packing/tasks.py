@@ -1,4 +1,4 @@
-"""One Ray task per video, because a decoder may crash or hang on a damaged file.
+"""One Ray task per video or shard, because a decoder may crash or hang on a damaged file.
 
 That costs one video, not the run. This module imports no more than a task needs: every Ray worker
 imports it.
@@ -8,12 +8,14 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import ray
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from prioritycut_ray.errors import describe
+from prioritycut_ray.errors import UserError, describe
 from prioritycut_ray.packing.clips import Outcome, Recipe, make_part, write_part
 from prioritycut_ray.packing.entries import Entry, printable
 from prioritycut_ray.ray_cluster.session import start_ray
@@ -24,6 +26,9 @@ SECONDS_PER_VIDEO = 300
 SECONDS_PER_MEGABYTE = 10
 
 
+HowTo = TypeVar("HowTo")
+
+
 def time_limit(entry: Entry) -> int:
     """Return the seconds that decoding a video may take."""
     return SECONDS_PER_VIDEO + SECONDS_PER_MEGABYTE * (entry.size >> 20)
@@ -31,38 +36,56 @@ def time_limit(entry: Entry) -> int:
 
 def make_part_within(seconds: int, entry: Entry, recipe: Recipe) -> bytes:
     """Make the part of one video; runs in a Ray worker, which it may take down."""
+    with watchdog(seconds):
+        try:
+            return make_part(entry, recipe)
+        except VideoError as error:
+            return write_part(Outcome(rejected=error.reason))
+        except Exception as error:  # A strange file must not end the run, whatever it triggers.
+            return failed_part(entry, f"cannot be packed ({printable(describe(error))})")
+
+
+@contextmanager
+def watchdog(seconds: int) -> Iterator[None]:
+    """End this process if the body takes longer."""
     # The default action ends the process: no Python handler runs while a decoder hangs.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
     try:
-        return make_part(entry, recipe)
-    except VideoError as error:
-        return write_part(Outcome(rejected=error.reason))
-    except Exception as error:  # A strange file must not end the run, whatever it triggers.
-        return _failure(f"cannot be packed ({printable(describe(error))})")
+        yield
     finally:
         signal.alarm(0)
+
+
+def failed_part(entry: Entry, reason: str) -> bytes:
+    """Return the part of a video that was not decoded; another run tries again."""
+    return write_part(Outcome(rejected=reason, lasting=False))
 
 
 def make_parts(
     entries: Sequence[Entry],
     positions: Sequence[int],
-    recipe: Recipe,
+    how: HowTo,
     *,
+    make: Callable[[int, Entry, HowTo], bytes],
+    failed: Callable[[Entry, str], bytes] = failed_part,
     limit: Callable[[Entry], int] = time_limit,
-    make: Callable[[int, Entry, Recipe], bytes] = make_part_within,
 ) -> Iterator[tuple[int, bytes]]:
     """Make the parts of some entries, each in a task of its own.
 
     Args:
-        entries: the videos.
+        entries: the videos or shards.
         positions: which of them to process.
-        recipe: how clips are made.
-        limit: the seconds that a video may take.
-        make: the task: seconds, entry and recipe to a part, see :func:`write_part`.
+        how: what the task is told.
+        make: the task: seconds, entry and ``how`` to a part, whatever that is.
+        failed: makes a part of an entry whose task died, and the reason.
+        limit: the seconds that an entry may take.
 
     Yields:
         The position and the part of each entry, in any order.
+
+    Raises:
+        UserError: a task raised it.
     """
     if not positions:
         return
@@ -76,11 +99,11 @@ def make_parts(
         while waiting and len(running) < in_flight:
             position, number = waiting.popleft()
             seconds = limit(entries[position])
-            reference = task.remote(seconds, entries[position], recipe)
+            reference = task.remote(seconds, entries[position], how)
             running[reference] = _Attempt(position, seconds, time.monotonic(), number)
         [reference], _ = ray.wait([*running], num_returns=1)
         attempt = running.pop(reference)
-        part = _result(reference, attempt)
+        part = _result(reference, attempt, partial(failed, entries[attempt.position]))
         if part is None:
             waiting.append((attempt.position, attempt.number + 1))
         else:
@@ -96,7 +119,7 @@ class _Attempt(NamedTuple):
     number: int
 
 
-def _result(reference: Any, attempt: _Attempt) -> bytes | None:
+def _result(reference: Any, attempt: _Attempt, failed: Callable[[str], bytes]) -> bytes | None:
     """Return the part that a task made, or what its death means; None to try again."""
     try:
         part: bytes = ray.get(reference)
@@ -104,13 +127,13 @@ def _result(reference: Any, attempt: _Attempt) -> bytes | None:
         reason = "ran out of memory"
     except WorkerCrashedError:
         if time.monotonic() - attempt.started >= attempt.limit:
-            return _failure(f"took longer than {attempt.limit} s to decode")
+            return failed(f"took longer than {attempt.limit} s to decode")
         reason = "decoder crashed"
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
     else:
         return part
     # Once may be the node's fault, or that of a neighbour that took all the memory.
-    return None if attempt.number == 1 else _failure(f"{reason}, twice")
-
-
-def _failure(reason: str) -> bytes:
-    return write_part(Outcome(rejected=reason, lasting=False))
+    return None if attempt.number == 1 else failed(f"{reason}, twice")

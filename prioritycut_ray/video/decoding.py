@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +94,8 @@ def frames_timed(source: Source, skip: int = 0) -> Iterator[TimedFrame]:
 
     Args:
         source: a file path, or a seekable binary file.
-        skip: number of frames at the beginning that are decoded but not yielded.
+        skip: number of frames at the beginning that are not yielded; they are not decoded either,
+            as far as the key frames allow.
 
     Yields:
         RGB frames ``uint8 [H, W, 3]`` with their times.
@@ -106,10 +107,24 @@ def frames_timed(source: Source, skip: int = 0) -> Iterator[TimedFrame]:
     if is_picture_file(source):
         yield from itertools.islice(picture_frames(source), skip, None)
         return
+    try:
+        yield from _frames_from(source, skip, seek=skip > 0)
+    except _KeyFrameMissed:
+        yield from _frames_from(source, skip, seek=False)
+
+
+def _frames_from(source: Source, skip: int, *, seek: bool) -> Iterator[TimedFrame]:
+    """Decode the frames of a video from a number on, see :func:`frames_timed`.
+
+    Raises:
+        _KeyFrameMissed: the seek did not find its key frame; nothing has been yielded.
+    """
     with open_video(source) as (container, stream):
         aspect = _pixel_aspect(source, stream)
-        packets, decoded, seconds = 0, 0, 0.0
+        seconds = 0.0
         try:
+            start = _seek_before(container, stream, skip) if seek else _Start(0, 0, None)
+            packets, decoded = start.packets, start.number
             decoder = _decoder(stream)
             for packet in container.demux(stream):
                 packets += packet.size > 0
@@ -119,9 +134,16 @@ def frames_timed(source: Source, skip: int = 0) -> Iterator[TimedFrame]:
                 for frame in decoder.decode(packet):
                     if frame.is_corrupt:
                         raise VideoError(name_of(source), _damage(decoded, "a frame is damaged"))
+                    if decoded == start.number and start.time is not None:
+                        if frame.pts is not None and frame.pts < start.time:
+                            continue  # A leading picture, which belongs to what was skipped.
+                        if frame.pts != start.time:
+                            raise _KeyFrameMissed
                     if decoded >= skip:
                         yield TimedFrame(_displayed(frame, aspect), frame.time, _duration(frame))
                     decoded += 1
+        except _KeyFrameMissed:
+            raise
         except VideoError as error:
             raise VideoError(name_of(source), error.reason) from None
         except Exception as error:  # Libraries raise anything for a strange frame.
@@ -137,6 +159,51 @@ def frames_timed(source: Source, skip: int = 0) -> Iterator[TimedFrame]:
         raise VideoError(name_of(source), reason)
     if not decoded:
         raise VideoError(name_of(source), "has no frames")
+
+
+class _KeyFrameMissed(Exception):
+    """Raised if a seek did not find its key frame."""
+
+
+class _Start(NamedTuple):
+    """Where decoding begins: at a key frame, or at the beginning (no time).
+
+    Attributes:
+        number: of the key frame.
+        packets: number of packets before it in the file.
+        time: of the key frame, as the stream counts it.
+    """
+
+    number: int
+    packets: int
+    time: int | None
+
+
+def _seek_before(container: InputContainer, stream: VideoStream, skip: int) -> _Start:
+    """Seek to the last key frame that is not after a frame, if frames can be numbered by time."""
+    packets: list[tuple[int | None, bool, bool]] = []
+    with suppress(av.FFmpegError):  # Damage is reported when the frames are decoded.
+        for packet in container.demux(stream):
+            if packet.size:
+                packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+    times = sorted(time for time, _, _ in packets if time is not None)
+    keys = [
+        (time, place)
+        for place, (time, is_key, _) in enumerate(packets)
+        if is_key and time is not None
+    ]
+    # Hidden frames, and those that depend on frames before the first one, are not shown.
+    is_numbered = (
+        skip < len(times) == len(packets) == len({*times})
+        and keys[:1] == [(times[0], 0)]
+        and not any(is_hidden for _, _, is_hidden in packets)
+    )
+    time, place = max(key for key in keys if key[0] <= times[skip]) if is_numbered else (0, 0)
+    if place == 0:
+        container.seek(0)
+        return _Start(0, 0, None)
+    container.seek(time, stream=stream)
+    return _Start(times.index(time), place, time)
 
 
 def probe(source: Source) -> VideoInfo:

@@ -30,6 +30,42 @@ class Copied(NamedTuple):
     key_distance: int
 
 
+class StreamFacts(NamedTuple):
+    """A video stream that training can read as it is.
+
+    Attributes:
+        side: width and height in pixels.
+        key_distance: maximum number of frames from one key frame to the next.
+    """
+
+    side: int
+    key_distance: int
+
+
+def check_stream(source: Source) -> StreamFacts:
+    """Check that training can read a video stream as it is; only its first frame is decoded.
+
+    Args:
+        source: a file path, or a seekable binary file.
+
+    Raises:
+        VideoError: it is not H.264, yuv420p, square pixels, upright, and as wide as high.
+    """
+    if is_picture_file(source):
+        raise VideoError(name_of(source), "cannot be read where it lies: it is a picture, not h264")
+    with open_video(source) as (container, stream):
+        try:
+            if reason := _why_not_copied(container, stream, stream.width):
+                raise VideoError(name_of(source), f"cannot be read where it lies: it {reason}")
+            container.seek(0)
+            sizes = (packet.is_keyframe for packet in container.demux(stream) if packet.size)
+            keys = [number for number, is_key in enumerate([*sizes, True]) if is_key]
+        except (av.FFmpegError, StopIteration) as error:
+            reason = f"cannot be read where it lies: {reason_of(error)}"
+            raise VideoError(name_of(source), reason) from None
+    return StreamFacts(stream.width, int(np.diff(keys).max(initial=0)))
+
+
 def copy_stream(source: Source, size: int) -> Copied:
     """Copy a video stream into an mp4 of its own, without encoding it again.
 

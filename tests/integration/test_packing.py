@@ -26,11 +26,12 @@ from prioritycut_ray.packing.entries import Entry, Rejected
 from prioritycut_ray.packing.inputs import find_videos
 from prioritycut_ray.packing.inspection import verify
 from prioritycut_ray.packing.pipeline import PackProgress, append_videos, pack_videos
-from prioritycut_ray.packing.tasks import make_parts
+from prioritycut_ray.packing.tasks import make_part_within, make_parts
 from prioritycut_ray.video.decoding import frames_upright
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import center_square, resize
 from prioritycut_ray.video.random_access import read_all
+from tests.packing_inputs import contents, film, run_and_die
 from tests.places import BAD
 
 pytestmark = [
@@ -42,26 +43,11 @@ pytestmark = [
 ]
 
 
-def film(seed: int, count: int = 6, height: int = 48, width: int = 80) -> list[np.ndarray]:
-    """A square, coloured by the seed, that moves over a gray ramp."""
-    frames = []
-    for index in range(count):
-        frame = np.repeat(np.linspace(30, 200, width, dtype=np.uint8)[None, :, None], 3, axis=2)
-        frame = frame.repeat(height, axis=0)
-        frame[10:30, 20 + 3 * index : 40 + 3 * index] = (20 * seed % 256, 200, 60)
-        frames.append(frame)
-    return frames
-
-
 def make_films(folder: Path, names: list[str]) -> Path:
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_video(folder / name, film(seed, 6 + seed), 20.0)
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def write_manifest(path: Path, header: str, *rows: str) -> str:
@@ -189,7 +175,7 @@ def outcomes(inputs: list[str], **how: Any) -> dict[str, Outcome]:
     """Make the parts of some videos; return their outcomes by name."""
     entries = find_videos(inputs).entries
     recipe = Recipe(size=32, copy=False, max_frames=100)
-    made = make_parts(entries, range(len(entries)), recipe, **how)
+    made = make_parts(entries, range(len(entries)), recipe, **{"make": make_part_within} | how)
     return {entries[position].name: read_part(part)[0] for position, part in made}
 
 
@@ -236,9 +222,7 @@ def test_endless_video_is_rejected(tmp_path: Path) -> None:
 
 def pack_and_die(moment: str, call: str) -> None:
     """Run a packing call in a process that kills itself at a moment, without cleaning up."""
-    import ray
-
-    script = f"""
+    run_and_die(f"""
 import os, signal
 from prioritycut_ray.packing import pipeline
 from prioritycut_ray.data.shard_writer import ShardWriter
@@ -257,21 +241,7 @@ if {moment!r} == "before the index":
 if {moment!r} == "after the index":
     Workspace.clear = die
 pipeline.{call}
-"""
-    environment = os.environ | {
-        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        timeout=200,
-        start_new_session=True,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+""")
 
 
 @pytest.mark.parametrize("moment", ["third clip", "before the index", "after the index"])
@@ -406,8 +376,10 @@ def test_everything_from_and_to_an_object_store(tmp_path: Path) -> None:
         }
         script = f"""
 import fsspec
+from prioritycut_ray.data.index import read_index
 from prioritycut_ray.packing.inspection import verify
 from prioritycut_ray.packing.pipeline import append_videos, pack_videos
+from prioritycut_ray.packing.shard_index import index_shards
 
 fs = fsspec.filesystem("s3")
 fs.mkdir("pack-in")
@@ -425,9 +397,14 @@ assert append_videos("s3://pack-out/data", ["s3://pack-in/later/*.mp4"]).clips =
 assert verify("s3://pack-out/data") == (3, 3, [], []), verify("s3://pack-out/data")
 listed = pack_videos(["s3://pack-in/list.csv"], "s3://pack-out/listed", size=32)
 assert {{clip.identity for clip in listed.index.clips}} == {{"ann", "bob"}}
-assert listed.rejected == (("s3://pack-in/gone.mp4", "No such file or directory"),)
+reason = "line 4 of the manifest: No such file or directory"
+assert listed.rejected == (("s3://pack-in/gone.mp4", reason),)
 names = sorted(path.rpartition("/")[2] for path in fs.find("pack-out/data"))
 assert names == ["index.arrow", "rejected.csv", "shard-000000.tar", "shard-000001.tar"], names
+shards = "s3://pack-out/data/shard-{{000000..000001}}.tar"
+indexed = index_shards([shards], "s3://pack-out/index")
+assert indexed.index.fingerprint == read_index("s3://pack-out/data").fingerprint
+assert verify("s3://pack-out/index") == (3, 3, [], []), verify("s3://pack-out/index")
 """
         environment = os.environ | storage
         environment |= {
@@ -473,9 +450,13 @@ def test_manifest_names_identities_and_splits(tmp_path: Path) -> None:
         [("bob", "train"), ("in/4", "test")],
         [("bob", "test"), ("in/4", "train")],
     )
-    assert report.warnings == ("identity 'ann' is in train and val, as the manifest says",)
+    assert report.warnings == (
+        f"{manifest}: 1 of its 5 rows have no usable file; rejected.csv lists them",
+        "identity 'ann' is in train and val, as the manifest says",
+    )
     missing = str(tmp_path / "in/gone.mp4")
-    assert report.rejected == (Rejected(missing, "No such file or directory"),)
+    reason = "line 6 of the manifest: No such file or directory"
+    assert report.rejected == (Rejected(missing, reason),)
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -128,8 +128,8 @@ def test_frames_without_a_rate_are_not_packed_silently(tmp_path: Path) -> None:
     found = find_videos([str(tmp_path / "in")], FRAMES)
     assert sorted(entry.name for entry in found.entries) == ["a", "b/1"]
     assert found.notes == [
-        f"{tmp_path}/in: 2 pictures beside videos are not packed; if they are strips of frames, "
-        "state --strip-width"
+        f"{tmp_path}/in: 2 pictures beside videos or splits are not packed; if they are strips "
+        "of frames, state --strip-width"
     ]
 
 
@@ -137,6 +137,7 @@ def test_frames_and_strips_that_cannot_be_used_are_named(tmp_path: Path) -> None
     folder = write_frames(tmp_path / "in/a", film(5))
     (folder / "0000003.png").write_bytes((folder / "0000003.png").read_bytes()[:60])
     write_frames(tmp_path / "in/one", film(1))
+    write_strip(tmp_path / "in/t/other.png", film(5, width=80))
     write_strip(tmp_path / "in/s/good.png", film(5))
     write_strip(tmp_path / "in/s/odd.png", film(5, width=65))
     write_strip(tmp_path / "in/s/one.png", film(1))
@@ -147,6 +148,7 @@ def test_frames_and_strips_that_cannot_be_used_are_named(tmp_path: Path) -> None
     reasons = {entry.name: outcome(entry).rejected for entry in found.entries}
     assert reasons["a"].startswith("its frame 0000003.png is damaged or cut off")
     assert reasons["one"].startswith("1 frame:")
+    assert reasons["t/other"] == "is 400 pixels wide, which is not a multiple of --strip-width 64"
     assert reasons["s/good"] == ""
     assert reasons["s/odd"] == "is 325 pixels wide, which is not a multiple of --strip-width 64"
     assert reasons["s/one"].startswith("1 frame:")
@@ -162,6 +164,17 @@ def test_strips_of_every_colour_mode(tmp_path: Path) -> None:
         [entry] = find_videos([str(tmp_path / mode / "a.png")], Layout(strip_width=64)).entries
         assert packed(entry).shape == (6, 64, 64, 3)
         assert outcome(entry).fps == 25.0
+
+
+def test_pictures_above_clips_are_not_clips(tmp_path: Path) -> None:
+    for name in ("train/a", "test/b", "test/b/c"):
+        write_frames(tmp_path / name, film(3))
+    for name in ("overview.png", "logo.png", "test/mosaic.png"):
+        Image.fromarray(film(1)[0]).save(tmp_path / name)
+    found = find_videos([str(tmp_path)], FRAMES)
+    assert [entry.name for entry in found.entries] == ["test/b", "test/b/c", "train/a"]
+    [note] = found.notes
+    assert "3 pictures beside videos or splits are not packed" in note
 
 
 def test_a_changed_frame_is_a_new_version(tmp_path: Path) -> None:
@@ -350,6 +363,12 @@ def test_a_person_may_follow_in_the_video_id(tmp_path: Path) -> None:
     touched(tmp_path, "abc.mp4")
     [entry] = rows(tmp_path, "video_id,start,end,fps,partition\nabc#id10001,0,5,25,test\n")
     assert (entry.identity, entry.split, entry.name) == ("id10001", "test", "abc")
+
+
+def test_a_video_id_may_be_a_path_or_have_an_extension(tmp_path: Path) -> None:
+    touched(tmp_path, "videos/id1/1.mp4", "videos/id2/1.mkv")
+    table = "video_id\nvideos/id1/1\nvideos/id2/1.mkv\n"
+    assert [Path(one.source).parent.name for one in rows(tmp_path, table)] == ["id1", "id2"]
 
 
 @pytest.mark.parametrize(

@@ -134,4 +134,4 @@ def test_files_that_are_not_tars_are_named(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(data)
     entries, [item], _ = find_videos([str(tmp_path / "s.tar")])
     assert entries == []
-    assert item.reason in ("is not a tar archive", "contains no samples")
+    assert item.reason in ("is not a tar archive", "contains no samples") or "(gzip)" in item.reason

@@ -80,6 +80,49 @@ def test_tar_given_as_a_video_is_refused(name: str) -> None:
     assert error is not None
 
 
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [
+        ("mp4", "libx264"),
+        ("mp4", "libx265"),
+        ("mp4", "mpeg4"),
+        ("matroska", "libx264"),
+        ("webm", "libvpx-vp9"),
+        ("mpegts", "libx264"),
+        ("avi", "mpeg4"),
+    ],
+)
+def test_frames_are_the_same_if_others_are_skipped(container: str, codec: str) -> None:
+    data = muxed(container, codec, moving_square(40))
+    whole = [*frames_upright(io.BytesIO(data))]
+    for skip in (1, 11, 12, 13, 30, 39, 40):
+        rest = [*frames_upright(io.BytesIO(data), skip)]
+        assert len(rest) == 40 - skip
+        assert all(map(np.array_equal, rest, whole[skip:]))
+
+
+@pytest.mark.skipif(not VIDEOS, reason="needs ../shared/data/bad")
+@pytest.mark.parametrize("row", VIDEOS, ids=[row["file"] for row in VIDEOS])
+def test_frames_of_an_awkward_file_may_be_skipped(row: dict[str, str]) -> None:
+    path = BAD / row["file"]
+    if row["verdict"] != "accept" or not path.exists():
+        pytest.skip("is not complete")
+    whole = [*frames_upright(path)]
+    for skip in (len(whole) // 3, len(whole) - 1):
+        assert all(map(np.array_equal, frames_upright(path, skip), whole[skip:]))
+
+
+def test_skipped_frames_are_not_decoded() -> None:
+    data = bytearray(encoded(moving_square(40), gop=10))
+    whole = [*frames_upright(io.BytesIO(data))]
+    with av.open(io.BytesIO(data)) as file:
+        packets = [packet for packet in file.demux(video=0) if packet.size]
+    begin, end = packets[2].pos, packets[8].pos
+    data[begin:end] = b"\xff" * (end - begin)
+    assert read_until_error(io.BytesIO(data))[1] is not None
+    assert all(map(np.array_equal, frames_upright(io.BytesIO(data), 25), whole[25:]))
+
+
 @pytest.mark.skipif(not VIDEOS, reason="needs ../shared/data/bad")
 def test_gray_file_has_equal_channels_and_hdr_file_keeps_its_range() -> None:
     gray = np.stack(list(frames_upright(BAD / "gray.mp4")))
