@@ -148,6 +148,8 @@ def _frames_from(source: Source, skip: int, *, seek: bool) -> Iterator[TimedFram
             raise VideoError(name_of(source), error.reason) from None
         except Exception as error:  # Libraries raise anything for a strange frame.
             raise VideoError(name_of(source), _damage(decoded, reason_of(error))) from None
+        if decoded == start.number and start.time is not None:
+            raise _KeyFrameMissed
         declared = _declared_packets(container, stream)
         duration = _declared_seconds(container, stream)
     # Packets, not frames: an edit list hides frames, and a cut may make some undecodable.
