@@ -5,12 +5,14 @@ import json
 import reprlib
 from collections.abc import Sequence
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+Branches = dict[str, type[BaseModel]]
+"""Sections of a union by their tags."""
 _SHOWN = 10
 """Problems that a message lists."""
 
@@ -24,18 +26,18 @@ def describe_problems(error: ValidationError, root: type[BaseModel]) -> str:
     """
     problems: dict[str, list[str]] = {}
     for item in error.errors():
-        key, kind = _locate(item["loc"], root)
-        problems.setdefault(key, []).append(_problem(item, key, kind))
+        key, kind, others = _locate(item["loc"], root)
+        problems.setdefault(key, []).append(_problem(item, key, kind, others))
     found = [" or ".join(dict.fromkeys(messages)) for messages in problems.values()]
     more = len(found) - _SHOWN
     return "; ".join(found[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _problem(item: ErrorDetails, key: str, kind: Any) -> str:
+def _problem(item: ErrorDetails, key: str, kind: Any, others: Branches) -> str:
     message, value = str(item["msg"]).removeprefix("Value error, "), item["input"]
     match item["type"]:
         case "extra_forbidden":
-            return f"unknown key {key!r}{_suggestion(key, kind)}"
+            return f"unknown key {key!r}{_owner(key, others)}{_suggestion(key, kind)}"
         case "model_type" | "model_attributes_type":
             message = "is a section: set its keys"
             message += ", or null to disable it" if type(None) in get_args(kind) else ""
@@ -50,7 +52,8 @@ def _problem(item: ErrorDetails, key: str, kind: Any) -> str:
         case "dict_type":
             message = "must be a mapping, such as {key: value}"
         case "union_tag_invalid":
-            message = f"{item['ctx']['tag']!r} is not one of {item['ctx']['expected_tags']}"
+            key, value = f"{key}.{_tag_key(kind)}", item["ctx"]["tag"]
+            message = f"must be one of {item['ctx']['expected_tags']}"
         case "missing":
             message = "is required"
     if not key:
@@ -59,18 +62,24 @@ def _problem(item: ErrorDetails, key: str, kind: Any) -> str:
     return f"{key}: {message}" if is_section else f"{key}={reprlib.repr(value)}: {message}"
 
 
-def _locate(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, Any]:
-    """Find the dotted key of a problem and the type there; for an unknown key, its section's type.
+def _locate(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, Any, Branches]:
+    """Find the dotted key of a problem, and the type there; for an unknown key, its section's type.
 
     pydantic adds its own names of a union's branches, and a mark of a mapping's keys.
+
+    Returns:
+        The key, the type, and what its section could be instead, if that is one of a union.
     """
     parts: list[str] = []
     kind: Any = root
+    others: Branches = {}
     for place, part in enumerate(location):
         section = next((s for s in _section_types(kind) if part in keys_of(s)), None)
-        if branch := _branch(kind, part):
-            kind = branch
+        branches = _branches(kind)
+        if branch := branches.pop(str(part), None):
+            kind, others = branch, branches
             continue
+        others = {} if section else others
         if section:
             kind = keys_of(section)[str(part)].annotation
         elif _element_type(kind) is not None and part != "[key]":
@@ -78,12 +87,34 @@ def _locate(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, 
         elif place < len(location) - 1 or not _section_types(kind):
             continue
         parts.append(str(part))
-    return ".".join(parts), kind
+    return ".".join(parts), kind, others
 
 
-def _branch(kind: Any, tag: str | int) -> Any:
-    """Return the branch of a tagged union; None if it has no such branch."""
-    return next((option for option in get_args(kind) if Tag(str(tag)) in get_args(option)), None)
+def _branches(kind: Any) -> Branches:
+    """Return the branches of a tagged union; none if it is something else."""
+    return {
+        mark.tag: get_args(option)[0]
+        for option in get_args(kind)
+        for mark in get_args(option)
+        if isinstance(mark, Tag)
+    }
+
+
+def _tag_key(union: Any) -> str:
+    """Return the key that decides between the sections of a union."""
+    fields = keys_of(_section_types(union)[0])
+    return next(name for name, field in fields.items() if get_origin(field.annotation) is Literal)
+
+
+def _owner(key: str, others: Branches) -> str:
+    """Say which other section of the union has an unknown key, if one does."""
+    parents, _, wrong = key.rpartition(".")
+    found = [
+        f"{parents}.{_tag_key(section)}={tag}"
+        for tag, section in others.items()
+        if wrong in keys_of(section)
+    ]
+    return f" (a key of {' and '.join(found)})" if found else ""
 
 
 def _suggestion(key: str, kind: Any) -> str:

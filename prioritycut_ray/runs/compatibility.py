@@ -64,6 +64,8 @@ def check_resumable(config: Config, data: str) -> None:
     if directory.name == STEP_FORMAT.format(0):
         changed = [key for key in changed if key.startswith(NETWORK_KEYS)]
     changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
+    if "model.family" in changed:  # It has other keys altogether.
+        changed = [k for k in changed if k == "model.family" or not k.startswith("model.")]
     if changed:
         raise UserError(
             f"{run}: this run was started with different values of {', '.join(changed)}; restore "

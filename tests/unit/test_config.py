@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from prioritycut_ray.config import (
     Config,
+    ThinPlateConfig,
     as_words,
     dump_config,
     load_config,
@@ -18,6 +19,7 @@ from prioritycut_ray.config import (
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.retraining.settings import RetrainSettings
 from prioritycut_ray.storage.paths import resolved
+from tests.places import TINY_TPS
 
 
 @pytest.fixture
@@ -86,6 +88,9 @@ def test_the_dump_reads_back_as_the_same_config(minimal: str, tmp_path: Path) ->
         ("data.size=96", ["data.size=96", "num_blocks"]),
         ("train.workers=7", ["train.batch_size=40", "7"]),
         ("discriminator.kind=patch", ["priority_cut=null"]),
+        ("discriminator.kind=none", ["discriminator.kind=unet or priority_cut=null"]),
+        ("model.family=splines", ["model.family='splines'", "'first_order', 'thin_plate'"]),
+        ("model.num_splines=3", ["a key of model.family=thin_plate", "'model.num_keypoints'"]),
         ("loss.perceptual.scales=[1, 0.03125]", ["VGG-19", "scales"]),
         ("name=../escape", ["name"]),
         ("optim", ["dotted.key=value"]),
@@ -101,6 +106,46 @@ def test_a_wrong_override_is_one_line_with_the_key_and_the_fix(
     assert "\n" not in message
     for fragment in fragments:
         assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("word", "fragments"),
+    [
+        ("model.num_keypoints=3", ["model.family=first_order", "did you mean 'model.num_splines'"]),
+        ("model.generator.max_features=8", ["model.family=first_order", "num_splines, dense_mo"]),
+        ("model.dense_motion.num_block=3", ["did you mean 'model.dense_motion.num_blocks'"]),
+        ("model.dense_motion.scale_factor=0.3", ["scale_factor=0.3 must be 1, 0.5, 0.25 or"]),
+        ("model.dense_motion.num_blocks=2", ["num_blocks=2 must be at least 3"]),
+        ("data.size=160", ["num_blocks=32"]),
+        ("model.motion_dropout.peak=1", ["model.motion_dropout.peak=1", "less than 1"]),
+        ("discriminator.kind=none", ["discriminator.kind=unet or priority_cut=null"]),
+    ],
+)
+def test_a_wrong_override_of_the_thin_plate_family_names_the_key_and_the_fix(
+    word: str, fragments: list[str]
+) -> None:
+    words = ["model.dense_motion.scale_factor=0.5", "model.dense_motion.num_blocks=3"]
+    words += ["model.dense_motion.num_blocks=5"] if word.startswith("data") else []
+    with pytest.raises(UserError) as caught:
+        load_config(str(TINY_TPS), [*words, word])
+    message = str(caught.value)
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_one_override_turns_the_discriminator_off(minimal: str) -> None:
+    config = load_config(minimal, ["discriminator.kind=none", "priority_cut=null"])
+    assert load_config(minimal, as_words(config.model_dump(mode="json"))) == config
+
+
+def test_a_configuration_of_either_family_reads_back(tmp_path: Path) -> None:
+    config = load_config(str(TINY_TPS))
+    path = tmp_path / "dumped.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(str(path)) == config
+    assert isinstance(config.model, ThinPlateConfig)
+    assert config.model.num_keypoints == 5 * config.model.num_splines
 
 
 @pytest.mark.parametrize(
