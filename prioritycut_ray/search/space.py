@@ -26,6 +26,7 @@ from prioritycut_ray.config import (
     read_mapping,
 )
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.runs.compatibility import NETWORK_KEYS
 
 VARIANT = "variant"
 """The dimension that selects one of ``variants``."""
@@ -189,6 +190,12 @@ class SearchConfig(Section):
         if isinstance(self.scheduler, PBT) and (self.trials < 2 or not drawn):
             raise ValueError(
                 "scheduler=pbt needs trials of at least 2, and a dimension other than a grid"
+            )
+        networks = [key for key in drawn if key.startswith(NETWORK_KEYS)]
+        if isinstance(self.scheduler, PBT) and networks:
+            raise ValueError(
+                f"scheduler=pbt copies weights from trial to trial, and {networks[0]} changes the "
+                "networks: use a grid or variants for it, or another scheduler"
             )
         if self.scheduler is not None and self.reports < 2:
             raise ValueError(

@@ -71,6 +71,13 @@ def test_the_ablation_has_the_four_rows_of_the_paper_with_three_seeds_each() -> 
         ({"searcher": "optuna"}, ["does not support grid"]),
         ({"scheduler": {"kind": "asha"}}, ["reports"]),
         ({"scheduler": {"kind": "pbt"}, "reports": 2}, ["scheduler=pbt needs trials"]),
+        (
+            {
+                **{"scheduler": {"kind": "pbt"}, "reports": 2, "trials": 2, "searcher": "random"},
+                "space": {"discriminator.kind": {"choice": ["unet", "patch"]}},
+            },
+            ["scheduler=pbt copies weights", "discriminator.kind changes the networks"],
+        ),
         ({"scheduler": {"kind": "hyperband"}}, ["asha", "pbt"]),
         ({"space": {}}, ["nothing to search"]),
         ({"trails": 3}, ["trails", "trials"]),
@@ -113,6 +120,18 @@ def test_valid_ranges_are_accepted(tmp_path: Path) -> None:
         "model.num_keypoints": {"int": [5, 15]},
     }
     assert checked(tmp_path, searcher="random", space=space)
+
+
+def test_variants_may_have_other_networks(tmp_path: Path) -> None:
+    variants = {
+        "method": {},
+        "alone": {"discriminator.kind": "none", "priority_cut": None},
+        "splines": {"model": {"family": "thin_plate", "dense_motion": {"num_blocks": 3}}},
+    }
+    search = checked(tmp_path, variants=variants, space={"optim.lr": {"grid": [1e-4]}})
+    configs = check_space(search, load_base(search, []))
+    kinds = {(config.model.family, config.discriminator.kind) for config in configs}
+    assert kinds == {("first_order", "unet"), ("first_order", "none"), ("thin_plate", "unet")}
 
 
 def test_a_file_without_a_smoke_size_says_so(tmp_path: Path) -> None:
