@@ -38,11 +38,16 @@ def grid_sample(
     if image.is_cuda and differentiable and torch.are_deterministic_algorithms_enabled():
         if align_corners:
             assert padding == "zeros"
-            height, width = image.shape[2:]
-            grid = grid * grid.new_tensor([1 - 1 / width, 1 - 1 / height])
+            grid = between_edges(grid, *image.shape[2:])
         sampled: Tensor = DeterministicSample.apply(image, grid, padding)
         return sampled
     return F.grid_sample(image, grid, padding_mode=padding, align_corners=align_corners)
+
+
+def between_edges(grid: Float[Tensor, "B h w 2"], height: int, width: int) -> Tensor:
+    """Convert positions where ±1 are the centres of the outer pixels: to where they are edges."""
+    x, y = grid.unbind(-1)
+    return torch.stack([x * (1 - 1 / width), y * (1 - 1 / height)], dim=-1)
 
 
 class DeterministicSample(torch.autograd.Function):

@@ -143,7 +143,7 @@ def all_motions(
     groups = (points.value.unflatten(1, (-1, POINTS)) for points in (driving, source))
     grid = coordinate_grid(height, width, dtype=value.dtype, device=value.device).flatten(0, 1)
     bent = evaluate_splines(fit_splines(*groups), grid)
-    still = grid.expand(len(value), -1, -1)
+    still = grid.expand(value.shape[0], -1, -1)
     if background is not None:
         still = still @ background[:, :2, :2].mT + background[:, None, :2, 2]
     motions: Tensor = torch.cat([still[:, None], bent], dim=1).unflatten(2, (height, width))
@@ -180,7 +180,7 @@ def softmax_of_kept(
     if dropout is None:
         return torch.softmax(logits, dim=1)
     kept: Tensor = dropout.uniform < 1 - dropout.rate
-    kept[:, 0] = True
+    kept[:, 0].fill_(True)
     powers = torch.exp(logits - logits.amax(dim=1, keepdim=True)) * kept[..., None, None]
     mask: Tensor = powers / (powers.sum(dim=1, keepdim=True) + 1e-6)
     return mask

@@ -44,7 +44,7 @@ class BackgroundMotion(nn.Module):
     ) -> Float[Tensor, "B 3 3"]:
         """Return A, which takes homogeneous positions in the driving frame to the source frame."""
         rows = _numbers(self.bg_encoder, torch.cat([source, driving], dim=1)).unflatten(1, (2, 3))
-        last = rows.new_tensor([0.0, 0.0, 1.0]).expand(len(rows), 1, 3)
+        last = torch.eye(3, dtype=rows.dtype, device=rows.device)[2:].expand(len(rows), 1, 3)
         return torch.cat([rows, last], dim=1)
 
 

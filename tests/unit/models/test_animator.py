@@ -63,8 +63,13 @@ class Shifter(Animator):
 def new_state(config: Config) -> TrainState:
     torch.manual_seed(0)
     animator, discriminator = Shifter(), build_discriminator(config)
-    optimizers = (Adam(network.parameters()) for network in (animator, discriminator))
-    return TrainState(animator, MovingAverage(animator, 0.9), discriminator, *optimizers)
+    return TrainState(
+        animator,
+        MovingAverage(animator, 0.9),
+        discriminator,
+        Adam(animator.parameters()),
+        discriminator and Adam(discriminator.parameters()),
+    )
 
 
 def test_another_family_trains(tiny: Config) -> None:
@@ -82,6 +87,19 @@ def test_another_family_trains(tiny: Config) -> None:
     changed = zip(before, state.animator.parameters(), strict=True)
     assert not any(torch.equal(old, new) for old, new in changed)
     assert {"columns", "keypoints"} <= training_pictures(pair, outcome, config).keys()
+
+
+def test_pictures_of_a_run_without_a_discriminator_need_no_mask(tiny: Config) -> None:
+    alone = tiny.discriminator.model_copy(update={"kind": "none"})
+    config = tiny.model_copy(update={"discriminator": alone, "priority_cut": None})
+    state = new_state(config)
+    pair = FramePair(*torch.rand(2, 4, 3, 32, 32))
+    parts = micro_batches(pair, draw_randomness(config, 0, Worker(0, 1, CPU)), 1)
+    outcome = training_step(state, state.animator, None, build_perceptual(config), parts, config)
+    assert outcome.discriminator_batches == []
+    pictures = training_pictures(pair, outcome, config)
+    assert pictures.keys() == {"columns", "keypoints"}
+    assert pictures["columns"].shape[2] < 6 * 32, "source, driving, generated, occlusion"
 
 
 def test_another_family_animates_and_exports(tiny: Config) -> None:

@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prioritycut_ray.models.sampling import DeterministicSample, Padding, grid_sample
+from prioritycut_ray.models.sampling import (
+    DeterministicSample,
+    Padding,
+    between_edges,
+    grid_sample,
+)
 
 PADDINGS: tuple[Padding, ...] = ("zeros", "reflection")
 
@@ -48,6 +53,21 @@ def test_values_and_gradients_match_torch(
         ):
             assert found.shape == expected.shape
             assert (found - expected).norm() <= limit * expected.norm()
+
+
+@pytest.mark.parametrize("reach", [0.8, 1.0, 1.2, 9.0])
+def test_centres_at_the_ends_are_converted_to_edges(reach: float) -> None:
+    image = torch.rand(3, 5, 7, 9, dtype=torch.float64).requires_grad_()
+    grid = positions(reach).requires_grad_()
+    torchs = F.grid_sample(image, grid, padding_mode="zeros", align_corners=True)
+    ours = DeterministicSample.apply(image, between_edges(grid, 7, 9), "zeros")
+    found, of_image, of_grid = values_and_gradients(ours, image, grid)
+    expected, expected_image, expected_grid = values_and_gradients(torchs, image, grid)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(of_image, expected_image)
+    # The corner pixels themselves are kinks, where rounding decides which side counts.
+    smooth = (grid.detach().abs() != 1).all(dim=-1)
+    torch.testing.assert_close(of_grid[smooth], expected_grid[smooth])
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
