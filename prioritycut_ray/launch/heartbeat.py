@@ -2,14 +2,15 @@
 
 Every rank reports twice a second what it is doing and learns in reply whether to stop. Warnings
 and metrics reach the driver as messages. The actor is restarted if it dies: the ranks report again
-with their next heartbeats, and nobody waits for it.
+with their next heartbeats, messages are sent again, and nobody waits for it.
 """
 
 import faulthandler
 import os
 import threading
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import ray
@@ -69,18 +70,20 @@ class _MonitorActor:
     """The actor; every method returns at once."""
 
     def __init__(self) -> None:
-        self._messages: list[Message] = []
+        self._messages: dict[str, Message] = {}
         self._heartbeats: dict[int, tuple[Heartbeat, float]] = {}
         self._stop = False
         self._draining: set[str] = set()
         self._updated_at = 0.0
 
-    def send_message(self, message: Message) -> None:
-        self._messages.append(message)
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]  # ray is untyped
+    def send_message(self, name: str, message: Message) -> None:
+        self._messages[name] = message
 
-    def take_messages(self) -> list[Message]:
-        messages, self._messages = self._messages, []
-        return messages
+    def messages(self, taken: Collection[str]) -> dict[str, Message]:
+        for name in taken:
+            self._messages.pop(name, None)
+        return self._messages
 
     def report(self, heartbeat: Heartbeat) -> bool:
         now = time.monotonic()
@@ -117,15 +120,25 @@ class HeartbeatMonitor:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._taken: set[str] = set()
 
     def send_message(self, message: Message) -> None:
         """Leave a message for the driver."""
-        self._actor.send_message.remote(message)
+        self._actor.send_message.remote(uuid.uuid4().hex, message)
 
     def take_messages(self) -> list[Message]:
-        """Return the messages since the last call."""
-        messages: list[Message] = _answer(self._actor.take_messages.remote(), [])
-        return messages
+        """Return the messages since the last call.
+
+        The actor keeps them until the next call confirms them: an answer may be lost.
+        """
+        messages: dict[str, Message] | None = _answer(
+            self._actor.messages.remote(self._taken), None
+        )
+        if messages is None:
+            return []
+        new = [message for name, message in messages.items() if name not in self._taken]
+        self._taken = set(messages)
+        return new
 
     def report(self, heartbeat: Heartbeat) -> bool:
         """Report what a rank is doing; returns whether it should stop."""

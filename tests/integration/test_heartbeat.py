@@ -1,6 +1,7 @@
 """The monitor actor and the private parts of Ray that need a running cluster."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_a_monitor_that_died_is_restarted_and_learns_from_the_next_heartbeat() -
         return {r.heartbeat.step for r in monitor.heartbeats().values()} == {4}
 
     await_truth(is_back, "the actor is restarted", 60)
+
+
+def test_a_message_to_a_monitor_that_just_died_arrives_after_its_restart() -> None:
+    monitor = start_monitor()
+    os.kill(ray.get(monitor._actor.__ray_call__.remote(_pid)), signal.SIGKILL)
+    monitor.send_message("rank 1: lost node")
+    await_truth(lambda: monitor.take_messages() == ["rank 1: lost node"], "the message")
+
+
+def _pid(actor: object) -> int:
+    return os.getpid()
 
 
 def test_other_processes_use_the_same_monitor() -> None:
