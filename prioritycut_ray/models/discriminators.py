@@ -15,6 +15,7 @@ from prioritycut_ray.models.blocks import (
     in_conv_format,
     pooled_conv,
 )
+from prioritycut_ray.models.instance_norm import contiguous_gradient
 from prioritycut_ray.models.keypoints import keypoint_heatmaps
 from prioritycut_ray.models.spectral import (
     normalised_weights,
@@ -68,7 +69,8 @@ class PatchBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
         out = self.conv(x)
         if self.has_norm:
-            out = channels_last(self.norm(channels_last(out)))  # it returns contiguous planes
+            # torch's instance norm returns contiguous planes.
+            out = channels_last(contiguous_gradient(self.norm(channels_last(out))))
         out = F.leaky_relu(out, 0.2)
         return F.avg_pool2d(out, 2) if self.pool else out
 

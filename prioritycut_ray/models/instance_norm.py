@@ -26,9 +26,20 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(x)
+            return contiguous_gradient(super().forward(x))
         out: Tensor = _Normalise.apply(x, self.weight, self.bias, self.eps)
         return out
+
+
+def contiguous_gradient(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Return the result of torch's instance norm, and make its gradient contiguous, as it is.
+
+    torch computes wrong gradients for one image whose gradient is channels last. Compiled code
+    chooses layouts itself.
+    """
+    if x.requires_grad and not torch.compiler.is_compiling():
+        x.register_hook(lambda gradient: None if gradient is None else gradient.contiguous())
+    return x
 
 
 class _Normalise(torch.autograd.Function):

@@ -183,6 +183,20 @@ def test_patch_discriminator_has_instance_norms_except_in_the_first_block() -> N
     assert all(norm.affine and not norm.track_running_stats for found in norms for norm in found)
 
 
+def test_patch_discriminator_gives_an_image_the_same_gradients_alone_and_in_a_batch() -> None:
+    """torch's instance norm has wrong gradients for one image whose gradient is channels last."""
+    network = patch().to(memory_format=torch.channels_last)
+    images, keypoints = frames()
+    images = images.to(memory_format=torch.channels_last).requires_grad_()
+    inputs = (images, *network.parameters())
+    in_batch, alone = (
+        torch.autograd.grad(network(images[:batch], keypoints[:batch]).logits[0].sum(), inputs)
+        for batch in (2, 1)
+    )
+    for found, expected in zip(alone, in_batch, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_patch_discriminator_stores_spectral_norms_under_the_references_names() -> None:
     names = set(patch(spectral=True).state_dict())
     for layer in ("down_blocks.0.conv", "down_blocks.2.conv", "conv"):
