@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -125,3 +125,46 @@ def _as_image(
 ) -> Float[Tensor, "B C H W"]:
     batch, _, height, width = like.shape
     return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+_ROWS_FROM = 32
+"""Smallest number of channels for which :func:`sample_rows` is faster than ``F.grid_sample``."""
+
+
+def prefers_rows(image: Float[Tensor, "B C H W"]) -> bool:
+    """Return whether :func:`sample_rows` samples an image faster: feature maps on CPUs."""
+    on_cpu = image.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and image.shape[1] >= _ROWS_FROM
+
+
+def sample_rows(
+    image: Float[Tensor, "B C H W"], grid: Float[Tensor, "B h w 2"]
+) -> Float[Tensor, "B C h w"]:
+    """Sample an image as :func:`grid_sample` does with ``align_corners`` and zeros outside.
+
+    In channels-last layout an image is a matrix of pixels × channels, and each position adds up
+    four of its rows: an embedding bag, which returns channels last too. ``F.grid_sample`` gathers
+    channel by channel.
+    """
+    batch, channels, height, width = image.shape
+    columns, shares_x = _neighbours(grid[..., 0], width)
+    rows, shares_y = _neighbours(grid[..., 1], height)
+    first = torch.arange(batch, dtype=torch.int32, device=image.device) * (height * width)
+    pixels = first[:, None, None, None, None] + rows[..., None] * width + columns[..., None, :]
+    shares = shares_y[..., None] * shares_x[..., None, :]
+    sampled = F.embedding_bag(
+        pixels.view(-1, 4), _rows(image), per_sample_weights=shares.view(-1, 4), mode="sum"
+    )
+    return sampled.view(batch, *grid.shape[1:3], channels).permute(0, 3, 1, 2)
+
+
+def _neighbours(
+    position: Float[Tensor, "B h w"], size: int
+) -> tuple[Int[Tensor, "B h w 2"], Float[Tensor, "B h w 2"]]:
+    """Return the two pixels around each position along one axis, and their shares of the value."""
+    pixel = (position + 1) * ((size - 1) / 2)
+    lower = pixel.detach().floor()
+    upper_share = pixel - lower
+    index = lower[..., None].int() + torch.arange(2, dtype=torch.int32, device=position.device)
+    inside = (index >= 0) & (index < size)
+    return index.clamp(0, size - 1), torch.stack([1 - upper_share, upper_share], dim=-1) * inside

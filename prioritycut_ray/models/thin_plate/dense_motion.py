@@ -19,7 +19,7 @@ from prioritycut_ray.models.blocks import (
 )
 from prioritycut_ray.models.instance_norm import InstanceNorm2d
 from prioritycut_ray.models.keypoints import Keypoints, keypoint_heatmaps
-from prioritycut_ray.models.sampling import grid_sample
+from prioritycut_ray.models.sampling import grid_sample, prefers_rows, sample_rows
 from prioritycut_ray.models.thin_plate.spline import POINTS, evaluate_splines, fit_splines
 
 OCCLUSION_MAPS = 4
@@ -200,5 +200,7 @@ def warp(
         deformation = F.interpolate(
             deformation.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=True
         ).permute(0, 2, 3, 1)
-    sampled = grid_sample(image.to(deformation.dtype), deformation, align_corners=True)
-    return sampled.to(image.dtype)
+    exact = image.to(deformation.dtype)
+    if prefers_rows(exact):
+        return sample_rows(exact, deformation).to(image.dtype)
+    return grid_sample(exact, deformation, align_corners=True).to(image.dtype)

@@ -1,8 +1,11 @@
 """Copies what the source shows, and paints what is occluded (method §7, "Inpainting")."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from prioritycut_ray.models.blocks import (
     DownBlock,
@@ -88,6 +91,24 @@ def warp_distance(
     for source, driving, occlusion in zip(
         source_maps, driving_maps, motion.occlusion_maps, strict=True
     ):
-        difference = driving.detach() - warp(source.detach(), motion.deformation)
-        terms.append((difference.float() * occlusion.detach()).abs().mean())
+        warped = warp(channels_last(source.detach()), motion.deformation)
+        terms.append(_VisibleDistance.apply(warped, driving.detach(), occlusion.detach()))
     return torch.stack(terms).sum()
+
+
+class _VisibleDistance(torch.autograd.Function):
+    """mean |x − y| ⊙ O in float32, with gradients for x in its format and in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, occlusion: Tensor) -> Tensor:
+        difference = x - y
+        ctx.save_for_backward(difference, occlusion)
+        of_pixels = difference.abs().sum(dim=1, keepdim=True, dtype=torch.float32)
+        return (of_pixels * occlusion).sum() / difference.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        difference, occlusion = ctx.saved_tensors
+        shares = (occlusion * (gradient / difference.numel())).to(difference.dtype)
+        return difference.sign().mul_(shares), None, None

@@ -12,6 +12,7 @@ from prioritycut_ray.models.sampling import (
     Padding,
     between_edges,
     grid_sample,
+    sample_rows,
 )
 
 PADDINGS: tuple[Padding, ...] = ("zeros", "reflection")
@@ -103,3 +104,26 @@ def test_a_nan_position_is_ignored() -> None:
 def test_torchs_own_kernel_is_used_unless_determinism_is_requested() -> None:
     image, grid = torch.rand(1, 2, 4, 4, requires_grad=True), torch.zeros(1, 2, 2, 2)
     assert "GridSampler" in type(grid_sample(image, grid).grad_fn).__name__
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_sampling_by_rows_equals_grid_sample(layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 5, 6, 9, dtype=torch.float64, generator=generator)
+    image = image.to(memory_format=layout).requires_grad_()
+    grid = torch.rand(2, 7, 4, 2, dtype=torch.float64, generator=generator) * 3 - 1.5
+    grid[0, 0, :, 0] = torch.tensor([-1, 1, -1e30, 1e30])  # on the outer pixels, and far outside
+    grid[0, 1] = torch.tensor([1.0, 1.0])
+    grid.requires_grad_()
+    weights = torch.randn(2, 5, 7, 4, dtype=torch.float64, generator=generator)
+    ours, theirs = (
+        [sampled.detach(), *torch.autograd.grad((sampled * weights).sum(), (image, grid))]
+        for sampled in (
+            sample_rows(image, grid),
+            F.grid_sample(image, grid, align_corners=True),
+        )
+    )
+    assert ours[0].stride(1) == 1, "channels last"
+    inside = grid.abs().amax(dim=-1, keepdim=True) < 1  # elsewhere only values must agree
+    torch.testing.assert_close(ours[:2], theirs[:2])
+    torch.testing.assert_close(ours[2] * inside, theirs[2] * inside)
