@@ -64,24 +64,26 @@ def _clip(state: TrainState, network: Network, options: OptimConfig) -> Tensor:
     """Clip a network's gradients if configured; return a number that is finite if they all are."""
     module: nn.Module = getattr(state, network)
     order = math.inf if options.grad_norm == "maximum" else 2.0
+    gradients = {id(p): p.grad for p in module.parameters() if p.grad is not None}
+    norms = dict(zip(gradients, _norms(list(gradients.values()), order), strict=True))
     if options.max_grad_norm is not None:
         parts = state.animator.clipped_parts() if network == "animator" else [module]
         for part in parts:
-            if gradients := _gradients(part):
-                norm = _norm(gradients, order)
+            # Only what the step used has a gradient.
+            if own := [norms[id(p)] for p in part.parameters() if id(p) in norms]:
+                norm = torch.linalg.vector_norm(torch.stack(own), order)
                 nn.utils.clip_grads_with_norm_(part.parameters(), options.max_grad_norm, norm)
-    return _norm(_gradients(module), order)
+    # Clipping does not change whether all of them are finite.
+    total: Tensor = torch.linalg.vector_norm(torch.stack(list(norms.values())), order)
+    return total
 
 
-def _gradients(module: nn.Module) -> list[Tensor]:
-    """Return the gradients of what the step used."""
-    return [p.grad for p in module.parameters() if p.grad is not None]
-
-
-def _norm(gradients: list[Tensor], order: float) -> Tensor:
-    norms = torch.stack(torch._foreach_norm(gradients, order))
-    norm: Tensor = torch.linalg.vector_norm(norms, order)
-    return norm
+def _norms(gradients: list[Tensor], order: float) -> list[Tensor]:
+    """Return the norm of each gradient."""
+    if order == math.inf and gradients[0].device.type == "cpu":
+        # 10 times as fast as torch's norm.
+        return [torch.maximum(gradient.amax(), -gradient.amin()) for gradient in gradients]
+    return list(torch._foreach_norm(gradients, order))
 
 
 def _total(losses: Mapping[str, Tensor]) -> Tensor:
