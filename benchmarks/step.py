@@ -112,6 +112,7 @@ def step(
     turns: int = 2,
     threads: int = 1,
     compiled: Annotated[bool, typer.Option(help="Also measure train.compile.")] = False,
+    brief: Annotated[bool, typer.Option(help="No phases, FLOPs and memory.")] = False,
     picture: Path = Path("step.png"),
 ) -> None:
     """Time whole training steps; print a table and plot the phases of each way."""
@@ -121,10 +122,11 @@ def step(
     costs: list[Cost] = []
     for size in map(int, sizes.split(",")):
         for batch in map(int, batches.split(",")):
-            costs += _costs(names, Point(size, batch, family, kind), turns)
+            costs += _costs(names, Point(size, batch, family, kind), turns, brief=brief)
     _print_table(costs, ceilings, threads, turns)
-    _draw(costs, picture)
-    print(f"\nTime by phase: {picture}")
+    if not brief:
+        _draw(costs, picture)
+        print(f"\nTime by phase: {picture}")
 
 
 @app.command()
@@ -190,7 +192,7 @@ def _run(way: str, point: Point) -> Run:
     return make_run(way, _config(way, point))
 
 
-def _costs(names: list[str], point: Point, turns: int) -> list[Cost]:
+def _costs(names: list[str], point: Point, turns: int, *, brief: bool) -> list[Cost]:
     """Time all ways at one point; they alternate, after one warm-up step each."""
     runs = {name: _run(name, point) for name in names}
     first = {name: run.step() for name, run in runs.items()}
@@ -206,13 +208,14 @@ def _costs(names: list[str], point: Point, turns: int) -> list[Cost]:
             clock[name].append(after[1] - before[1])
     costs = []
     for name, run in runs.items():
+        only_timed = brief or name.endswith("compiled")
         with _allocating_as(name):
-            phases = {} if name == REFERENCE or name.endswith("compiled") else _phases(run)
+            phases = {} if name == REFERENCE or only_timed else _phases(run)
         total = sum(float(v) for key, v in first[name].items() if not key.endswith("total"))
-        flops = 0 if name.endswith("compiled") else _flops(run)
+        flops = 0 if only_timed else _flops(run)
         median = statistics.median(seconds[name])
         by_clock = statistics.median(clock[name])
-        peak = 0 if name.endswith("compiled") else _peak_memory(name, point)
+        peak = 0 if only_timed else _peak_memory(name, point)
         costs.append(Cost(point, name, median, by_clock, flops, peak, phases, total))
     return costs
 
