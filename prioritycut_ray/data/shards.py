@@ -126,7 +126,7 @@ def unread_rest(tar: tarfile.TarFile) -> str:
     file: Any = tar.fileobj
     end: int = tar.offset
     file.seek(end)
-    if not file.read(tarfile.BLOCKSIZE):
+    if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
         return "is cut off"
     file.seek(end)
     while chunk := file.read(_CHUNK):

@@ -3,7 +3,7 @@
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +20,7 @@ COMPRESSED = {
 }
 """The first bytes of compressed files: the format, and the program that unpacks it."""
 _NAMES_SHOWN = 5
+_CHUNK = 1 << 20
 
 
 class NoTar(Exception):
@@ -74,6 +75,9 @@ def usable_members(
         shard: where the tar lies, and its size.
         tar: the same, opened.
         rejected: gets the other members, and what is lost of an archive that ends early.
+
+    Raises:
+        UserError: the storage refused, or does not answer.
     """
     shown, size = shard.shown, shard.size
     seen: set[str] = set()
@@ -87,14 +91,45 @@ def usable_members(
             seen.add(member.name)
             yield member
         damage = unread_rest(tar)
+    except UserError:  # The storage does not answer, which says nothing about the archive.
+        raise
     except (tarfile.TarError, OSError, EOFError):
         damage = "is damaged or cut off"
     except Exception as error:  # A strange file must not end the run, whatever it triggers.
         damage = f"is a damaged tar ({printable(reason_of(error))})"
     if damage:
-        rest = max(0, size - tar.offset)
-        lost = f"{rest:,} of its {size:,} bytes" if rest else f"what followed byte {size:,}"
-        rejected.append(Rejected(shown, f"{damage}; {lost} lost, the samples before that are used"))
+        lost = _what_is_lost(tar, size)
+        rejected.append(Rejected(shown, f"{damage}; {lost}; the samples before that are used"))
+
+
+def _what_is_lost(tar: tarfile.TarFile, size: int) -> str:
+    """Say what is lost of an archive that ends early: bytes, and the members that show in them."""
+    if size - tar.offset < tarfile.BLOCKSIZE:
+        return f"what followed byte {size:,} is lost"
+    names = _names_in_rest(tar)
+    shown = f", with {_listed(names)}" if names else ""
+    return f"{size - tar.offset:,} of its {size:,} bytes are lost{shown}"
+
+
+def _names_in_rest(tar: tarfile.TarFile) -> list[str]:
+    """Find the headers of files after the place where a reader stopped."""
+    file: Any = tar.fileobj
+    file.seek(tar.offset)
+    names: list[str] = []
+    while chunk := file.read(_CHUNK):
+        for place in range(0, len(chunk), tarfile.BLOCKSIZE):
+            block = chunk[place : place + tarfile.BLOCKSIZE]
+            if block[257:262] == b"ustar":
+                with suppress(tarfile.HeaderError):
+                    info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+                    names += [info.name] if info.isreg() else []
+    return names
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(printable, names[:_NAMES_SHOWN]))
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{len(names)} members: {shown}{more}"
 
 
 def _why_unusable(member: tarfile.TarInfo, seen: set[str], size: int) -> str:
@@ -114,11 +149,7 @@ def _why_unusable(member: tarfile.TarInfo, seen: set[str], size: int) -> str:
 
 def without_sample(shard: Entry, names: Sequence[str]) -> list[Rejected]:
     """Name the members that belong to no sample, on one line."""
-    if not names:
-        return []
-    shown = ", ".join(map(printable, names[:_NAMES_SHOWN]))
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return [Rejected(shard.shown, f"{len(names)} members belong to no sample: {shown}{more}")]
+    return [Rejected(shard.shown, f"has no sample for {_listed(names)}")] if names else []
 
 
 def json_object(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any] | None:

@@ -149,7 +149,7 @@ def test_everything_that_belongs_to_no_sample_is_named(tmp_path: Path) -> None:
     samples, reasons = listed(path)
     assert [sample.key for sample in samples] == ["a", "z"]
     assert reasons == {
-        "": "3 members belong to no sample: ._a.mp4, noextension, readme.txt",
+        "": "has no sample for 3 members: ._a.mp4, noextension, readme.txt",
         "link.mp4": "is not a regular file",
         "../out.mp4": "its name leads out of the archive; it is not read",
         "a.MP4": "is in its sample already",
@@ -173,8 +173,9 @@ def test_an_archive_that_ends_early_says_what_is_lost(damage: bytes, tmp_path: P
     assert [sample.key for sample in samples] == ["0", "1"]
     [reason] = reasons.values()
     assert f"nothing after byte {2 * SAMPLE:,} can be read" in reason
-    lost = f"{len(data) - 2 * SAMPLE:,} of its {len(data):,} bytes lost"
-    assert reason.endswith(f"{lost}, the samples before that are used")
+    lost = f"{len(data) - 2 * SAMPLE:,} of its {len(data):,} bytes are lost"
+    names = "3 members: 2.json, 3.mp4, 3.json"
+    assert reason.endswith(f"{lost}, with {names}; the samples before that are used")
 
 
 def test_an_archive_cut_anywhere_is_named(tmp_path: Path) -> None:
