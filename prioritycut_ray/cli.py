@@ -57,7 +57,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to the configuration: `dotted.key=value`.", metavar="KEY=VALUE"),
 ]
-Run = Annotated[str, typer.Argument(help="Run or checkpoint: a folder or an fsspec URL.")]
+Run = Annotated[
+    str, typer.Argument(help="Run, checkpoint, or RUN/best: a folder or an fsspec URL.")
+]
 
 
 @app.command(epilog="Example: `prioritycut quickstart --out quickstart`")
@@ -305,6 +307,8 @@ def train_verb(
         run = train(resolved)
     look = shlex.join(["tensorboard", "--logdir", run])
     console.print(f"Run:  {run}", f"Look: {look}", sep="\n", markup=False)
+    if resolved.train.validate_every:
+        console.print(f"Best: {run}/best", markup=False)
 
 
 @app.command(
@@ -361,7 +365,7 @@ def models_list(models: Models = "models", debug: Debug = False) -> None:
 
 @models_app.command("promote", epilog="Example: `prioritycut models promote runs/vox`")
 def models_promote(
-    model: Annotated[str, typer.Argument(help="Name of a model, or the folder of a run.")],
+    model: Annotated[str, typer.Argument(help="Name of a model, a run, or RUN/best.")],
     models: Models = "models",
     name: Annotated[
         str | None,
@@ -497,8 +501,8 @@ def evaluate_verb(
 Model = Annotated[
     str,
     typer.Argument(
-        help="A run, a checkpoint, a folder written by `prioritycut export`, or OWNER/NAME on the "
-        "Hugging Face Hub."
+        help="A run, a checkpoint, RUN/best, a folder written by `prioritycut export`, or "
+        "OWNER/NAME on the Hugging Face Hub."
     ),
 ]
 

@@ -317,6 +317,8 @@ class DataConfig(Section):
     url: Place = "data"
     """Folder of shards as written by ``prioritycut shard``; a path or an fsspec URL."""
     split: str = "train"
+    validation_split: str = "val"
+    """Split with the clips that ``train.validate_every`` scores."""
     index: Place | None = None
     """Folder whose ``index.arrow`` lists the clips; the folder ``url`` by default."""
     known: Place | None = None
@@ -363,6 +365,12 @@ class OptimConfig(Section):
     """Consecutive non-finite updates after which the run stops."""
 
 
+VALIDATION = "val/"
+"""Prefix of the scalars of a validation."""
+VAL_L1 = f"{VALIDATION}l1"
+_HIGHER_IS_BETTER = (f"{VALIDATION}psnr", f"{VALIDATION}ssim")
+
+
 class TrainConfig(Section):
     """Length, parallelism and intervals of a run; samples are frame pairs over all workers."""
 
@@ -399,10 +407,19 @@ class TrainConfig(Section):
     """Number of newest checkpoints to keep, ..."""
     keep_best: Annotated[int, Field(ge=0)] = 0
     """... number of those with the lowest ``best_metric`` to keep, ..."""
-    best_metric: str = "generator/perceptual"
-    """Name of any scalar that the run logs."""
+    best_metric: str | None = None
+    """Any scalar that the run logs and that is better when lower.
+
+    null is ``val/l1`` with ``validate_every``, else ``generator/perceptual``.
+    """
     keep_every: Annotated[int, Field(ge=0)] = 0
     """... and keep those at multiples of this many steps; 0 = none."""
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between validations: held-out clips scored with the averaged weights; 0 = none."""
+    validate_clips: Count = 32
+    """Maximum number of clips to score; the same ones at every validation."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Validations in a row without a new lowest ``val/l1`` after which the run ends; 0 = never."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Consecutive restarts from the last checkpoint without progress, after which the run ends."""
     grace_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -415,6 +432,12 @@ class TrainConfig(Section):
         """The minimum and the maximum number of workers; this process counts as one."""
         first, _, last = str(self.workers or 1).partition("..")
         return int(first), int(last or first)
+
+    @property
+    def ranked_by(self) -> str:
+        """The scalar that ranks checkpoints; lower is better."""
+        return self.best_metric or (VAL_L1 if self.validate_every else "generator/perceptual")
+
 
 
 class Config(Section):
@@ -462,6 +485,7 @@ class Config(Section):
 
 def _check_shares(train: TrainConfig) -> None:
     """Check that the global batch can be divided equally among any allowed number of workers.
+        _check_validation(self.train, self.data)
 
     Unequal shares would weight samples differently depending on the number of workers.
     """
@@ -491,6 +515,21 @@ def _check_hourglass(key: str, size: int, hourglass: HourglassConfig) -> None:
     if side != int(side) or int(side) % 2**hourglass.num_blocks:
         raise ValueError(
             f"data.size={size} × {key}.scale_factor={hourglass.scale_factor} must be a whole "
+def _check_validation(train: TrainConfig, data: DataConfig) -> None:
+    if train.ranked_by in _HIGHER_IS_BETTER:
+        raise ValueError(f"train.best_metric={train.ranked_by} is better when higher: use {VAL_L1}")
+    if train.validate_every:
+        if data.validation_split == data.split:
+            raise ValueError(
+                f"data.validation_split={data.validation_split} is the split to train on: "
+                "choose another one, or set train.validate_every=0"
+            )
+    elif train.ranked_by.startswith(VALIDATION):
+        raise ValueError(f"train.best_metric={train.ranked_by} requires train.validate_every")
+    elif train.patience:
+        raise ValueError(f"train.patience={train.patience} requires train.validate_every")
+
+
             f"number divisible by 2^{key}.num_blocks={2**hourglass.num_blocks}"
         )
 

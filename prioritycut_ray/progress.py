@@ -84,4 +84,9 @@ def training_note(metrics: Mapping[str, float]) -> str:
     parts = [f"step {metrics['step']:.0f}", f"{metrics['speed/samples_per_second']:.1f} samples/s"]
     shown = ("generator/perceptual", "generator/adversarial", "discriminator/total")
     parts += [f"{name} {metrics[name]:.3g}" for name in shown if name in metrics]
+    if "val/l1" in metrics:
+        parts.append(
+            f"val/l1 {metrics['val/l1']:.4f} at step {metrics['val/step']:.0f} "
+            f"(copied source {metrics['val/copy_source/l1']:.4f})"
+        )
     return " · ".join(parts)

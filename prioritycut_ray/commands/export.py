@@ -15,10 +15,11 @@ CARD_NAME = "README.md"
 
 
 def export(run: str | Path, out: Path, *, graph: bool, console: Console) -> None:
-    """Export a run's newest checkpoint as a self-contained folder; see docs/animation.md.
+    """Export a checkpoint as a self-contained folder; see docs/animation.md.
 
     Args:
-        run: a run or one of its checkpoints, a folder or an fsspec URL.
+        run: a run, for its newest checkpoint, a checkpoint or ``RUN/best``; a folder or an fsspec
+            URL.
         out: new folder.
         graph: also export the inference path with torch.export, and compare it with the model.
         console: where to print the result.

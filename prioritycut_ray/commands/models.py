@@ -24,7 +24,7 @@ from prioritycut_ray.retraining.registry import (
     run_folder,
 )
 from prioritycut_ray.retraining.slices import IDENTITY
-from prioritycut_ray.runs.locate import has_checkpoint
+from prioritycut_ray.runs.locate import has_checkpoint, run_of_best
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.lease import leased
 from prioritycut_ray.storage.paths import resolved
@@ -49,7 +49,7 @@ def promote_model(url: str, model: str, name: str | None, console: Console) -> N
 
     Args:
         url: the models folder.
-        model: name of a model, or the folder of a training run.
+        model: name of a model, the folder of a training run, or ``RUN/best``.
         name: name of the model that a training run becomes; by default the run's own.
         console: where to print the result.
 
@@ -59,14 +59,15 @@ def promote_model(url: str, model: str, name: str | None, console: Console) -> N
     models = Folder(resolved(url))
     with leased(models, LEASE_SECONDS) as lease:
         if model not in model_names(models):
-            run = resolved(model)
+            place = resolved(model)
+            run = run_of_best(place) or place
             if not has_checkpoint(run):
                 raise UserError(
                     f"{model}: is neither a model in {models.url} nor the folder of a run; "
                     "`prioritycut models list` shows the models"
                 )
             model = name or run.rstrip("/").rsplit("/", 1)[-1]
-            adopt(models, lease, run, model)
+            adopt(models, lease, place, model)
         promote(models, lease, model, "by hand")
     console.print(f"{models.url}: {model} is current", markup=False)
 
@@ -127,7 +128,7 @@ def diff_models(
     names = model_names(models)
     runs = [run_folder(models, name) if name in names else resolved(name) for name in pair]
     for name, run in zip(pair, runs, strict=True):
-        if name not in names and not has_checkpoint(run):
+        if name not in names and not has_checkpoint(run_of_best(run) or run):
             raise UserError(
                 f"{name}: is neither a model in {models.url} nor the folder of a run; "
                 "`prioritycut models list` shows the models"

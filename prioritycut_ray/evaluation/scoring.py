@@ -91,7 +91,8 @@ def load_extractors(measures: Measures, device: torch.device) -> Extractors:
 
 
 @lru_cache(maxsize=1)  # A process scores many clips and loads their networks once.
-def _cached_extractors(measures: Measures, device: torch.device) -> Extractors:
+def cached_extractors(measures: Measures, device: torch.device) -> Extractors:
+    """Load the networks of :func:`load_extractors`, or return those of the last call."""
     return load_extractors(measures, device)
 
 
@@ -114,7 +115,7 @@ def score_clip(task: ClipTask) -> ScoredClip:
         return ScoredClip([], str(error))
     device = default_device()
     animators = [_cached_animator(checkpoint, device) for checkpoint in task.checkpoints]
-    extractors = _cached_extractors(task.measures, device)
+    extractors = cached_extractors(task.measures, device)
     with one_thread():
         return ScoredClip(score_frames(frames, animators, extractors))
 

@@ -60,7 +60,8 @@ def launch(config: Config, on_progress: OnProgress, on_warning: OnWarning) -> st
 
     Args:
         config: the resolved configuration, with absolute paths.
-        on_progress: called in this process with the metrics of every report.
+        on_progress: called in this process with the metrics of every report, and with the scores
+            of every validation (``val/...``).
         on_warning: called in this process with every warning of a worker.
 
     Returns:

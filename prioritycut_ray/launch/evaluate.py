@@ -12,6 +12,7 @@ from prioritycut_ray.evaluation.report import write_report
 from prioritycut_ray.evaluation.scoring import Mapper
 from prioritycut_ray.evaluation.showcase import draw_showcases
 from prioritycut_ray.progress import ProgressBar
+from prioritycut_ray.runs.locate import run_of_best
 from prioritycut_ray.storage.paths import is_url, resolved
 
 
@@ -31,7 +32,7 @@ def evaluate(
     Every clip is rebuilt from its first frame.
 
     Args:
-        run: a run or one of its checkpoints, a folder or an fsspec URL.
+        run: a run, one of its checkpoints or ``RUN/best``, a folder or an fsspec URL.
         data: folder of shards, or an fsspec URL.
         compare: further runs; differences are taken to ``run``.
         split: of the data set.
@@ -73,6 +74,8 @@ def report_folder(run: str | Path, split: str, out: str | Path | None = None) ->
         UserError: the folder is at a URL.
     """
     place = resolved(str(run if out is None else out))
+    if out is None:
+        place = run_of_best(place) or place
     if is_url(place):
         raise UserError(f"{place}: a report is written to a local folder; set --out to one")
     return Path(place) if out is not None else Path(place, "evaluation", split)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from prioritycut_ray.config import Config
+from prioritycut_ray.data.index import ClipIndex
 from prioritycut_ray.errors import NotFiniteError, Preempted, UserError
 from prioritycut_ray.launch.signals import StopSignals
 from prioritycut_ray.runs.attempts import claim_run
@@ -17,6 +18,7 @@ from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.run import check_run, forwarded_warnings, open_run, save_state
 from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.training.trainer import train
+from prioritycut_ray.training.validation import Validator
 from prioritycut_ray.training.worker import DETERMINISTIC_CUBLAS, Worker, WorkerStatus
 
 
@@ -32,7 +34,8 @@ def train_in_process(
 
     Args:
         config: the resolved configuration, with absolute paths.
-        on_progress: called with the metrics of every report.
+        on_progress: called with the metrics of every report, and with the scores of every
+            validation (``val/...``).
         on_warning: called with every warning.
 
     Returns:
@@ -82,6 +85,8 @@ def train_in_process(
             except Preempted as error:
                 writer.flush()
                 raise Preempted(
+                    validator=_validator(config, index),
+                    on_verdict=on_progress,
                     f"run {config.name!r} ended: {error}; the same command resumes it"
                 ) from error
             except NotFiniteError as error:
@@ -101,6 +106,14 @@ def _device(config: Config) -> torch.device:
     """Return the device that ``train.use_gpu`` selects.
 
     Raises:
+def _validator(config: Config, index: ClipIndex) -> Validator | None:
+    if not config.train.validate_every:
+        return None
+    from prioritycut_ray.launch.validation import validator_of  # the metrics take seconds to import
+
+    return validator_of(config, index)
+
+
         UserError: a GPU was requested and there is none.
     """
     if config.train.use_gpu != "no" and torch.cuda.is_available():

@@ -1,5 +1,7 @@
 """Training with a progress bar: ``prioritycut train``, and a part of other commands."""
 
+from collections.abc import Mapping
+
 from prioritycut_ray.config import Config, with_absolute_paths
 from prioritycut_ray.progress import ProgressBar, training_note
 
@@ -23,9 +25,14 @@ def train(config: Config) -> str:
         from prioritycut_ray.launch.in_process import train_in_process as launch
     else:
         from prioritycut_ray.launch.driver import launch
+    known: dict[str, float] = {}
     with ProgressBar("training", config.train.samples) as bar:
+
+        def show(metrics: Mapping[str, float]) -> None:
+            known.update(metrics)
+            if "samples" in known:
+                bar.update(known["samples"], training_note(known))
+
         return launch(
-            with_absolute_paths(config),
-            lambda metrics: bar.update(metrics["samples"], training_note(metrics)),
-            lambda warning: bar.print(f"warning: {warning}"),
+            with_absolute_paths(config), show, lambda warning: bar.print(f"warning: {warning}")
         )

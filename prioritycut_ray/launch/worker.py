@@ -11,10 +11,11 @@ from typing import Any
 
 import ray
 import ray.train.torch
+import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from prioritycut_ray.config import Config, parse_config
-from prioritycut_ray.data.index import read_index
+from prioritycut_ray.data.index import ClipIndex, read_index
 from prioritycut_ray.errors import NotFiniteError, Preempted
 from prioritycut_ray.launch.crash_evidence import record_crashes
 from prioritycut_ray.launch.failures import is_caused_by_peer
@@ -25,6 +26,7 @@ from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.run import forwarded_warnings, open_run, save_state
 from prioritycut_ray.training.state import TrainState
+from prioritycut_ray.training.validation import Validator
 from prioritycut_ray.training.worker import DETERMINISTIC_CUBLAS, Worker, WorkerStatus
 
 KEEP_FREED_MEMORY = {
@@ -84,6 +86,8 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
                         checkpoint=checkpoint,
                         report=partial(_report, config, index.fingerprint, writer),
                         status=status,
+                        validator=_validator(config, index, worker.device),
+                        on_verdict=monitor.send_message,
                     )
                 except (Preempted, NotFiniteError):  # raised by all ranks at the same step
                     if writer:
@@ -129,6 +133,14 @@ def _report(
     if state is not None and writer is not None:
         save_state(writer, state, metrics, config, data)
     ray.train.report(dict(metrics))
+
+
+def _validator(config: Config, index: ClipIndex, device: torch.device) -> Validator | None:
+    if not config.train.validate_every:
+        return None
+    from prioritycut_ray.launch.validation import validator_of  # the metrics take seconds to import
+
+    return validator_of(config, index, device)
 
 
 def note_sigterm() -> None:

@@ -276,7 +276,13 @@ def former_models(current: Current) -> list[str]:
 
 
 def adopt(models: Folder, lease: Lease, run: str, model: str) -> None:
-    """Add the newest checkpoint of a training run as a model, with the index of its data set.
+    """Add a checkpoint of a training run as a model, with the index of its data set.
+
+    Args:
+        models: the models folder.
+        lease: the lease of this process.
+        run: the run, for its newest checkpoint, or ``RUN/best``.
+        model: name of the model.
 
     Raises:
         UserError: a model of this name exists, or the run has no checkpoint or no data set.

@@ -4,6 +4,7 @@
 
     attempts/000003.json     which process trains this run; only the newest may write
     step_0000400/            a checkpoint: files, and manifest.json with the SHA-256 of each
+    validation/step_0000400.json  its scores on held-out clips
     metrics/000003-0000.jsonl  scalars that attempt 3 has logged
     tensorboard/             event files
 
@@ -18,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def clean(claim: Claim) -> None:
         unfinished = folder.local is None and not folder.exists(f"{name}/{MANIFEST}")
         if name.startswith(".step_") or (_STEP_NAME.fullmatch(name) and unfinished):
             folder.remove(name)
-    for subfolder in ("attempts", "metrics"):
+    for subfolder in ("attempts", "metrics", "validation"):
         for name in folder.names(subfolder):
             if name.startswith("."):
                 folder.remove(f"{subfolder}/{name}")
@@ -201,12 +202,20 @@ def _retract(folder: Folder, name: str) -> None:
     folder.remove(name)
 
 
-def prune(claim: Claim, scores: dict[int, float | None], retention: Retention) -> None:
+def prune(
+    claim: Claim, scores: dict[int, float | None], retention: Retention, held: Collection[int]
+) -> None:
     """Remove the checkpoints that need not be kept, from storage and from ``scores``.
 
-    Call it when the newest checkpoint in ``scores`` has just been written: that one is intact.
+    Call it when the newest checkpoint in ``scores`` is known to be intact.
+
+    Args:
+        claim: the claim of this attempt.
+        scores: metric of every checkpoint, by step.
+        retention: which checkpoints are kept.
+        held: steps of checkpoints that are kept in any case.
     """
-    for step in expendable(scores, retention):
+    for step in set(expendable(scores, retention)) - set(held):
         claim.check()
         _retract(claim.folder, STEP_FORMAT.format(step))
         del scores[step]

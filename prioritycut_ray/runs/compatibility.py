@@ -14,6 +14,7 @@ NETWORK_KEYS = ("model.", "discriminator.", "data.size")
 MAY_CHANGE = (
     "storage",
     "data.url",
+    "data.validation_split",
     "data.loader_workers",
     "data.decoder",
     "data.cache_dir",
@@ -27,6 +28,8 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_",
     "train.best_metric",
+    "train.validate_",
+    "train.patience",
     "train.max_failures",
     "train.grace_seconds",
     "train.collective_timeout_s",

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -11,12 +12,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prioritycut_ray.config import Config, parse_config, read_mapping
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.runs.checkpoints import fetch, newest_intact, steps
+from prioritycut_ray.runs.checkpoints import STEP_FORMAT, fetch, newest_intact, steps
 from prioritycut_ray.runs.manifest import MANIFEST, verify
+from prioritycut_ray.runs.verdicts import checkpoint_scores
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.paths import is_url
 from prioritycut_ray.validation import describe_problems
 
+BEST = "best"
+"""``RUN/best`` names the best checkpoint of a run."""
 COPIES = 4
 """Copies of remote checkpoints that a process keeps; each may be a gigabyte."""
 
@@ -72,7 +76,7 @@ def locate_checkpoint(run: str | Path) -> str:
     """Return the path or URL of a run's newest intact checkpoint, as every machine can find it.
 
     Args:
-        run: the folder of a run, or one of its checkpoints; a path or any fsspec URL.
+        run: the folder of a run, one of its checkpoints, or ``RUN/best``; a path or any fsspec URL.
 
     Raises:
         UserError: if there is none.
@@ -90,6 +94,46 @@ def local_copy(checkpoint: str | Path) -> Path:
     """
     if not is_url(str(checkpoint)):
         return Path(checkpoint)
+def run_of_best(place: str | Path) -> str | None:
+    """Return the run whose best checkpoint ``RUN/best`` names; None if it is any other place."""
+    run, _, name = str(place).rstrip("/").rpartition("/")
+    if name != BEST or not run or Folder(str(place)).names() or not Folder(run).names():
+        return None
+    return run
+
+
+def best_checkpoint(run: str) -> str:
+    """Return the path or URL of the checkpoint with the lowest ``train.best_metric``.
+
+    Args:
+        run: the folder of a run, a path or any fsspec URL.
+
+    Raises:
+        UserError: the run does not rank its checkpoints, or has not ranked any yet.
+    """
+    folder = Folder(run)
+    found = steps(folder)
+    train = _stored_config(folder, found[-1]).train if found else None
+    if train is None or not (train.validate_every or train.keep_best):
+        raise UserError(
+            f"{run}/{BEST}: this run does not rank its checkpoints; set train.validate_every when "
+            "you train, or name a checkpoint"
+        )
+    scores = checkpoint_scores(folder, train.ranked_by, found)
+    ranked = {step: x for step, x in scores.items() if x is not None and math.isfinite(x)}
+    if not ranked:
+        raise UserError(
+            f"{run}/{BEST}: no checkpoint has a finite {train.ranked_by} yet; resume the run, or "
+            "name a checkpoint"
+        )
+    return f"{run}/{STEP_FORMAT.format(min(ranked, key=lambda step: (ranked[step], -step)))}"
+
+
+def _stored_config(folder: Folder, step: int) -> Config:
+    name = f"{STEP_FORMAT.format(step)}/config.yaml"
+    return parse_config(read_mapping(f"{folder.url}/{name}"), name)
+
+
     run, _, name = str(checkpoint).rstrip("/").rpartition("/")
     copy = _scratch(run) / name
     if not copy.exists():
@@ -99,10 +143,12 @@ def local_copy(checkpoint: str | Path) -> Path:
 
 def find_checkpoint(run: str | Path) -> Path:
     """Return the newest intact checkpoint of a run; damaged ones are skipped with a warning.
+    if best := run_of_best(run):
+        run = best_checkpoint(best)
 
     Args:
-        run: the folder of a run, or one of its checkpoints; a path or any fsspec URL. A remote
-            checkpoint is copied, as by :func:`local_copy`.
+        run: the folder of a run, one of its checkpoints, or ``RUN/best``; a path or any fsspec
+            URL. A remote checkpoint is copied, as by :func:`local_copy`.
 
     Raises:
         UserError: if there is none.
@@ -129,6 +175,8 @@ def _scratch_of_process() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="prioritycut-")
 
 
+    if best := run_of_best(run):
+        run = best_checkpoint(best)
 def _scratch(run: str) -> Path:
     """Return the folder for copies of one run's checkpoints."""
     return Path(_scratch_of_process().name, hashlib.sha256(run.encode()).hexdigest()[:16])

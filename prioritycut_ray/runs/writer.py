@@ -7,17 +7,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from prioritycut_ray.errors import DiskFull, UserError, is_disk_full
-from prioritycut_ray.runs.checkpoints import STEP_FORMAT, clean, prune, steps, write_checkpoint
+from prioritycut_ray.runs.checkpoints import clean, prune, steps, write_checkpoint
 from prioritycut_ray.runs.retention import Retention
+from prioritycut_ray.runs.verdicts import (
+    REPORT,
+    Verdict,
+    checkpoint_scores,
+    remove_verdicts_beyond,
+    write_verdict,
+)
 from prioritycut_ray.storage.claims import Claim
 from prioritycut_ray.storage.folder import Folder
 
-REPORT = "report.json"
-"""File of a checkpoint: the attempt that wrote it, and the scalars at its step."""
 _ROWS_PER_PART = 64
 
+Result = TypeVar("Result")
 Write = Callable[[Path], None]
 """Fills an empty directory with the files of a checkpoint."""
 
@@ -30,8 +37,8 @@ class RunWriter:
 
     Args:
         claim: the claim of this attempt.
-        start: step that the attempt starts from; scalars that earlier attempts logged beyond it are
-            dropped.
+        start: step that the attempt starts from; scalars and verdicts of earlier attempts beyond it
+            are dropped.
         retention: which checkpoints are kept.
         metric: name of the scalar that ranks checkpoints; lower is better.
 
@@ -44,8 +51,11 @@ class RunWriter:
         self._claim, self._retention, self._metric = claim, retention, metric
         claim.check()
         clean(claim)
-        self._scores = {step: self._score(step) for step in steps(self.folder) if step <= start}
         _drop_rows_beyond(self.folder, start)
+        remove_verdicts_beyond(self.folder, start)
+        found = [step for step in steps(self.folder) if step <= start]
+        self._scores = checkpoint_scores(self.folder, metric, found)
+        self._held: set[int] = set()
         self._rows: list[str] = []
         self._part = 0
         self._saving: Future[None] | None = None
@@ -65,7 +75,7 @@ class RunWriter:
         if error is None and self._error is not None:
             raise self._error
 
-    def submit(self, job: Callable[[], None]) -> Future[None]:
+    def submit(self, job: Callable[[], Result]) -> Future[Result]:
         """Run a job after the earlier ones, if this attempt still holds the run.
 
         Raises:
@@ -111,12 +121,34 @@ class RunWriter:
         self._saving = self.submit(partial(self._save, step, dict(scalars), write))
         return self._saving
 
-    def _guarded(self, job: Callable[[], None]) -> None:
+    def hold(self, step: int) -> None:
+        """Keep a checkpoint until :meth:`conclude` or :meth:`release`: it is being validated."""
+        self.submit(partial(self._held.add, step))
+
+    def release(self, step: int) -> None:
+        """Let a checkpoint be removed again: it gets no verdict."""
+        self.submit(partial(self._held.discard, step))
+
+    def conclude(self, verdict: Verdict) -> None:
+        """Write the verdict on a checkpoint, rank the checkpoint by it, and release it."""
+        self.submit(partial(self._conclude, verdict))
+
+    def _conclude(self, verdict: Verdict) -> None:
+        write_verdict(self.folder, verdict)
+        self._held.discard(verdict.step)
+        if self._metric in verdict.scores and verdict.step in self._scores:
+            self._scores[verdict.step] = verdict.scores[self._metric]
+        self._prune()
+
+    def _prune(self) -> None:
+        prune(self._claim, self._scores, self._retention, self._held)
+
+    def _guarded(self, job: Callable[[], Result]) -> Result:
         if self._error is not None:
             raise self._error
         try:
             self._claim.check()
-            job()
+            return job()
         except Exception as error:
             self._error = self._explained(error)
             raise self._error from error
@@ -147,15 +179,7 @@ class RunWriter:
 
         write_checkpoint(self._claim, step, write_all)
         self._scores[step] = scalars.get(self._metric)
-        prune(self._claim, self._scores, self._retention)
-
-    def _score(self, step: int) -> float | None:
-        """Read the metric of a checkpoint that an earlier attempt has written."""
-        try:
-            report = json.loads(self.folder.read(f"{STEP_FORMAT.format(step)}/{REPORT}"))
-            return float(report["scalars"][self._metric])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
+        self._prune()
 
     def _append(self, line: str) -> None:
         if self.folder.local is not None:

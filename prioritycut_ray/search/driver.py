@@ -16,7 +16,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
-from prioritycut_ray.config import Config
+from prioritycut_ray.config import VALIDATION, Config
 from prioritycut_ray.data.index import clips_of, read_index
 from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
@@ -47,6 +47,8 @@ _TUNE = "tune"
 """Folder of Ray Tune's own files in the folder of a search."""
 _VALUES = "search.json"
 """The values that the search was started with."""
+_COMPARED = ("train.samples", "train.validate_clips", "data.validation_split")
+"""A resumed run may change these, but trials with different values cannot be compared."""
 _CONCURRENT_WITH_AUTOSCALER = 8
 """How far a cluster can grow is unknown, and the driver of a waiting trial takes 0.5 GB."""
 
@@ -114,8 +116,7 @@ def _check_resumable(search: SearchConfig, base: Config, folder: Folder, *, resu
     changed = [
         key
         for key in changed_keys(json.loads(folder.read(_VALUES)), now)
-        # Trials of different lengths cannot be compared.
-        if key == "train.samples" or not key.startswith(MAY_CHANGE)
+        if key in _COMPARED or not key.startswith(MAY_CHANGE)
     ]
     if changed:
         raise UserError(
@@ -132,25 +133,34 @@ def check_objective(search: SearchConfig, configs: list[Config]) -> Metric:
         UserError: the metric, the data or the split does not exist.
     """
     objective = search.objective
-    metrics = {m.key: m for m in selected_metrics(Measures(objective.lpips, objective.faces))}
-    if objective.metric not in metrics:
+    is_validated = objective.metric.startswith(VALIDATION)
+    measures = Measures() if is_validated else Measures(objective.lpips, objective.faces)
+    metrics = {metric.key: metric for metric in selected_metrics(measures)}
+    key = objective.metric.removeprefix(VALIDATION)
+    if key not in metrics:
         raise UserError(
             f"objective.metric={objective.metric}: is not a metric of this evaluation; use one of "
             f"{', '.join(metrics)}"
         )
+    if is_validated and not all(config.train.validate_every for config in configs):
+        raise UserError(
+            f"objective.metric={objective.metric}: requires train.validate_every; set it in `set`"
+        )
     for config in configs:
         boundaries(config, search.reports)
-    for url, split in {(config.data.url, config.data.split) for config in configs}:
-        index = read_index(url)
-        for name in (split, objective.split):
+    for data in {config.data.url: config.data for config in configs}.values():
+        url, index = data.url, read_index(data.url)
+        for name in (data.split, data.validation_split if is_validated else objective.split):
             try:
                 clips_of(index, name)
             except UserError as error:
                 raise UserError(
                     f"{url}: {error}; set splits in the manifest of `prioritycut shard`, or change "
-                    "objective.split"
+                    f"{'data.validation_split' if is_validated else 'objective.split'}"
                 ) from error
-    return metrics[objective.metric]
+    if not is_validated:
+        return metrics[key]
+    return metrics[key].model_copy(update={"label": f"{metrics[key].label} (validation)"})
 
 
 def concurrency(search: SearchConfig, configs: list[Config]) -> int:

@@ -103,7 +103,8 @@ class Objective(Section):
     """What the search optimizes.
 
     Attributes:
-        metric: a metric of ``prioritycut evaluate``, such as l1, psnr or ssim.
+        metric: a metric of ``prioritycut evaluate``, such as l1, psnr or ssim; or ``val/l1`` and
+            the like, which the training itself has measured (``train.validate_every``).
         split: the split to evaluate on; never the one that results are reported on.
         lpips: as in ``evaluate --lpips``.
         faces: as in ``evaluate --faces``.

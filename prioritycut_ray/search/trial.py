@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from ray import tune
 
-from prioritycut_ray.config import Config
+from prioritycut_ray.config import VALIDATION, Config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.evaluate import evaluate_runs
 from prioritycut_ray.evaluation.measures import Measures
@@ -32,6 +32,7 @@ from prioritycut_ray.runs.locate import (
     locate_checkpoint,
     read_progress,
 )
+from prioritycut_ray.runs.verdicts import read_verdicts
 from prioritycut_ray.search.space import Objective, SearchConfig, boundaries, trial_config
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.checkpoint import fork_checkpoint
@@ -173,6 +174,22 @@ def _evaluated(config: Config, objective: Objective) -> TrialReport:
             # The search says how to resume, not the trial.
             raise UserError(failed.summary) from failed
     checkpoint = locate_checkpoint(config.run)
+    estimates = (
+        _validated(folder, checkpoint)
+        if objective.metric.startswith(VALIDATION)
+        else _measured(config, objective, checkpoint)
+    )
+    report = _checked(
+        TrialReport(objective=objective.metric, checkpoint=checkpoint, estimates=estimates),
+        config,
+        objective,
+    )
+    folder.write(name, report.model_dump_json(indent=1).encode())
+    return report
+
+
+def _measured(config: Config, objective: Objective, checkpoint: str) -> dict[str, Estimate]:
+    """Evaluate a checkpoint on the split of the objective."""
     evaluation, _ = evaluate_runs(
         [checkpoint],
         config.data.url,
@@ -182,16 +199,28 @@ def _evaluated(config: Config, objective: Objective) -> TrialReport:
         mapper=partial(map_tasks, workers=config.train.worker_range[0]),
         on_clip=lambda done, total, key: None,
     )
-    scores = next(model for model in evaluation.models if model.checkpoint)
-    report = _checked(
-        TrialReport(
-            objective=objective.metric, checkpoint=checkpoint, estimates=scores.mean_over_clips
-        ),
-        config,
-        objective,
-    )
-    folder.write(name, report.model_dump_json(indent=1).encode())
-    return report
+    return next(model for model in evaluation.models if model.checkpoint).mean_over_clips
+
+
+def _validated(folder: Folder, checkpoint: str) -> dict[str, Estimate]:
+    """Return what the training itself has measured, without intervals.
+
+    Raises:
+        UserError: the checkpoint has not been validated.
+    """
+    step = read_progress(find_checkpoint(checkpoint)).step
+    verdict = next((v for v in read_verdicts(folder) if v.step == step), None)
+    if verdict is None:
+        raise UserError(
+            f"{checkpoint}: the last validation failed; see its warnings, or set objective.metric "
+            "to a metric that is evaluated after the training"
+        )
+    return {
+        name: Estimate(
+            value=value, low=None, high=None, clips=verdict.clips, frames=0, identities=0
+        )
+        for name, value in verdict.scores.items()
+    }
 
 
 def _checked(report: TrialReport, config: Config, objective: Objective) -> TrialReport:

@@ -1,5 +1,7 @@
 """A run's folder in training: where to start from, and what to save."""
 
+import hashlib
+import heapq
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +11,8 @@ from typing import NamedTuple
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.data.index import ClipIndex, clips_of, read_index
+from prioritycut_ray.data.shards import Clip
+from prioritycut_ray.errors import UserError
 from prioritycut_ray.runs.checkpoints import newest_intact
 from prioritycut_ray.runs.compatibility import check_resumable
 from prioritycut_ray.runs.locate import has_checkpoint
@@ -44,9 +48,29 @@ def check_run(config: Config) -> ClipIndex:
     """
     index = read_index(config.data.index or config.data.url, cache_dir=config.data.cache_dir)
     clips_of(index, config.data.split)
+    if config.train.validate_every:
+        validation_clips(config, index)
     if has_checkpoint(config.run):
         check_resumable(config, index.fingerprint)
     return index
+
+
+def validation_clips(config: Config, index: ClipIndex) -> tuple[Clip, ...]:
+    """Choose the clips that a run is validated on: those with the lowest hashes of their keys.
+
+    The choice depends on no seed, so runs that differ only in theirs can be compared; and it stays
+    nearly the same when clips are added.
+
+    Raises:
+        UserError: the validation split has no clips.
+    """
+    try:
+        clips = clips_of(index, config.data.validation_split)
+    except UserError as error:
+        raise UserError(f"data.validation_split: {error}; or set train.validate_every=0") from None
+    hashes = [hashlib.sha256(key.encode()).digest() for key in clips.keys().to_pylist()]
+    chosen = heapq.nsmallest(config.train.validate_clips, range(len(hashes)), hashes.__getitem__)
+    return tuple(clips[place] for place in chosen)
 
 
 def open_run(config: Config, claim: Claim, scratch: Path) -> OpenRun:
@@ -62,8 +86,12 @@ def open_run(config: Config, claim: Claim, scratch: Path) -> OpenRun:
     writer = RunWriter(
         claim,
         start=step or 0,
-        retention=Retention(options.keep_checkpoints, options.keep_best, options.keep_every),
-        metric=options.best_metric,
+        retention=Retention(
+            options.keep_checkpoints,
+            max(options.keep_best, 1 if options.validate_every else 0),  # RUN/best is there
+            options.keep_every,
+        ),
+        metric=options.ranked_by,
     )
     return OpenRun(writer, step, checkpoint)
 

@@ -31,6 +31,7 @@ from prioritycut_ray.training.meter import Meter
 from prioritycut_ray.training.state import TrainState, new_state, set_learning_rates
 from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
 from prioritycut_ray.training.tracking import Tracker, training_pictures
+from prioritycut_ray.training.validation import Books, OnVerdict, Validation, Validator
 from prioritycut_ray.training.worker import Worker, WorkerStatus
 from prioritycut_ray.transfer import send
 
@@ -48,8 +49,12 @@ def train(
     checkpoint: Path | None,
     report: Report,
     status: WorkerStatus,
+    validator: Validator | None = None,
+    on_verdict: OnVerdict = lambda scores: None,
 ) -> None:
     """Train until ``train.samples`` frame pairs have been seen; runs on every rank.
+
+    With ``train.patience``, training ends early when validations stop improving.
 
     Args:
         config: the resolved configuration.
@@ -60,6 +65,8 @@ def train(
         checkpoint: directory to resume from, or None to start from scratch.
         report: called on every rank with metrics and, at checkpoints, the state.
         status: updated with what this rank is doing; its ``stop`` requests a stop.
+        validator: scores held-out clips; None if the run does not validate.
+        on_verdict: called on rank 0 with the scores of every validation.
 
     Raises:
         Preempted: some rank was asked to stop; all ranks have reported the state of the same step.
@@ -80,9 +87,13 @@ def train(
 
     # Train; random numbers and learning rates are functions of the step and of samples seen.
     tracker = Tracker(writer, start=state.step) if writer else None
+    books = Books(writer, tracker, on_verdict) if writer and tracker else None
+    validation = Validation(config, validator, worker, status, books)
+    validation.resume(state)
     meter = Meter(worker)
+    pairs = training_pairs(config, index, worker, start=state.samples)
     status.mark(state.step, "waiting for data")
-    for pair in meter.watch(training_pairs(config, index, worker, start=state.samples)):
+    for pair in () if validation.ends_training() else meter.watch(pairs):
         randomness = draw_randomness(config, state.step, worker)
         parts = micro_batches(pair, randomness, config.train.accumulate)
         set_learning_rates(state, config)
@@ -93,7 +104,7 @@ def train(
             perceptual,
             parts,
             config,
-            stop=status.stop,
+            stop=status.stop or validation.is_exhausted,
             on_phase=partial(status.mark, state.step),
         )
         state.ema.update_parameters(state.animator)
@@ -102,12 +113,13 @@ def train(
         status.mark(state.step, "reporting")
         meter.update(outcome.losses)
 
-        # Log, save and stop when it is time.
+        # Log, save, validate and stop when it is time.
         finished = state.samples >= config.train.samples
+        validate = validation.is_due(state.step)
         if tracker and (finished or state.step % config.train.image_every == 0):
             tracker.pictures(training_pictures(parts[0].pair, outcome, config), state.step)
         stop = outcome.stop and not finished
-        save = finished or stop or state.step % config.train.checkpoint_every == 0
+        save = finished or stop or validate or state.step % config.train.checkpoint_every == 0
         if save or state.step % config.train.log_every == 0:
             scalars = meter.summarise() | optimizer_scalars(state)
             if tracker:
@@ -116,10 +128,16 @@ def train(
             report(scalars | progress, state if save else None)
         if stop:
             break
+        if validate and not finished:
+            validation.begin(state)
+        validation.poll()
         status.mark(state.step, "waiting for data")
+    is_complete = state.samples >= config.train.samples or validation.ends_training()
+    if is_complete:
+        validation.finish(state)
     if tracker:
         tracker.close()
-    if state.samples < config.train.samples:
+    if not is_complete:
         raise Preempted(f"asked to stop, and saved at step {state.step}")
     check_finite_end(state)
 

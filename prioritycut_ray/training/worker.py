@@ -23,13 +23,14 @@ Eight workspaces of 4 MiB, not shared between streams.
 
 PHASES = (
     "starting",
+    "reporting",
+    "validating",
     "waiting for data",
     "generator step",
     "discriminator step",
     "update",
-    "reporting",
 )
-"""Phases of a rank's work, in the order of a step."""
+"""Phases of a rank's work, in their order while the number of steps taken is the same."""
 
 
 @dataclass

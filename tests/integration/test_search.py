@@ -172,6 +172,7 @@ def test_an_invalid_search_is_rejected_before_anything_starts(shards: Path, tmp_
     for changes, words in [
         ({"objective": {"metric": "l2", "split": "test"}}, "use one of l1, psnr"),
         ({"objective": {"split": "val"}}, "objective.split"),
+        ({"objective": {"metric": "val/l1"}}, "requires train.validate_every"),
         ({"set": {"train.workers": 2}}, "CPUs"),
         ({"set": {"train.workers": 0}}, "train.workers=0"),
     ]:
@@ -198,6 +199,21 @@ def held_out(
     manifest.write_text("\n".join(["file,identity,split", *lines]))
     pack_videos([str(manifest)], str(folder / "data"), size=32)
     return folder / "data"
+
+
+@pytest.mark.slow
+def test_a_search_optimizes_what_its_trials_have_validated(held_out: Path, tmp_path: Path) -> None:
+    changes = {
+        "name": "validated",
+        "set": {**ASHA_SEARCH["set"], "train.validate_every": 100},
+        "objective": {"metric": "val/l1"},
+    }
+    search = prepare(tmp_path, held_out, ASHA_SEARCH | changes)
+    tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
+    for row in search.rows():
+        assert float(row["objective"]) == float(row["val/l1"]) > 0
+        assert float(row["val/copy_source/l1"]) > 0
+    assert load_config(str(search.folder / "best.yaml")).optim.lr == 0.005
 
 
 @pytest.mark.slow

@@ -418,6 +418,7 @@ def test_a_lost_connection_leads_to_the_rank_that_is_gone() -> None:
             [received(0), received(1, age_s=500)],
             "rank 1 hangs at 'generator step', its process has been silent",
         ),
+        ([received(0, phase="validating"), received(1)], "rank 0 hangs at 'validating'"),
         ([received(0, step=6), received(1)], "rank 0 hangs"),
         ([received(0), received(1)], "rank 0 hangs at 'generator step'; so do ranks 1"),
     ],

@@ -17,6 +17,7 @@ from prioritycut_ray.errors import DiskFull, Superseded
 from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.checkpoints import newest_intact, steps
 from prioritycut_ray.runs.retention import Retention
+from prioritycut_ray.runs.verdicts import Verdict, read_verdicts
 from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.tracking import Tracker
@@ -33,10 +34,12 @@ def new_bucket(request: pytest.FixtureRequest) -> str:
     return f"{request.getfixturevalue('bucket')}/runs/mine"
 
 
-def writer_of(url: str, *, start: int = 0, best: int = 0, every: int = 0) -> RunWriter:
+def writer_of(
+    url: str, *, start: int = 0, best: int = 0, every: int = 0, metric: str = "loss"
+) -> RunWriter:
     """Return the writer of a new attempt."""
     claim = claim_run(Folder(url), "test", first=True)
-    return RunWriter(claim, start=start, retention=Retention(2, best, every), metric="loss")
+    return RunWriter(claim, start=start, retention=Retention(2, best, every), metric=metric)
 
 
 fill = partial(saving.fill, attempt=1)
@@ -80,6 +83,38 @@ def test_the_best_of_all_attempts_are_kept(url: str) -> None:
             for step in numbers:
                 writer.save(step, {"loss": losses[step]}, fill)
     assert steps(Folder(url)) == [2, 4, 6, 7]
+
+
+def verdict(step: int, l1: float, sample: str = "a") -> Verdict:
+    return Verdict(step=step, sample=sample, clips=1, skipped={}, scores={"val/l1": l1})
+
+
+def test_a_checkpoint_is_held_until_its_verdict_which_ranks_it(url: str) -> None:
+    with writer_of(url, best=1, metric="val/l1") as writer:
+        for step in range(1, 7):
+            writer.save(step, {}, fill)
+            if step < 4:
+                writer.hold(step)
+        writer.flush()
+        assert steps(Folder(url)) == [1, 2, 3, 5, 6]
+        writer.conclude(verdict(1, 0.3))
+        writer.conclude(verdict(2, 0.2))
+        writer.release(3)
+        writer.conclude(verdict(5, float("nan")))
+    assert steps(Folder(url)) == [2, 5, 6]
+    with writer_of(url, start=6, best=1, metric="val/l1") as writer:
+        writer.save(7, {}, fill)
+    assert steps(Folder(url)) == [2, 6, 7]
+    assert [v.step for v in read_verdicts(Folder(url))] == [1, 2, 5]
+
+
+def test_verdicts_beyond_the_start_are_dropped(url: str) -> None:
+    with writer_of(url) as writer:
+        for step in (1, 2, 3):
+            writer.conclude(verdict(step, 0.1))
+    with writer_of(url, start=2):
+        pass
+    assert [v.step for v in read_verdicts(Folder(url))] == [1, 2]
 
 
 def test_one_checkpoint_is_written_at_a_time(tmp_path: Path) -> None:
