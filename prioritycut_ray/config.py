@@ -439,6 +439,9 @@ class TrainConfig(Section):
         return self.best_metric or (VAL_L1 if self.validate_every else "generator/perceptual")
 
 
+HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+"""Pattern of a model's name on the Hugging Face Hub."""
+
 
 class Config(Section):
     """Everything that determines a training run."""
@@ -447,6 +450,8 @@ class Config(Section):
     """Name of the run and of its folder below ``storage``; the same name resumes."""
     storage: Place = "runs"
     """Folder that all nodes share, or an fsspec URL such as ``s3://bucket/runs``."""
+    init: Place | None = None
+    """Model whose weights a new run starts from: a run, ``RUN/best``, an export, or OWNER/NAME."""
     data: DataConfig = DataConfig()
     model: ModelConfig = FirstOrderConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
@@ -480,12 +485,12 @@ class Config(Section):
                 f"{smallest:g}: remove scales below {16 / size:g}"
             )
         _check_shares(self.train)
+        _check_validation(self.train, self.data)
         return self
 
 
 def _check_shares(train: TrainConfig) -> None:
     """Check that the global batch can be divided equally among any allowed number of workers.
-        _check_validation(self.train, self.data)
 
     Unequal shares would weight samples differently depending on the number of workers.
     """
@@ -510,11 +515,6 @@ def _check_shares(train: TrainConfig) -> None:
     )
 
 
-def _check_hourglass(key: str, size: int, hourglass: HourglassConfig) -> None:
-    side = size * hourglass.scale_factor
-    if side != int(side) or int(side) % 2**hourglass.num_blocks:
-        raise ValueError(
-            f"data.size={size} × {key}.scale_factor={hourglass.scale_factor} must be a whole "
 def _check_validation(train: TrainConfig, data: DataConfig) -> None:
     if train.ranked_by in _HIGHER_IS_BETTER:
         raise ValueError(f"train.best_metric={train.ranked_by} is better when higher: use {VAL_L1}")
@@ -530,6 +530,11 @@ def _check_validation(train: TrainConfig, data: DataConfig) -> None:
         raise ValueError(f"train.patience={train.patience} requires train.validate_every")
 
 
+def _check_hourglass(key: str, size: int, hourglass: HourglassConfig) -> None:
+    side = size * hourglass.scale_factor
+    if side != int(side) or int(side) % 2**hourglass.num_blocks:
+        raise ValueError(
+            f"data.size={size} × {key}.scale_factor={hourglass.scale_factor} must be a whole "
             f"number divisible by 2^{key}.num_blocks={2**hourglass.num_blocks}"
         )
 
@@ -702,6 +707,12 @@ def _parts(key: str, section: type[BaseModel] | None) -> tuple[list[str], type[y
     return parts, Loader
 
 
+def _resolved_model(place: str) -> str:
+    """Make a model's path absolute; a name that is no path may be on the Hugging Face Hub."""
+    folder = Path(place).parent if Path(place).name == "best" else Path(place)
+    return resolved(place) if folder.exists() or not re.fullmatch(HUB_ID, place) else place
+
+
 def with_absolute_paths(config: Config) -> Config:
     """Make paths absolute, relative to the current folder: workers run in folders of their own."""
     perceptual = config.loss.perceptual
@@ -711,6 +722,7 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(
         update={
             "storage": resolved(config.storage),
+            "init": config.init and _resolved_model(config.init),
             "data": config.data.model_copy(
                 update={
                     "url": resolved(config.data.url),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prioritycut_ray.config import Config, parse_config
+from prioritycut_ray.config import HUB_ID, Config, parse_config
 from prioritycut_ray.errors import UserError, describe
 from prioritycut_ray.inference.animate import (
     Rendered,
@@ -29,7 +29,7 @@ from prioritycut_ray.inference.animate import (
 )
 from prioritycut_ray.models.animator import Animator as Network
 from prioritycut_ray.networks import build_animator
-from prioritycut_ray.runs.locate import find_checkpoint
+from prioritycut_ray.runs.locate import find_checkpoint, read_config, run_of_best
 from prioritycut_ray.storage.paths import is_url
 from prioritycut_ray.training.checkpoint import load_animator, load_module
 from prioritycut_ray.video.images import center_square, resize
@@ -38,8 +38,7 @@ from prioritycut_ray.visualize import tiles
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_PATHS: Any = {"storage": True, "data": {"url"}}
+_PATHS: Any = {"storage": True, "init": True, "data": {"url"}}
 """Left out of an export: they mean nothing on other machines, and may be private."""
 
 
@@ -73,9 +72,9 @@ class Animator:
         """Load a model.
 
         Args:
-            model: a run or one of its checkpoints, a folder written by ``prioritycut export``, or
-                the id ``owner/name`` of a model on the Hugging Face Hub. A local folder of that
-                name takes precedence.
+            model: a run, one of its checkpoints or ``RUN/best``, a folder written by ``prioritycut
+                export``, or the id ``owner/name`` of a model on the Hugging Face Hub. A local
+                folder of that name takes precedence.
             revision: branch, tag or commit on the Hub.
             device: where to compute; the first GPU by default, or the CPU if there is none.
 
@@ -83,12 +82,10 @@ class Animator:
             UserError: the model does not exist, cannot be downloaded, or is damaged.
         """
         place = torch.device(device) if device else default_device()
-        folder = Path(model)
-        if not is_url(str(model)) and not folder.exists() and _HUB_ID.fullmatch(str(model)):
-            folder = _from_hub(str(model), revision)
+        folder = locate_model(model, revision)
         if (folder / CONFIG_NAME).is_file():
             return cls(*_read_export(folder), place)
-        return cls(*load_animator(find_checkpoint(model), place), place)
+        return cls(*load_animator(folder, place), place)
 
     @property
     def size(self) -> int:
@@ -179,7 +176,34 @@ class Animator:
         return resize(center_square(picture), self.size)
 
 
-def _read_export(folder: Path) -> tuple[Network, Config]:
+def locate_model(model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of an export, or a checkpoint, on this machine.
+
+    Args:
+        model: as for :meth:`Animator.from_pretrained`.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: the model does not exist, or cannot be downloaded.
+    """
+    folder = Path(model)
+    is_here = is_url(str(model)) or folder.exists() or run_of_best(model) is not None
+    if not is_here and re.fullmatch(HUB_ID, str(model)):
+        folder = _from_hub(str(model), revision)
+    return folder if (folder / CONFIG_NAME).is_file() else find_checkpoint(model)
+
+
+def read_model_config(folder: Path) -> Config:
+    """Read the configuration that a model was trained with.
+
+    Args:
+        folder: of :func:`locate_model`.
+
+    Raises:
+        UserError: it is not a model of this project.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        return read_config(folder)
     path = folder / CONFIG_NAME
     try:
         tree = json.loads(path.read_bytes())
@@ -190,7 +214,11 @@ def _read_export(folder: Path) -> tuple[Network, Config]:
             f"{path}: is not a model of this project (model_type is not prioritycut); give a "
             "folder written by `prioritycut export`"
         )
-    config = parse_config(tree, str(path))
+    return parse_config(tree, str(path))
+
+
+def _read_export(folder: Path) -> tuple[Network, Config]:
+    config = read_model_config(folder)
     network = build_animator(config.model)
     load_module(network, folder / WEIGHTS_NAME)
     return network, config

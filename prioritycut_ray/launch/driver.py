@@ -76,7 +76,11 @@ def launch(config: Config, on_progress: OnProgress, on_warning: OnWarning) -> st
     check_capacity(config)
     check_nodes(config, on_warning)
     monitor, launch_id = start_monitor(), uuid.uuid4().hex
-    claim_run(Folder(config.run), launch_id, first=True)
+    claim = claim_run(Folder(config.run), launch_id, first=True)
+    if config.init is not None:
+        from prioritycut_ray.launch.initial_weights import write_initial_weights  # imports torch
+
+        write_initial_weights(config, claim, on_warning)
     policy = FailurePolicy(config.train.max_failures)
     with StopSignals() as signals:
         while True:

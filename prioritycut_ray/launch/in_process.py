@@ -58,6 +58,10 @@ def train_in_process(
         on_warning(f"{signal}: saving at this step; a second Ctrl-C stops without saving")
 
     claim = claim_run(Folder(config.run), uuid.uuid4().hex, first=True)
+    if config.init is not None:
+        from prioritycut_ray.launch.initial_weights import write_initial_weights
+
+        write_initial_weights(config, claim, on_warning)
     with (
         tempfile.TemporaryDirectory(prefix="prioritycut-") as scratch,
         StopSignals(stop),
@@ -81,12 +85,12 @@ def train_in_process(
                     checkpoint=checkpoint,
                     report=report,
                     status=status,
+                    validator=_validator(config, index),
+                    on_verdict=on_progress,
                 )
             except Preempted as error:
                 writer.flush()
                 raise Preempted(
-                    validator=_validator(config, index),
-                    on_verdict=on_progress,
                     f"run {config.name!r} ended: {error}; the same command resumes it"
                 ) from error
             except NotFiniteError as error:
@@ -102,10 +106,6 @@ def train_in_process(
     return config.run
 
 
-def _device(config: Config) -> torch.device:
-    """Return the device that ``train.use_gpu`` selects.
-
-    Raises:
 def _validator(config: Config, index: ClipIndex) -> Validator | None:
     if not config.train.validate_every:
         return None
@@ -114,6 +114,10 @@ def _validator(config: Config, index: ClipIndex) -> Validator | None:
     return validator_of(config, index)
 
 
+def _device(config: Config) -> torch.device:
+    """Return the device that ``train.use_gpu`` selects.
+
+    Raises:
         UserError: a GPU was requested and there is none.
     """
     if config.train.use_gpu != "no" and torch.cuda.is_available():

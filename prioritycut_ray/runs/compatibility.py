@@ -65,7 +65,7 @@ def check_resumable(config: Config, data: str) -> None:
     before = read_config(directory).model_dump(mode="json")
     changed = changed_keys(before, config.model_dump(mode="json"))
     if directory.name == STEP_FORMAT.format(0):
-        changed = [key for key in changed if key.startswith(NETWORK_KEYS)]
+        changed = [key for key in changed if key.startswith((*NETWORK_KEYS, "init"))]
     changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
     if "model.family" in changed:  # It has other keys altogether.
         changed = [k for k in changed if k == "model.family" or not k.startswith("model.")]

@@ -25,6 +25,26 @@ COPIES = 4
 """Copies of remote checkpoints that a process keeps; each may be a gigabyte."""
 
 
+class Origin(BaseModel):
+    """The model that a run started from, see ``init``.
+
+    Attributes:
+        model: its name, without the folders that it was in.
+        sha256: of the file with its averaged weights.
+        step: optimiser steps that it was trained for; None if it is an export.
+        samples: frame pairs that it was trained on; None if it is an export.
+        fresh: tensors that it had not, or in other shapes: they started from random values.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    sha256: str
+    step: int | None
+    samples: int | None
+    fresh: tuple[str, ...]
+
+
 class RunProgress(BaseModel):
     """How far a run has come.
 
@@ -36,6 +56,7 @@ class RunProgress(BaseModel):
         averaged: updates of the moving average.
         seed: seed of everything random.
         data: fingerprint of the data set; empty for imported weights.
+        origin: the model that the run started from; None if it started from scratch.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +68,7 @@ class RunProgress(BaseModel):
     averaged: int
     seed: int
     data: str
+    origin: Origin | None = None
 
 
 def read_config(directory: Path) -> Config:
@@ -72,28 +94,6 @@ def read_progress(directory: Path) -> RunProgress:
         ) from error
 
 
-def locate_checkpoint(run: str | Path) -> str:
-    """Return the path or URL of a run's newest intact checkpoint, as every machine can find it.
-
-    Args:
-        run: the folder of a run, one of its checkpoints, or ``RUN/best``; a path or any fsspec URL.
-
-    Raises:
-        UserError: if there is none.
-    """
-    folder, directory = Folder(run), find_checkpoint(run)
-    if folder.local is not None:
-        return str(directory)
-    return folder.url if folder.url.endswith(directory.name) else f"{folder.url}/{directory.name}"
-
-
-def local_copy(checkpoint: str | Path) -> Path:
-    """Return a checkpoint as a directory on this machine; a remote one is copied.
-
-    A copy is kept until :data:`COPIES` others have been requested.
-    """
-    if not is_url(str(checkpoint)):
-        return Path(checkpoint)
 def run_of_best(place: str | Path) -> str | None:
     """Return the run whose best checkpoint ``RUN/best`` names; None if it is any other place."""
     run, _, name = str(place).rstrip("/").rpartition("/")
@@ -134,6 +134,30 @@ def _stored_config(folder: Folder, step: int) -> Config:
     return parse_config(read_mapping(f"{folder.url}/{name}"), name)
 
 
+def locate_checkpoint(run: str | Path) -> str:
+    """Return the path or URL of a run's newest intact checkpoint, as every machine can find it.
+
+    Args:
+        run: the folder of a run, one of its checkpoints, or ``RUN/best``; a path or any fsspec URL.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if best := run_of_best(run):
+        run = best_checkpoint(best)
+    folder, directory = Folder(run), find_checkpoint(run)
+    if folder.local is not None:
+        return str(directory)
+    return folder.url if folder.url.endswith(directory.name) else f"{folder.url}/{directory.name}"
+
+
+def local_copy(checkpoint: str | Path) -> Path:
+    """Return a checkpoint as a directory on this machine; a remote one is copied.
+
+    A copy is kept until :data:`COPIES` others have been requested.
+    """
+    if not is_url(str(checkpoint)):
+        return Path(checkpoint)
     run, _, name = str(checkpoint).rstrip("/").rpartition("/")
     copy = _scratch(run) / name
     if not copy.exists():
@@ -143,8 +167,6 @@ def _stored_config(folder: Folder, step: int) -> Config:
 
 def find_checkpoint(run: str | Path) -> Path:
     """Return the newest intact checkpoint of a run; damaged ones are skipped with a warning.
-    if best := run_of_best(run):
-        run = best_checkpoint(best)
 
     Args:
         run: the folder of a run, one of its checkpoints, or ``RUN/best``; a path or any fsspec
@@ -153,6 +175,8 @@ def find_checkpoint(run: str | Path) -> Path:
     Raises:
         UserError: if there is none.
     """
+    if best := run_of_best(run):
+        run = best_checkpoint(best)
     folder = Folder(run)
     if folder.exists(MANIFEST):  # one of its checkpoints
         directory = local_copy(folder.url)
@@ -175,8 +199,6 @@ def _scratch_of_process() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="prioritycut-")
 
 
-    if best := run_of_best(run):
-        run = best_checkpoint(best)
 def _scratch(run: str) -> Path:
     """Return the folder for copies of one run's checkpoints."""
     return Path(_scratch_of_process().name, hashlib.sha256(run.encode()).hexdigest()[:16])

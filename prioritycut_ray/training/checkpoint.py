@@ -61,6 +61,7 @@ def take_snapshot(state: TrainState, config: Config, data: str) -> Snapshot:
         averaged=state.ema.updates,
         seed=config.train.seed,
         data=data,
+        origin=state.origin,
     )
     return Snapshot(_copied(weights), _copied(optimizers), config, progress)
 
@@ -154,7 +155,7 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
     progress = read_progress(directory)
     state.step, state.samples = progress.step, progress.samples
     state.skipped, state.skipped_in_a_row = progress.skipped, dict(progress.skipped_in_a_row)
-    state.ema.updates = progress.averaged
+    state.ema.updates, state.origin = progress.averaged, progress.origin
     for network in state.networks():
         state.remember_buffers(network)
 

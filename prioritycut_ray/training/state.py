@@ -14,6 +14,7 @@ from prioritycut_ray.config import Config
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.models.discriminators import Discriminator
 from prioritycut_ray.networks import build_animator, build_discriminator
+from prioritycut_ray.runs.locate import Origin
 
 
 class MovingAverage(nn.Module):
@@ -67,6 +68,7 @@ class TrainState:
         samples: frame pairs seen by all workers together.
         skipped: updates skipped because a loss or a gradient was not finite.
         skipped_in_a_row: the latest consecutive ones of them, for each network.
+        origin: the model that the run started from; None if it started from scratch.
     """
 
     animator: Animator
@@ -80,6 +82,7 @@ class TrainState:
     skipped_in_a_row: dict[str, int] = field(
         default_factory=lambda: {"animator": 0, "discriminator": 0}
     )
+    origin: Origin | None = None
     _good_buffers: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

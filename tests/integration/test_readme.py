@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from prioritycut_ray import Animator
 from prioritycut_ray.video.decoding import frames_upright
 from tests.conftest import Prioritycut
+from tests.documents import shell_commands
 from tests.places import DATA, ROOT, TINY
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
@@ -34,14 +35,6 @@ NOT_RUN = {
     "source .venv/bin/activate": "these tests already run in an environment",
 }
 PATIENCE_S = 120.0
-
-
-def commands() -> list[str]:
-    """The commands of README's shell blocks, without comments."""
-    blocks = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
-    lines = (line for block in blocks for line in block.splitlines())
-    words = (shlex.split(line, comments=True) for line in lines)
-    return [shlex.join(command) for command in words if command]
 
 
 def small(words: list[str]) -> list[str]:
@@ -78,7 +71,7 @@ def published_weights() -> dict[str, dict[str, torch.Tensor]]:
 
 
 def test_every_command_of_the_readme_runs(belongings: Path, prioritycut: Prioritycut) -> None:
-    lines = commands()
+    lines = shell_commands(ROOT / "README.md")
     assert len(lines) >= 12
     assert set(NOT_RUN) <= set(lines), "NOT_RUN lists a command that README no longer has"
     for line in lines:

@@ -413,7 +413,7 @@ def test_the_ray_version_of_an_image_is_in_its_tag(image: str, version: str | No
         ("schedule=0 2 31 2 *", ["schedule=", "never occurs"]),
         ("time_zone=Mars/Olympus", ["time_zone=", "Europe/Berlin"]),
         ("time_zone=CET+1", ["time_zone=", "Europe/Berlin"]),
-        ("train.config=vox512", ["train", "vox512", "vox256"]),
+        ("train.config=vox257", ["train", "vox257", "vox256"]),
         ("train.worker=3", ["'train.worker'", "config, overrides"]),
         ("train.overrides=[train.worker=3]", ["'train.worker'", "'train.workers'"]),
         ("worker.gpu=2", ["'worker.gpu'", "'worker.gpus'"]),
