@@ -16,6 +16,7 @@ from prioritycut_ray.errors import Preempted, UserError
 from prioritycut_ray.evaluation.evaluate import evaluate_runs
 from prioritycut_ray.evaluation.measures import Measures
 from prioritycut_ray.launch.in_process import train_in_process
+from prioritycut_ray.launch.train import train
 from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.runs.verdicts import read_verdicts
 from prioritycut_ray.storage.folder import Folder
@@ -101,6 +102,18 @@ def test_the_scores_are_curves_rows_reports_and_files(validated: Validated) -> N
     assert [(row["step"], row["val/l1"]) for row in rows] == list(zip(steps, values, strict=True))
     reports = [report for report in validated.reports if "val/l1" in report]
     assert [report["val/step"] for report in reports] == steps
+
+
+def test_the_progress_line_shows_the_newest_scores(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(configured(data, tmp_path, VALIDATE))
+    scores = read_verdicts(Folder(run))[-1].scores
+    copied = scores["val/copy_source/l1"]
+    shown = f"val/l1 {scores['val/l1']:.4f} at step 8 (copied source {copied:.4f})"
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("training: 100%")
+    assert shown in line
 
 
 def test_best_is_the_checkpoint_with_the_lowest_l1(validated: Validated) -> None:
