@@ -90,7 +90,12 @@ class Models(NamedTuple):
 
 
 def compare(
-    models: Models, settings: RetrainSettings, index: ClipIndex, seen: ClipIndex, mapper: Mapper
+    models: Models,
+    settings: RetrainSettings,
+    index: ClipIndex,
+    seen: ClipIndex,
+    leaks: dict[str, str],
+    mapper: Mapper,
 ) -> Comparison:
     """Evaluate the models on the same clips.
 
@@ -99,6 +104,7 @@ def compare(
         settings: the settings of the retraining.
         index: index of the data set that the job has pinned.
         seen: index of the data set that the current model was trained on.
+        leaks: held-out clips to leave out, with the reason, by key.
         mapper: see :func:`evaluate_runs`.
 
     Raises:
@@ -115,17 +121,19 @@ def compare(
             on_clip=lambda done, total, key: bar.update(done / total, f"{done}/{total} {key}"),
             index=index,
         )
+    skipped = evaluation.skipped | leaks
     every = clips_of(index, settings.holdout)
     pairs = [
         (clip, is_old)
         for clip, is_old in zip(every, were_seen(every, seen).tolist(), strict=True)
-        if clip.key not in evaluation.skipped
+        if clip.key not in skipped
     ]
     clips, fixed = [clip for clip, _ in pairs], [is_old for _, is_old in pairs]
     if not any(fixed):
         raise UserError(
             f"{settings.data}: split {settings.holdout!r} has none of the clips that the current "
-            "model was evaluated on; hold out the same clips as before"
+            f"model was evaluated on{', except leaks' if leaks else ''}; hold out the same clips "
+            "as before, and none that training shows"
         )
     name_of = dict(zip(runs, short_names(runs), strict=True))
     comparison = compare_scores(
@@ -139,7 +147,7 @@ def compare(
     return comparison.model_copy(
         update={
             "anchor": models.anchor,
-            "skipped": evaluation.skipped,
+            "skipped": skipped,
             "warnings": evaluation.warnings,
         }
     )

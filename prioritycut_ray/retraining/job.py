@@ -17,7 +17,7 @@ from prioritycut_ray.config import (
     as_words,
     parse_config,
 )
-from prioritycut_ray.data.index import ClipIndex, clips_of, read_index, were_seen, write_index
+from prioritycut_ray.data.index import ClipIndex, clips_of, read_index, were_seen
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
 from prioritycut_ray.retraining.gate import Verdict, check_rules
@@ -28,6 +28,7 @@ from prioritycut_ray.retraining.registry import (
     model_names,
     read_current,
     read_record,
+    record_data,
     run_folder,
 )
 from prioritycut_ray.retraining.settings import RetrainSettings
@@ -43,6 +44,8 @@ from prioritycut_ray.storage.lease import Lease
 from prioritycut_ray.training.checkpoint import fork_checkpoint
 
 JOB = "job.json"
+DATA = "data.json"
+PROBES = "probes.json"
 EVALUATION = "evaluation.json"
 VERDICT = "verdict.json"
 REPORT = "report.json"
@@ -117,12 +120,14 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Retrain
     # Without a verdict it was abandoned, because another model had become the current one.
     if models.exists(f"{job.candidate}/{VERDICT}"):
         verdict = read_record(models, f"{job.candidate}/{VERDICT}", Verdict)
+        if not verdict.night:
+            return NothingNew(reason=f"these clips were refused before: {verdict.reason}")
         outcome = "rolled back" if verdict.promote else f"refused: {verdict.reason}"
         return NothingNew(
             reason=f"candidate {job.candidate} was trained on these clips before and {outcome}"
         )
     lease.check()
-    write_index(index, f"{models.url}/{job.candidate}")
+    record_data(models, job.candidate, index, settings.data)
     models.write(f"{job.candidate}/{JOB}", job.model_dump_json(indent=1).encode())
     models.remove(f"{job.candidate}/{DONE}")
     return job
@@ -156,7 +161,7 @@ def count_new_clips(index: ClipIndex, seen: ClipIndex, split: str) -> int:
 def _candidate_name(current: str, index: ClipIndex, settings: RetrainSettings) -> str:
     """Return a name that depends on the current model, the data and the settings only."""
     relevant = settings.model_dump(
-        mode="json", include={"holdout", "budget", "replay", "set", "gate"}
+        mode="json", include={"holdout", "budget", "replay", "set", "gate", "data_gate"}
     )
     facts = json.dumps([current, index.fingerprint, relevant], sort_keys=True)
     return f"candidate-{hashlib.sha256(facts.encode()).hexdigest()[:10]}"

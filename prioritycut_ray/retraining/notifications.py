@@ -16,6 +16,7 @@ from urllib3.util import Retry
 from prioritycut_ray.errors import last_line
 from prioritycut_ray.metrics.aggregate import Estimate
 from prioritycut_ray.retraining.comparison import Comparison
+from prioritycut_ray.retraining.data_check import DataCheck
 from prioritycut_ray.retraining.gate import Verdict
 from prioritycut_ray.retraining.job import RetrainingJob
 
@@ -37,6 +38,7 @@ class RetrainReport(BaseModel):
         begun: when the retraining began, ISO 8601.
         verdict: the verdict of the gate; None if the candidate was not compared.
         comparison: the comparison behind the verdict.
+        data: what was found in the data; None if the candidate was abandoned before.
     """
 
     outcome: str
@@ -49,6 +51,7 @@ class RetrainReport(BaseModel):
     begun: datetime
     verdict: Verdict | None
     comparison: Comparison | None
+    data: DataCheck | None = None
 
 
 def make_report(
@@ -57,6 +60,7 @@ def make_report(
     reason: str,
     verdict: Verdict | None,
     comparison: Comparison | None,
+    data: DataCheck | None,
 ) -> RetrainReport:
     """Return the report of a job.
 
@@ -66,6 +70,7 @@ def make_report(
         reason: the reason for the outcome.
         verdict: the verdict of the gate, if there is one.
         comparison: the comparison, if there is one.
+        data: what was found in the data, if it was checked.
     """
     refused = "refused" if verdict else "abandoned"
     return RetrainReport(
@@ -79,6 +84,7 @@ def make_report(
         begun=job.begun,
         verdict=verdict,
         comparison=comparison,
+        data=data,
     )
 
 

@@ -1,6 +1,7 @@
 """The six steps of a retraining; each leaves a file in the candidate's folder and runs once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -9,14 +10,25 @@ from prioritycut_ray.data.index import clips_of, read_index
 from prioritycut_ray.data.shards import read_clip
 from prioritycut_ray.evaluation.tables import difference_text, estimate_text
 from prioritycut_ray.retraining.comparison import Comparison, Models, compare
+from prioritycut_ray.retraining.data_check import (
+    DataCheck,
+    Probes,
+    check_data,
+    probe_clips,
+    rejected_files,
+    sort_clips,
+)
 from prioritycut_ray.retraining.gate import GateCheck, Verdict, judge, verdict
 from prioritycut_ray.retraining.job import (
+    DATA,
     EVALUATION,
+    PROBES,
     REPORT,
     REPORT_PAGE,
     VERDICT,
     NothingNew,
     RetrainingJob,
+    candidate_config,
     current_model_changed,
     find_job,
     finish,
@@ -81,31 +93,19 @@ def retrain(settings: RetrainSettings, say: Print) -> RetrainReport | None:
 
 def _finish_job(models: Folder, job: RetrainingJob, lease: Lease, say: Print) -> RetrainReport:
     """Run the steps of a job that have not been run yet."""
-    decision = comparison = None
+    decision = comparison = data = None
     if current_model_changed(models, job):
         reason = f"{job.current} is no longer the current model"
-    else:
-        say(
-            f"[3/6] training {job.candidate} from {job.current}: {job.new_clips} new clips, "
-            f"{job.settings.budget} frame pairs"
-        )
-        train_candidate(models, job, lease, _train)
-
-        say(f"[4/6] comparing it with {job.current}")
-        comparison = _stored(models, job, EVALUATION, Comparison)
-        # The anchor may have been pinned after an earlier process had compared.
-        if comparison is None or comparison.anchor != anchor_checkpoint(models):
-            comparison = _compare(models, job, lease)
-
-        say("[5/6] deciding")
-        decision = _stored(models, job, VERDICT, Verdict) or _judge(models, job, lease, comparison)
+    elif (data := _data_of(models, job, lease, say)).problems:
+        decision = _stored(models, job, VERDICT, Verdict) or _refuse_data(models, job, lease, data)
         reason = decision.reason
-        if decision.promote:
-            promote(models, lease, job.candidate, reason)
+    else:
+        decision, comparison = _train_and_decide(models, job, lease, data, say)
+        reason = decision.reason
 
     say("[6/6] reporting")
     current = read_current(models)
-    report = make_report(job, current.model if current else "", reason, decision, comparison)
+    report = make_report(job, current.model if current else "", reason, decision, comparison, data)
     _write_report(models, job, lease, report)
     for problem in _notify(job.settings, report):
         say(f"warning: {problem}; the result is not affected")
@@ -117,6 +117,30 @@ def _finish_job(models: Folder, job: RetrainingJob, lease: Lease, say: Print) ->
     return report
 
 
+def _train_and_decide(
+    models: Folder, job: RetrainingJob, lease: Lease, data: DataCheck, say: Print
+) -> tuple[Verdict, Comparison]:
+    """Run steps 3 to 5."""
+    say(
+        f"[3/6] training {job.candidate} from {job.current}: {job.new_clips} new clips, "
+        f"{job.settings.budget} frame pairs"
+    )
+    train_candidate(models, job, lease, _train)
+
+    say(f"[4/6] comparing it with {job.current}")
+    comparison = _stored(models, job, EVALUATION, Comparison)
+    # The anchor may have been pinned after an earlier process had compared.
+    if comparison is None or comparison.anchor != anchor_checkpoint(models):
+        comparison = _compare(models, job, lease, data)
+
+    say("[5/6] deciding")
+    decision = _stored(models, job, VERDICT, Verdict) or _judge(models, job, lease, comparison)
+    if decision.promote:
+        promote(models, lease, job.candidate, decision.reason)
+        _keep_probes(models, job)
+    return decision, comparison
+
+
 # Ray is imported late: on most nights there is nothing to do with it.
 
 
@@ -126,16 +150,69 @@ def _train(config: Config) -> str:
     return train(config)
 
 
-def _compare(models: Folder, job: RetrainingJob, lease: Lease) -> Comparison:
+def _map(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterable[Any]:
     from prioritycut_ray.ray_cluster.tasks import map_tasks
 
+    return map_tasks(function, items, workers=None)
+
+
+def _data_of(models: Folder, job: RetrainingJob, lease: Lease, say: Print) -> DataCheck:
+    """Check the data of the night, and say what was found."""
+    data = _stored(models, job, DATA, DataCheck) or _check_data(models, job, lease)
+    for figure in data.figures:
+        say(figure.text)
+    for key, reason in data.leaks.items():
+        say(f"warning: {key} is left out of the holdout: it {reason}")
+    return data
+
+
+def _check_data(models: Folder, job: RetrainingJob, lease: Lease) -> DataCheck:
+    settings, split = job.settings, candidate_config(models, job).data.split
+    index = read_index(f"{models.url}/{job.candidate}")
+    seen = read_index(f"{models.url}/{job.current}")
+    trained, held_out = clips_of(index, split), clips_of(index, settings.holdout)
+    night = sort_clips(trained, held_out, seen)
+    cache = f"{job.current}/{PROBES}"
+    known = read_record(models, cache, Probes) if models.exists(cache) else Probes({})
+    probes = probe_clips(settings.data, night.clips, settings.faces, known, _map)
+    lease.check()
+    models.write(cache, probes.model_dump_json().encode())
+    now, before = (rejected_files(f"{models.url}/{name}") for name in (job.candidate, job.current))
+    if before is not None:
+        night = night._replace(rejected=len({*(now or ())} - {*before}))
+    check = check_data(night, probes, settings.data_gate)
+    _store(models, job, lease, DATA, check)
+    return check
+
+
+def _refuse_data(models: Folder, job: RetrainingJob, lease: Lease, data: DataCheck) -> Verdict:
+    """Refuse the night before anything is trained."""
+    result = Verdict(
+        promote=False,
+        reason=f"data_gate: {'; '.join(data.problems)}",
+        night=0,
+        checks=[GateCheck(passed=figure.passed, text=figure.text) for figure in data.figures],
+    )
+    _store(models, job, lease, VERDICT, result)
+    return result
+
+
+def _keep_probes(models: Folder, job: RetrainingJob) -> None:
+    """Move what was seen of the clips from the former to the new current model."""
+    if models.exists(f"{job.current}/{PROBES}"):
+        models.write(f"{job.candidate}/{PROBES}", models.read(f"{job.current}/{PROBES}"))
+        models.remove(f"{job.current}/{PROBES}")
+
+
+def _compare(models: Folder, job: RetrainingJob, lease: Lease, data: DataCheck) -> Comparison:
     candidate = locate_checkpoint(run_folder(models, job.candidate))
     comparison = compare(
         Models(job.checkpoint, candidate, anchor_checkpoint(models)),
         job.settings,
         read_index(f"{models.url}/{job.candidate}"),
         read_index(f"{models.url}/{job.current}"),
-        lambda function, items: map_tasks(function, items, workers=None),
+        data.leaks,
+        _map,
     )
     _store(models, job, lease, EVALUATION, comparison)
     return comparison

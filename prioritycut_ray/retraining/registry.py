@@ -6,9 +6,10 @@
     lease/                  which process may write
     NAME/                   a model or a candidate
       index.arrow           the data set that it was trained on, with its holdout
+      rejected.csv          the videos that packing had rejected until then
       job.json              what the candidate was made from
       run/                  its training run, with checkpoints
-      evaluation.json verdict.json report.html report.json    see ``job``
+      data.json evaluation.json verdict.json report.html report.json    see ``job``
 
 The pointer is replaced atomically: a reader sees the old or the new one.
 """
@@ -21,8 +22,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prioritycut_ray.data.index import has_index, read_index, write_index
+from prioritycut_ray.data.index import ClipIndex, has_index, read_index, write_index
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.packing.workspace import REJECTED_NAME
 from prioritycut_ray.runs.locate import find_checkpoint, read_config
 from prioritycut_ray.runs.manifest import MANIFEST
 from prioritycut_ray.storage.folder import Folder
@@ -297,6 +299,21 @@ def adopt(models: Folder, lease: Lease, run: str, model: str) -> None:
     index = read_index(config.data.url)
     lease.check()
     fork_checkpoint(source, config, run_folder(models, model))
+    record_data(models, model, index, config.data.url)
+
+
+def record_data(models: Folder, model: str, index: ClipIndex, data: str) -> None:
+    """Write the index of a model's data set, and the list of videos that packing rejected.
+
+    Args:
+        models: the models folder.
+        model: name of the model or candidate.
+        index: of the data set.
+        data: folder of the data set.
+    """
+    folder = Folder(data)
+    rejected = folder.read(REJECTED_NAME) if folder.exists(REJECTED_NAME) else b"file,reason\n"
+    models.write(f"{model}/{REJECTED_NAME}", rejected)
     write_index(index, f"{models.url}/{model}")
 
 

@@ -37,6 +37,24 @@ class Gate(Section):
     memory_factor: Annotated[float, Field(ge=1)] = 1.5
 
 
+class DataGate(Section):
+    """When a night is refused because its new clips differ from those seen before; None: never.
+
+    Attributes:
+        brightness: largest difference of the mean brightness, in 0..1.
+        motion: largest factor between the mean differences of successive frames.
+        size: largest factor between the mean widths in pixels.
+        faces: largest difference of the share of frames with a face; needs ``faces``.
+        rejected: largest share of the new videos that packing has rejected.
+    """
+
+    brightness: NonNegative | None = None
+    motion: Annotated[float, Field(ge=1)] | None = None
+    size: Annotated[float, Field(ge=1)] | None = None
+    faces: NonNegative | None = None
+    rejected: NonNegative | None = None
+
+
 class RetrainSettings(Section):
     """A scheduled retraining.
 
@@ -48,6 +66,7 @@ class RetrainSettings(Section):
         replay: share of them that is drawn from clips the current model has seen.
         set: changes to the current model's configuration by dotted key; not to its networks.
         gate: see :class:`Gate`.
+        data_gate: see :class:`DataGate`.
         lpips: as in ``evaluate --lpips``.
         faces: as in ``evaluate --faces``.
         lease_seconds: seconds after which the lease of a dead process expires.
@@ -64,6 +83,7 @@ class RetrainSettings(Section):
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.5
     set: dict[str, Any] = Field(default_factory=dict)
     gate: Gate = Gate()
+    data_gate: DataGate = DataGate()
     lpips: Place = "proxy"
     faces: bool = False
     lease_seconds: Annotated[float, Field(gt=0)] = 60.0
