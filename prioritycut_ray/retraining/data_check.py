@@ -203,11 +203,9 @@ def _figures(night: Night, probes: Probes, gate: DataGate) -> Iterable[Figure]:
             [probe.motion + _LEAST for probe in seen],
             gate.motion,
         )
-    sides = [[float(clip.width) for clip in clips] for clips in (night.new, night.seen)]
-    yield _ratio("size", *sides, gate.size)
-    faces = [[probe.faces for probe in probes if probe.faces is not None] for probes in (new, seen)]
-    if faces[0]:
-        yield _difference("faces", *faces, gate.faces)
+    yield _ratio("size", _widths(night.new), _widths(night.seen), gate.size)
+    if any(probe.faces is not None for probe in new):
+        yield _difference("faces", _faces(new), _faces(seen), gate.faces)
     if night.rejected is not None:
         share = night.rejected / (night.rejected + len(night.new))
         yield Figure(
@@ -217,6 +215,14 @@ def _figures(night: Night, probes: Probes, gate: DataGate) -> Iterable[Figure]:
             passed=gate.rejected is None or share <= gate.rejected,
             text=f"{share:.0%} of the new videos were rejected" + _limit(gate.rejected, "{:.0%}"),
         )
+
+
+def _widths(clips: Sequence[Clip]) -> list[float]:
+    return [float(clip.width) for clip in clips]
+
+
+def _faces(probes: Sequence[ClipProbe]) -> list[float]:
+    return [probe.faces for probe in probes if probe.faces is not None]
 
 
 def _difference(
