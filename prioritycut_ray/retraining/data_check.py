@@ -188,6 +188,8 @@ def _by_key(clips: Sequence[Clip], probes: Probes) -> dict[str, ClipProbe]:
 
 
 def _figures(night: Night, probes: Probes, gate: DataGate) -> Iterable[Figure]:
+    if not night.new:
+        return
     new = [*_by_key(night.new, probes).values()]
     seen = [*_by_key(night.seen, probes).values()]
     if new:

@@ -24,7 +24,7 @@ from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.source import Frame
 
 SIZE = 64
-LIMITS = DataGate(brightness=0.2, motion=3, size=1.5, rejected=0.5)
+LIMITS = DataGate(brightness=0.15, motion=3, size=1.5, rejected=0.5)
 
 
 class Video(NamedTuple):
@@ -102,7 +102,7 @@ def test_leaks_are_found_by_bytes_and_by_their_frames(tmp_path: Path) -> None:
     ("change", "rejected", "problem"),
     [
         (lambda frames: frames, 1, ""),
-        (lambda frames: [frame // 4 + 190 for frame in frames], 0, "brightness of the new clips"),
+        (lambda frames: [frame // 2 + 127 for frame in frames], 0, "brightness of the new clips"),
         (lambda frames: [frames[0]] * len(frames), 0, "motion of the new clips is 0"),
         (lambda frames: frames, 9, "75% of the new videos were rejected (limit: 50%)"),
     ],
@@ -118,7 +118,7 @@ def test_a_shift_is_stated_with_figures_and_refused_beyond_the_limit(
     assert problem in "".join(found.problems)
     if problem.startswith("brightness"):
         assert "of those seen before 0." in found.problems[0]
-        assert "(limit: a difference of 0.2)" in found.problems[0]
+        assert "(limit: a difference of 0.15)" in found.problems[0]
 
 
 def test_clips_are_looked_at_once(tmp_path: Path) -> None:
