@@ -224,7 +224,11 @@ def _slice_checks(
         _slice_failure(rule, found)
         for rule, found in measured
         if not math.isfinite(found.value)
-        or (found.value > rule.limit and found.p_value() <= gate.alpha / tested)
+        or (
+            found.value > rule.limit
+            and found.p_value() * tested <= gate.alpha
+            and found.identities > 1
+        )
     ]
     if failed or not rules:
         return failed

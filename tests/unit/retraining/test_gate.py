@@ -172,6 +172,13 @@ def test_a_slice_that_became_worse_refuses_by_name(
         assert "1 of one identity or clip cannot be tested" in summaries[0]
 
 
+def test_slices_of_one_clip_alone_cannot_be_tested() -> None:
+    gate = Gate(tolerances={}, slices={"source": {"l1": 0.01}})
+    checks = judge(sliced({"web": [0.3]}), [L1, PSNR], gate, 1).checks
+    assert "none of 0 slices" in checks[0].text
+    assert "1 of one identity or clip cannot be tested" in checks[0].text
+
+
 def test_the_error_rate_is_shared_by_all_slices() -> None:
     """With 40 unchanged slices, one candidate in twenty is refused, not nearly all."""
     rng = np.random.default_rng(0)
