@@ -219,22 +219,20 @@ def _slice_checks(
         for rule in _slice_rules(changes, key, known[metric], tolerance)
     ]
     measured = [(rule, found) for rule in rules if (found := _measured(rule))]
-    tested = sum(found.identities > 1 for _, found in measured)
-    failed = [
+    tested = [(rule, found) for rule, found in measured if found.identities > 1]
+    failed = [_not_finite(rule) for rule, found in measured if not math.isfinite(found.value)]
+    failed += [
         _slice_failure(rule, found)
-        for rule, found in measured
-        if not math.isfinite(found.value)
-        or (
-            found.value > rule.limit
-            and found.p_value() * tested <= gate.alpha
-            and found.identities > 1
-        )
+        for rule, found in tested
+        if found.value > rule.limit and found.p_value() <= gate.alpha / len(tested)
     ]
     if failed or not rules:
         return failed
-    text = f"none of {tested} slices is worse by more than its tolerance and by more than chance"
-    if len(measured) > tested:
-        text += f"; {len(measured) - tested} of one identity or clip cannot be tested"
+    text = (
+        f"none of {len(tested)} slices is worse by more than its tolerance and by more than chance"
+    )
+    if len(measured) > len(tested):
+        text += f"; {len(measured) - len(tested)} of one identity or clip cannot be tested"
     return [GateCheck(passed=True, text=text)]
 
 
@@ -250,8 +248,6 @@ def _slice_rules(
 
 
 def _slice_failure(rule: _Rule, found: Worsening) -> GateCheck:
-    if not math.isfinite(found.value):
-        return _not_finite(rule)
     return GateCheck(
         passed=False,
         text=f"{rule.metric.label} on {rule.where} is worse by {found.value:.3g}, which chance "
