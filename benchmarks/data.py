@@ -3,6 +3,7 @@
     python benchmarks/data.py                        # synthetic puppets, rendered first
     python benchmarks/data.py speed --data DATA      # your own shards
     python benchmarks/data.py start memory encoding
+    python benchmarks/data.py scale                  # indexes of 10⁴ to 10⁷ clips, in minutes
 
 The ways alternate, and the best turn of each counts. Unless stated otherwise, seconds are CPU
 seconds of this process and its loader workers, which other work on the machine hardly changes. One
@@ -12,34 +13,53 @@ sample is one pair of frames.
 import hashlib
 import io
 import itertools
+import json
+import multiprocessing
 import os
+import re
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import av
 import decord
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import typer
 import webdataset
 from PIL import Image
 from puppet_shards import pack_puppets
 
-from prioritycut_ray.data.index import clips_of, read_index
+from prioritycut_ray.data.index import (
+    INDEX_NAME,
+    PLAIN_SCHEMA,
+    clips_of,
+    index_of_table,
+    read_index,
+    write_index,
+)
+from prioritycut_ray.data.old_index import OLD_INDEX_NAME, read_old_clips
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.shards import Clip, read_clip
 from prioritycut_ray.data.stream import Batch, FramePairs, batches, two_frames
+from prioritycut_ray.packing.inspection import summarise
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.random_access import DECODERS, read_all
 from prioritycut_ray.video.source import Frame
 
-PARTS = ("speed", "start", "memory", "encoding")
+PARTS = ("speed", "start", "memory", "encoding", "scale")
 SIZES = (64, 128, 256, 512)
+ROWS = (10**4, 10**5, 10**6, 10**7)
+OLD_ROWS = 200_000
+"""Most clips for which the index of version 0.1 is measured: it takes a gigabyte."""
 BATCH = 8
 RSS_UNIT = os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -56,6 +76,9 @@ def main(
     turns: int = 2,
     sizes: Annotated[
         list[int] | None, typer.Option(help="Frame sizes of the encoding table.")
+    ] = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(help="Numbers of clips of the scale table.")
     ] = None,
 ) -> None:
     """Measure the named parts, or all of them."""
@@ -75,6 +98,8 @@ def main(
             _print_memory(pack_puppets(f"{folder}/small", 8, 32, 64))
         if "encoding" in chosen:
             _print_encoding(sizes or SIZES, turns)
+        if "scale" in chosen:
+            _print_scale(Path(folder), rows or ROWS)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -158,7 +183,7 @@ def _pairs_of(url: str, size: int, num_repeats: int = 75, **options: object) -> 
 
 def _item_of(pairs: FramePairs, number: int) -> _Item:
     draw = pairs.draw(number)
-    clip = pairs.clips[draw.clips[0]]
+    clip = pairs.clips[draw.clip]
     return _Item(clip, two_frames(draw.places, clip.frames))
 
 
@@ -289,6 +314,155 @@ def _print_memory(url: str, samples: int = 20_000) -> None:
         _drain(itertools.islice(given, step))
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         print(f"| {count + step * BATCH:,} | {pages * RSS_UNIT:.1f} |")
+
+
+# ---------------------------------------------------------------------------------------------
+# Scale
+# ---------------------------------------------------------------------------------------------
+
+
+class _Opening(NamedTuple):
+    """What a fresh process needs for a data set; times are seconds by the clock.
+
+    Attributes:
+        verified: opening the index for the first time on this machine.
+        opened: opening it again.
+        memory: bytes of private memory that opening and drawing have added.
+        first: first batch at the start of a run, without opening.
+        resumed: first batch at 90 % of an epoch, without opening.
+        identity: first batch at the start, of visits by identity, without opening.
+        known: setting up the stream with an equal index as ``data.known``, with opening both.
+        info: what ``prioritycut data info`` computes, with opening.
+    """
+
+    verified: float
+    opened: float
+    memory: int
+    first: float
+    resumed: float
+    identity: float
+    known: float
+    info: float
+
+
+def _print_scale(folder: Path, rows: Sequence[int]) -> None:
+    """Open indexes of synthetic rows, all of which show the same few clips."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    base = pack_puppets(str(folder / "puppets-64"), 8, 32, 64)
+    print(
+        f"\nFirst batch of {BATCH} at 64x64 in a fresh process; best of 5. Private memory is what "
+        "opening and drawing add (Private_Dirty); mapped pages of the index are shared.\n"
+    )
+    print(
+        "| clips | index MB | build s | verify once s | open s | private MB | first batch s "
+        "| at 90 % | by identity | data.known s | info s | version 0.1: open s | private MB | shuffle s |"
+    )
+    print("|---|" + "---|" * 13)
+    for count in rows:
+        data = str(folder / f"rows-{count}")
+        built = _in_child(_write_rows, base, data, count)
+        size = Path(data, INDEX_NAME).stat().st_size
+        now = _in_child(_open_rows, data)
+        if count <= OLD_ROWS:
+            _in_child(_write_old_rows, data)
+            old = _in_child(_open_old_rows, data)
+            before = f"{old[0]:.3f} | {old[1] / 1e6:.0f} | {old[2]:.4f}"
+        else:
+            before = "| |"
+        print(
+            f"| {count:,} | {size / 1e6:.0f} | {built:.1f} | {now.verified:.3f} | {now.opened:.3f} "
+            f"| {now.memory / 1e6:.0f} | {now.first:.4f} | {now.resumed:.4f} | {now.identity:.4f} "
+            f"| {now.known:.2f} | {now.info:.2f} | {before} |",
+            flush=True,
+        )
+        shutil.rmtree(data)
+
+
+def _in_child(function: Callable[..., Any], *arguments: object) -> Any:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _write_rows(base: str, data: str, count: int) -> float:
+    """Write an index of ``count`` rows, of a hundred clips per identity; return the seconds."""
+    before = time.perf_counter()
+    real = [clip._replace(shard=f"{base}/{clip.shard}") for clip in read_index(base).clips]
+    numbers = np.arange(count)
+    names = pc.utf8_lpad(pa.array(numbers).cast(pa.large_string()), 8, "0")
+    columns: dict[str, pa.Array] = {}
+    for field in PLAIN_SCHEMA:
+        values = [getattr(clip, field.name) for clip in real]
+        if field.name == "sha256":
+            values = [bytes.fromhex(value) for value in values]
+        columns[field.name] = pa.array(values, field.type).take(pa.array(numbers % len(real)))
+    prefix, separator = (pa.scalar(text, pa.large_string()) for text in ("clip", ""))
+    columns["key"] = pc.binary_join_element_wise(prefix, names, separator)
+    columns["identity"] = pa.array(numbers // 100).cast(pa.large_string())
+    columns["split"] = pa.array(["train"], pa.large_string()).take(pa.array(np.zeros(count, int)))
+    table = pa.table([columns[name] for name in PLAIN_SCHEMA.names], schema=PLAIN_SCHEMA)
+    write_index(index_of_table(table), data)
+    shutil.rmtree(Path(os.environ["XDG_CACHE_HOME"]), ignore_errors=True)
+    return time.perf_counter() - before
+
+
+def _open_rows(data: str) -> _Opening:
+    torch.set_num_threads(1)
+    before = _private_bytes()
+    verified = _clock(lambda: read_index(data))
+    opened = min(_clock(lambda: read_index(data)) for _ in range(5))
+    index = read_index(data)
+    pairs = FramePairs(data, index, "train", size=64, seed=0)
+    by_identity = FramePairs(data, index, "train", size=64, seed=0, visit="identity")
+    places = [(pairs, 0), (pairs, pairs.epoch_length * 9 // 10), (by_identity, 0)]
+
+    def first_batch(stream: FramePairs, place: int) -> None:
+        next(_batches_of(stream, BATCH, 0, start=place))
+
+    times = [
+        min(_clock(lambda: first_batch(stream, place)) for _ in range(5))  # noqa: B023
+        for stream, place in places
+    ]
+    memory = _private_bytes() - before
+
+    def with_known() -> None:
+        FramePairs(data, read_index(data), "train", size=64, seed=0, known=read_index(data))
+
+    info = _clock(lambda: summarise(read_index(data)))
+    return _Opening(verified, opened, memory, *times, _clock(with_known), info)
+
+
+def _write_old_rows(data: str) -> None:
+    """Write the rows as version 0.1 did."""
+    rows = [
+        clip._replace(shard="shard-000000.tar")._asdict() | {"extra": None}
+        for clip in read_index(data).clips
+    ]
+    for row in rows:
+        del row["extra"]
+    facts = sorted((r["key"], r["sha256"], r["frames"], r["identity"], r["split"]) for r in rows)
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    index = {"format": 1, "fingerprint": fingerprint, "clips": rows}
+    Path(data, OLD_INDEX_NAME).write_text(json.dumps(index))
+
+
+def _open_old_rows(data: str) -> tuple[float, int, float]:
+    """Return the seconds and bytes that the index takes, and the seconds that an epoch takes."""
+    before, started = _private_bytes(), time.perf_counter()
+    clips = list(read_old_clips(Path(data, OLD_INDEX_NAME).read_bytes(), data))
+    opened = time.perf_counter() - started
+    memory = _private_bytes() - before
+    return opened, memory, _clock(lambda: np.random.default_rng(0).permutation(75 * len(clips)))
+
+
+def _clock(action: Callable[[], object]) -> float:
+    before = time.perf_counter()
+    action()
+    return time.perf_counter() - before
+
+
+def _private_bytes() -> int:
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(re.search(r"Private_Dirty:\s+(\d+) kB", text)[1])
 
 
 # ---------------------------------------------------------------------------------------------

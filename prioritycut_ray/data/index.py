@@ -38,7 +38,13 @@ from prioritycut_ray.data.old_index import OLD_INDEX_NAME, read_old_clips
 from prioritycut_ray.data.shards import SHARD_NAME, TEMPORARY_NAME, Clip, is_elsewhere
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage.atomic import flush
-from prioritycut_ray.storage.filesystem import ABSENT, FileSystem, filesystem, is_local
+from prioritycut_ray.storage.filesystem import (
+    ABSENT,
+    FileSystem,
+    filesystem,
+    is_local,
+    is_network_mount,
+)
 from prioritycut_ray.storage.reading import read_bytes
 
 INDEX_NAME = "index.arrow"
@@ -373,8 +379,9 @@ def _check_shard(shard: str) -> None:
 def read_index(url: str, *, cache_dir: str | None = None, again: bool = False) -> ClipIndex:
     """Open the index of a data set.
 
-    A local index is mapped. A remote one is fetched once per machine and then mapped too, unless it
-    is small. The ``index.json`` of older versions is read too.
+    An index on a local disk is mapped. A remote one, or one on a network mount, is fetched once per
+    machine and then mapped too, unless it is small. The ``index.json`` of older versions is also
+    read.
 
     Args:
         url: the folder, a local path or any fsspec URL.
@@ -387,7 +394,8 @@ def read_index(url: str, *, cache_dir: str | None = None, again: bool = False) -
     fs, root = filesystem(url)
     name = f"{url.rstrip('/')}/{INDEX_NAME}"
     try:
-        if is_local(url):
+        # A file that is mapped over a network kills the process if another machine replaces it.
+        if is_local(url) and not is_network_mount(root):
             return _open_local(Path(root, INDEX_NAME), cache_dir, again=again)
         return _open(fetch_index(fs, f"{root}/{INDEX_NAME}", name, cache_dir))
     except ABSENT as error:
@@ -424,8 +432,7 @@ def write_index(index: ClipIndex, url: str) -> None:
             fs.mv(f"{root}/{TEMPORARY_NAME}", f"{root}/{INDEX_NAME}")
     finally:
         temporary.unlink(missing_ok=True)
-    if fs.exists(f"{root}/{OLD_INDEX_NAME}"):
-        fs.rm_file(f"{root}/{OLD_INDEX_NAME}")
+    _remove_old(fs, root)
 
 
 def upgrade_index(url: str) -> bool:
@@ -443,6 +450,7 @@ def upgrade_index(url: str) -> bool:
     index = read_index(url)
     fs, root = filesystem(url)
     if fs.exists(f"{root}/{INDEX_NAME}"):
+        _remove_old(fs, root)  # An upgrade that was killed has left it.
         return False
     write_index(index, url)
     return True
@@ -481,6 +489,11 @@ def _open(source: bytes | Path) -> ClipIndex:
     for shard in index.shards:
         _check_shard(shard)
     return index
+
+
+def _remove_old(fs: FileSystem, root: str) -> None:
+    if fs.exists(f"{root}/{OLD_INDEX_NAME}"):
+        fs.rm_file(f"{root}/{OLD_INDEX_NAME}")
 
 
 def _read_old(fs: FileSystem, root: str, url: str, absent: Exception) -> ClipIndex:

@@ -63,7 +63,7 @@ def evaluate_runs(
         UserError: a run has no usable checkpoint, the data or split does not exist, or no clip
             could be decoded.
     """
-    index = index or read_index(data)
+    index = read_index(data) if index is None else index
     clips = clips_of(index, split)
     metrics = selected_metrics(measures)
     groups = _group_by_size(runs, split, index.fingerprint, metrics)

@@ -4,8 +4,10 @@ A local file system is used as it is. Every other one is wrapped, so that whatev
 becomes a :class:`StorageError` that names the URL, the reason, and the way out.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from fsspec import AbstractFileSystem
@@ -18,6 +20,10 @@ ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Raised if a file does not exist or is of another kind; a missing bucket is another error."""
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "b2"}
 """fsspec protocols without folders: making one there would create the bucket."""
+_NETWORK_MOUNTS = {
+    *("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs"),
+    *("ceph", "lustre", "gpfs", "beegfs", "glusterfs", "afs"),
+}
 _UNCHANGED = (
     *(*ABSENT, FileExistsError, UserError),  # answers to a query
     *(TypeError, AttributeError, LookupError, AssertionError, MemoryError),  # programming errors
@@ -141,6 +147,28 @@ def filesystem(url: str) -> tuple[FileSystem, str]:
 def is_local(url: str) -> bool:
     """Return whether a folder is on a disk of this machine, or mounted like one."""
     return isinstance(filesystem(url)[0], LocalFileSystem)
+
+
+def is_network_mount(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
+    """Return whether a local path is on a mount of another machine's disk (NFS, CIFS, FUSE, ...).
+
+    Args:
+        path: of an existing file.
+        mounts: Linux's list of mounts; without one, the answer is no.
+    """
+    try:
+        lines = Path(mounts).read_text().splitlines()
+    except OSError:
+        return False
+    real = Path(os.path.realpath(path))
+    kind, longest = "", -1
+    for line in lines:
+        # proc(5): six fields with the mount point as the fifth, optional ones, a hyphen, the type.
+        fields, _, rest = line.partition(" - ")
+        point = Path(fields.split()[4].encode().decode("unicode_escape"))
+        if real.is_relative_to(point) and len(point.parts) >= longest:
+            kind, longest = rest.split()[0], len(point.parts)
+    return kind in _NETWORK_MOUNTS or kind.startswith("fuse.")
 
 
 def is_transient(error: BaseException) -> bool:

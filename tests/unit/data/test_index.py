@@ -214,7 +214,9 @@ def test_a_newer_format_is_named(folder: str) -> None:
 
 def test_a_large_index_is_mapped_and_verified_once(folder: str, cache: Path) -> None:
     path = Path(folder, "index.arrow")
+    before = pa.total_allocated_bytes()
     index = read_index(folder)
+    assert pa.total_allocated_bytes() == before, "no column is copied"
     assert [c.key for c in as_packed(index)] == [f"clip{number}" for number in range(5)]
     maps = Path("/proc/self/maps").read_text()
     assert str(path) in maps, "it is mapped, not read"
@@ -318,6 +320,10 @@ def test_an_old_index_is_read_and_upgraded(folder: str) -> None:
     assert files_below(Path(folder)) == ["index.arrow", "shard-000000.tar", "shard-000001.tar"]
     assert read_index(folder) == expected
     assert not upgrade_index(folder)
+    Path(folder, "index.json").write_text("left by an upgrade that was killed")
+    assert read_index(folder) == expected
+    assert not upgrade_index(folder)
+    assert not Path(folder, "index.json").exists()
 
 
 def damaged_old_index(text: str, how: str) -> bytes:

@@ -13,7 +13,7 @@ from prioritycut_ray.data.shard_writer import Member, ShardWriter
 from prioritycut_ray.packing.workspace import Workspace
 from prioritycut_ray.runs.attempts import claim_run
 from prioritycut_ray.runs.locate import find_checkpoint
-from prioritycut_ray.storage.filesystem import StorageError, filesystem
+from prioritycut_ray.storage.filesystem import StorageError, filesystem, is_network_mount
 from prioritycut_ray.storage.folder import Folder
 from tests.conftest import Prioritycut, assert_one_line
 from tests.s3_server import S3
@@ -133,3 +133,27 @@ def test_a_wrapped_file_system_survives_pickling(bucket: str) -> None:
 def test_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:1/.*cannot use this URL"):
         write_shards("http://127.0.0.1:1/data")
+
+
+MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+40 22 0:40 / /data rw,relatime shared:9 - nfs4 server:/export rw,vers=4.2
+41 40 8:17 / /data/local\040disk rw - xfs /dev/sdb1 rw
+42 22 0:50 / /mnt/bucket rw,nosuid - fuse.s3fs s3fs rw
+43 22 0:51 / /database rw - ext4 /dev/sdc1 rw
+"""
+
+
+def test_network_mounts_are_recognised(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    for path, expected in {
+        "/data": True,
+        "/data/set/index.arrow": True,
+        "/data/local disk/set": False,
+        "/database/set": False,
+        "/mnt/bucket/x": True,
+        "/home": False,
+    }.items():
+        assert is_network_mount(path, str(mounts)) == expected, path
+    assert not is_network_mount("/data", str(tmp_path / "nowhere"))
+    assert isinstance(is_network_mount(str(tmp_path)), bool), "the real list is understood"
