@@ -355,7 +355,8 @@ def _print_scale(folder: Path, rows: Sequence[int]) -> None:
     )
     print(
         "| clips | index MB | build s | verify once s | open s | private MB | first batch s "
-        "| at 90 % | by identity | data.known s | info s | version 0.1: open s | private MB | shuffle s |"
+        "| at 90 % | by identity | data.known s | info s "
+        "| version 0.1: open s | private MB | shuffle s |"
     )
     print("|---|" + "---|" * 13)
     for count in rows:
