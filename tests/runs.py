@@ -192,7 +192,9 @@ def assert_same_weights(run: Path, other: str | Path) -> None:
     """Assert that the last checkpoints of two runs are of the same step and bit-identical."""
     expected, found = find_checkpoint(run), find_checkpoint(other)
     assert found.name == expected.name
-    for name in ("animator", "animator_ema", "discriminator"):
-        tensors = load_file(expected / f"{name}.safetensors")
-        for key, tensor in load_file(found / f"{name}.safetensors").items():
+    names = {path.name for path in expected.glob("*.safetensors")}
+    assert {path.name for path in found.glob("*.safetensors")} == names
+    for name in names:
+        tensors = load_file(expected / name)
+        for key, tensor in load_file(found / name).items():
             assert torch.equal(tensor, tensors[key]), f"{name}: {key}"

@@ -147,6 +147,12 @@ def load_checkpoint(state: TrainState, directory: Path) -> None:
         UserError: the checkpoint is damaged, or belongs to another model.
     """
     verify(directory)
+    has_critic = (directory / "discriminator.safetensors").exists()
+    if has_critic != (state.discriminator is not None):
+        raise UserError(
+            f"{directory}: was saved {'with' if has_critic else 'without'} a discriminator; set "
+            f"discriminator.kind to that of its config.yaml, or train under another name=..."
+        )
     for name, module in _modules(state).items():
         load_module(module, directory / f"{name}.safetensors")
     stored = read_tensors(directory / "optimizers.pt")

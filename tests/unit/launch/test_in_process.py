@@ -19,7 +19,7 @@ from prioritycut_ray.runs.compatibility import check_resumable
 from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.runs.manifest import verify
 from tests.clip_sets import write_set
-from tests.places import TINY
+from tests.places import ALONE, TINY, TINY_TPS
 from tests.runs import assert_same_weights
 
 
@@ -83,6 +83,35 @@ def test_the_same_call_resumes_and_equals_an_uninterrupted_run(
         train_in_process(config, lambda metrics: steps.append(metrics["step"]), print)
     assert steps == [2, 4, 6, 8]
     assert_same_weights(whole, tmp_path / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(TINY, ALONE), (TINY_TPS, ("train.accumulate=2",))],
+    ids=["without a discriminator", "thin plate"],
+)
+def test_schedules_go_on_where_a_resumed_run_left_them(
+    data: str, tmp_path: Path, source: Path, words: tuple[str, ...]
+) -> None:
+    """A milestone, and in thin-plate motion the start of the background, lie in the second part."""
+    rates: dict[str, list[float]] = {"whole": [], "resumed": []}
+    for name, samples in (("whole", 16), ("resumed", 8), ("resumed", 16)):
+        places = [f"name={name}", f"data.url={data}", f"storage={tmp_path}", "train.workers=0"]
+        length = [f"train.samples={samples}", "train.checkpoint_every=100", "train.log_every=1"]
+        config = load_config(
+            str(source), [*words, *places, *length, "optim.milestones=[12]", "optim.gamma=0.5"]
+        )
+        train_in_process(config, lambda m, to=rates[name]: to.append(m["lr/generator"]), print)
+    assert rates["whole"] == rates["resumed"] == pytest.approx([2e-4, 2e-4, 2e-4, 1e-4])
+    assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_a_run_is_not_resumed_as_one_of_another_kind(data: str, whole: Path) -> None:
+    storage = whole.parent
+    for source, words, key in ((TINY_TPS, (), "model.family"), (TINY, ALONE, "discriminator.kind")):
+        words = (*words, f"data.url={data}", f"storage={storage}", "train.workers=0")
+        with pytest.raises(UserError, match=rf"started with different values of .*{key}"):
+            train_in_process(load_config(str(source), words), ignore, print)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

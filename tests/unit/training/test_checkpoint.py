@@ -13,12 +13,13 @@ from prioritycut_ray.runs.locate import COPIES, find_checkpoint, local_copy, rea
 from prioritycut_ray.runs.manifest import seal, verify
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.checkpoint import (
+    fork_checkpoint,
     load_animator,
     load_checkpoint,
     save_checkpoint,
 )
 from prioritycut_ray.training.state import TrainState, new_state
-from tests.conftest import TINY
+from tests.places import ALONE, TINY, TINY_TPS
 
 CPU = torch.device("cpu")
 
@@ -26,11 +27,12 @@ CPU = torch.device("cpu")
 def a_trained_state(config: Config) -> TrainState:
     """A state whose every part differs from a fresh one."""
     state = new_state(config, CPU)
-    for module in (state.animator, state.discriminator):
+    for module in state.networks():
         loss = torch.stack([p.square().sum() for p in module.parameters()]).sum()
         loss.backward()
     state.animator_optimizer.step()
-    state.discriminator_optimizer.step()
+    if state.discriminator_optimizer:
+        state.discriminator_optimizer.step()
     stored = state.animator.state_dict()
     for name, buffer in state.animator.named_buffers():
         if name in stored:  # Others are constants.
@@ -43,11 +45,13 @@ def a_trained_state(config: Config) -> TrainState:
 
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:
     modules = {"a": state.animator, "e": state.ema, "d": state.discriminator}
-    found = {f"{k}.{n}": t for k, m in modules.items() for n, t in m.state_dict().items()}
+    found = {f"{k}.{n}": t for k, m in modules.items() if m for n, t in m.state_dict().items()}
     for name, optimizer in (
         ("ao", state.animator_optimizer),
         ("do", state.discriminator_optimizer),
     ):
+        if optimizer is None:
+            continue
         for i, moments in optimizer.state_dict()["state"].items():
             found |= {f"{name}.{i}.{k}": v for k, v in moments.items()}
     return found
@@ -56,16 +60,26 @@ def tensors(state: TrainState) -> dict[str, torch.Tensor]:
 def good_buffers(state: TrainState) -> dict[str, list[torch.Tensor]]:
     """The batch statistics that are restored after a skipped update."""
     found = {}
-    for name in ("animator", "discriminator"):
-        module = getattr(state, name)
+    for name, module in zip(("animator", "discriminator"), state.networks(), strict=False):
         state.restore_buffers(module)
         found[name] = [buffer.clone() for buffer in module.buffers()]
     return found
 
 
-def test_a_state_is_restored_bit_for_bit(tiny: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(TINY, ()), (TINY, ALONE), (TINY_TPS, ("model.background=false",))],
+    ids=["first order", "without a discriminator", "thin plate"],
+)
+def test_a_state_is_restored_bit_for_bit(
+    tmp_path: Path, source: Path, words: tuple[str, ...]
+) -> None:
+    tiny = load_config(str(source), words)
     saved = a_trained_state(tiny)
     save_checkpoint(saved, tiny, tmp_path / "step_0000003")
+    files = {path.stem for path in (tmp_path / "step_0000003").glob("*.safetensors")}
+    assert files - {"discriminator"} == {"animator", "animator_ema"}
+    assert ("discriminator" in files) == (tiny.discriminator.kind != "none")
     restored = new_state(tiny, CPU)
     load_checkpoint(restored, tmp_path / "step_0000003")
     expected, got = tensors(saved), tensors(restored)
@@ -156,6 +170,34 @@ def test_weights_of_another_model_are_rejected(tiny: Config, tmp_path: Path) -> 
     other = load_config(str(TINY), ["model.num_keypoints=5"])
     with pytest.raises(UserError, match="do not match the model"):
         load_checkpoint(new_state(other, CPU), tmp_path)
+
+
+def test_weights_of_another_kind_are_rejected_on_one_line(tiny: Config, tmp_path: Path) -> None:
+    alone = load_config(str(TINY), ALONE)
+    splines = load_config(str(TINY_TPS), ["model.background=false"])
+    save_checkpoint(new_state(tiny, CPU), tiny, tmp_path / "with")
+    save_checkpoint(new_state(alone, CPU), alone, tmp_path / "without")
+    for config, folder, reason in (
+        (alone, "with", "was saved with a discriminator; set discriminator.kind"),
+        (tiny, "without", "was saved without a discriminator; set discriminator.kind"),
+        (splines, "with", "animator.safetensors: the weights do not match the model"),
+    ):
+        with pytest.raises(UserError, match=reason) as caught:
+            load_checkpoint(new_state(config, CPU), tmp_path / folder)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_fork_keeps_the_networks_of_its_source(tmp_path: Path) -> None:
+    config = load_config(str(TINY), ALONE)
+    saved = a_trained_state(config)
+    save_checkpoint(saved, config, tmp_path / "old" / "step_0000003")
+    new = load_config(str(TINY), [*ALONE, "optim.lr=1"])
+    fork_checkpoint(tmp_path / "old" / "step_0000003", new, str(tmp_path / "new"))
+    restored = new_state(new, CPU)
+    load_checkpoint(restored, find_checkpoint(tmp_path / "new"))
+    assert restored.discriminator is None
+    assert all(torch.equal(tensors(saved)[k], v) for k, v in tensors(restored).items())
 
 
 def test_a_pickle_with_code_is_not_executed(tiny: Config, tmp_path: Path) -> None:
