@@ -51,7 +51,7 @@ class Animator:
         frames = list(animator.animate(picture, driving_frames))
 
     Attributes:
-        network: detector, dense motion and generator, in evaluation mode.
+        network: the generator side, in evaluation mode.
         config: the configuration that it was trained with.
         device: where it computes.
     """

@@ -21,6 +21,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference.animate import animate, find_best_frame, to_tensor
 from prioritycut_ray.inference.footage import Limits, survey
 from prioritycut_ray.inference.output import gif_schedule, write_animation
+from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.models.keypoints import pose_distance
 from prioritycut_ray.networks import build_animator
 from prioritycut_ray.training.checkpoint import save_checkpoint
@@ -29,7 +30,9 @@ from prioritycut_ray.video.boxes import Box, box_of, parse_crop
 from prioritycut_ray.video.decoding import frames_timed, frames_upright, read_picture
 from prioritycut_ray.video.encoding import Timing, write_video
 from prioritycut_ray.video.source import VideoError
-from tests.conftest import TINY, Prioritycut, Result, assert_one_line
+from tests.conftest import Prioritycut, Result, assert_one_line
+from tests.networks import spread_keypoints
+from tests.places import ALONE, FAMILIES, TINY, TINY_TPS
 
 CPU = torch.device("cpu")
 UNEVEN = [0, 40, 80, 200, 240, 500, 520, 560, 1000, 1040]
@@ -44,6 +47,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "random"
     config = load_config(str(TINY))
     save_checkpoint(new_state(config, CPU), config, folder / "step_0000001")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def thin_plate_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the thin-plate family, in bfloat16 and without a discriminator."""
+    folder = tmp_path_factory.mktemp("runs") / "splines"
+    words = ["train.precision=bfloat16", "model.background=false", *ALONE]
+    config = load_config(str(TINY_TPS), words)
+    state = new_state(config, CPU)
+    spread_keypoints(state.ema.module)
+    save_checkpoint(state, config, folder / "step_0000001")
     return folder
 
 
@@ -405,8 +420,18 @@ def test_parse_crop_reads_what_is_printed() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def test_the_best_frame_is_the_one_whose_pose_is_nearest() -> None:
-    animator = build_animator(load_config(str(TINY)).model).eval()
+either_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+def built(family: Path) -> Animator:
+    animator = build_animator(load_config(str(family)).model).eval()
+    spread_keypoints(animator)
+    return animator
+
+
+@either_family
+def test_the_best_frame_is_the_one_whose_pose_is_nearest(family: Path) -> None:
+    animator = built(family)
     frames = render_clip(5, size=32, frames=40).frames
     still = to_tensor(frames[29:30], CPU)
     assert find_best_frame(animator, still, frames) == 29
@@ -424,8 +449,9 @@ def test_the_pose_distance_ignores_position_and_size() -> None:
         pose_distance(torch.zeros(1, 5, 2), pose)
 
 
-def test_animating_outward_from_the_best_frame_equals_animating_in_order() -> None:
-    animator = build_animator(load_config(str(TINY)).model).eval()
+@either_family
+def test_animating_outward_from_the_best_frame_equals_animating_in_order(family: Path) -> None:
+    animator = built(family)
     frames = list(render_clip(5, size=32, frames=20).frames)
     still, best = to_tensor(render_clip(6, size=32, frames=1).frames, CPU), 7
 
@@ -437,6 +463,30 @@ def test_animating_outward_from_the_best_frame_equals_animating_in_order() -> No
 
     outward = torch.cat([moved(frames[best::-1]).flip(0), moved(frames[best:])[1:]])
     torch.testing.assert_close(outward, moved(frames), atol=1e-5, rtol=0)
+
+
+def test_a_thin_plate_run_animates_with_every_option(
+    animated: Animated, thin_plate_run: Path, tmp_path: Path
+) -> None:
+    animated.run = thin_plate_run
+    options = {
+        "relative": [],
+        "absolute": ["--no-relative"],
+        "scaled": ["--adapt-scale"],
+        "best": ["--best-frame", "--panel"],
+    }
+    pictures = {}
+    for name, words in options.items():
+        result = animated(name, *words)
+        assert result.returncode == 0, result.stderr
+        assert len(list((tmp_path / name).glob("*.png"))) == len(UNEVEN)
+        pictures[name] = read_picture(tmp_path / name / "000004.png").image
+    assert pictures["best"].shape == (32, 96, 3)
+    plain = pictures["relative"]
+    assert plain.shape == (32, 32, 3)
+    for name in ("absolute", "scaled"):
+        assert (pictures[name] != plain).any(), name
+    assert (pictures["best"][:, 64:] != plain).any()
 
 
 def test_best_frame_changes_the_result(animated: Animated, tmp_path: Path) -> None:

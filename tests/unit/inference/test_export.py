@@ -19,7 +19,9 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.inference.export import RelativeMotion, largest_difference
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
-from tests.conftest import TINY, Prioritycut, assert_one_line
+from tests.conftest import Prioritycut, assert_one_line
+from tests.networks import spread_keypoints
+from tests.places import ALONE, TINY, TINY_TPS
 
 CPU = torch.device("cpu")
 FRAMES = list(render_clip(3, size=48, frames=5).frames)
@@ -59,6 +61,37 @@ def test_an_export_animates_like_its_run(run: Path, exported: Path) -> None:
     assert {name.split(".")[0] for name in weights} == {"detector", "dense_motion", "generator"}
 
 
+@pytest.fixture(scope="module")
+def thin_plate_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of random weights of the thin-plate family."""
+    config = load_config(str(TINY_TPS), ["model.background=false", *ALONE])
+    state = new_state(config, CPU)
+    spread_keypoints(state.ema.module)
+    folder = tmp_path_factory.mktemp("runs") / "splines"
+    save_checkpoint(state, config, folder / "step_0000001")
+    return folder
+
+
+def test_a_thin_plate_export_animates_like_its_run(
+    thin_plate_run: Path, prioritycut: Prioritycut, tmp_path: Path
+) -> None:
+    result = prioritycut("export", str(thin_plate_run), "--out", "model")
+    assert result.returncode == 0, result.stderr
+    assert (animated(tmp_path / "model") == animated(thin_plate_run)).all()
+    animator = Animator.from_pretrained(tmp_path / "model")
+    absolute = list(animator.animate(FRAMES[0], FRAMES, relative=False))
+    scaled = animator.animate(FRAMES[0], FRAMES, adapt_scale=True, initial=FRAMES[3])
+    assert (absolute[2] != list(scaled)[2]).any()
+    assert animator.best_frame(FRAMES[3], FRAMES) == 3
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: prioritycut_ray\n")
+    assert "- thin-plate-spline-motion\n" in card
+    assert "Thin-plate-spline-motion networks" in card
+    assert "10 keypoints" in card
+    assert "Discriminator: none; mixing: none." in card
+    assert "irst-order" not in card
+
+
 def test_an_export_contains_no_paths(exported: Path) -> None:
     for name in ("config.json", "README.md"):
         assert "secret" not in (exported / name).read_text()
@@ -78,6 +111,7 @@ def test_the_card_without_an_evaluation_claims_nothing(exported: Path) -> None:
     assert "was not evaluated" in card
     assert "## Misuse" in card
     assert "a proxy, not VGG-19" in card
+    assert "- first-order-motion\n" in card
 
 
 def test_the_card_shows_scores_and_protocol_of_the_evaluation(
@@ -100,7 +134,21 @@ def test_the_card_shows_scores_and_protocol_of_the_evaluation(
     assert "5 clips, 60 frames" in card
 
 
-def test_the_graph_equals_the_model(run: Path, prioritycut: Prioritycut, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fixture", "last"),
+    [
+        pytest.param("run", "generator.final", id="first_order"),
+        pytest.param("thin_plate_run", "inpainting.final", id="thin_plate", marks=pytest.mark.slow),
+    ],
+)
+def test_the_graph_equals_the_model(
+    request: pytest.FixtureRequest,
+    fixture: str,
+    last: str,
+    prioritycut: Prioritycut,
+    tmp_path: Path,
+) -> None:
+    run = request.getfixturevalue(fixture)
     result = prioritycut("export", str(run), "--out", "model", "--torch-export")
     assert result.returncode == 0, result.stderr
     assert "animator.pt2 matches the model to within" in result.stdout
@@ -117,7 +165,7 @@ def test_the_graph_equals_the_model(run: Path, prioritycut: Prioritycut, tmp_pat
     prediction = next(expected).animation.prediction
     assert got.shape == prediction.shape
     assert (got - prediction).abs().max() < 0.02, "except for 8 bits"
-    nn.init.zeros_(network.generator.final.weight)
+    nn.init.zeros_(network.get_submodule(last).weight)
     assert largest_difference(program, module, 32) > 1e-3, "the comparison can fail"
 
 
