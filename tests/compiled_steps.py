@@ -1,8 +1,8 @@
 """Tiny networks, eager and compiled, in a process without pytest's checks of shapes.
 
-``python -m tests.compiled_steps BACKEND`` prints the results of two training steps as one line of
-JSON; only the second one mixes. ``python -m tests.compiled_steps BACKEND block`` prints those of
-one block for batches of two sizes.
+``python -m tests.compiled_steps BACKEND FAMILY`` prints the results of two training steps as one
+line of JSON; only the second one mixes. ``python -m tests.compiled_steps BACKEND block`` prints
+those of one block for batches of two sizes.
 """
 
 import json
@@ -22,11 +22,13 @@ from prioritycut_ray.training.state import new_state, set_learning_rates
 from prioritycut_ray.training.steps import draw_randomness, micro_batches, training_step
 from prioritycut_ray.training.trainer import distribute
 from prioritycut_ray.training.worker import Worker
-from tests.conftest import TINY
+from tests.places import FAMILIES
 
+OF_FAMILY = {
+    "first_order": ["model.detector.num_blocks=1", "model.dense_motion.num_blocks=1"],
+    "thin_plate": ["model.background_start=0"],
+}
 SMALLEST = [
-    "model.detector.num_blocks=1",
-    "model.dense_motion.num_blocks=1",
     "loss.perceptual.scales=[1.0]",
     "priority_cut.mix_prob=1",
     "priority_cut.warmup_samples=100",
@@ -90,7 +92,7 @@ def _graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def main(backend: str, part: str = "steps") -> None:
+def main(backend: str, part: str) -> None:
     """Print the results of both ways."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
@@ -98,7 +100,7 @@ def main(backend: str, part: str = "steps") -> None:
         if part == "block":
             results[name] = block(way)
         else:
-            config = load_config(str(TINY), SMALLEST)
+            config = load_config(str(FAMILIES[part]), [*OF_FAMILY[part], *SMALLEST])
             results[name] = steps(config, way, Worker(0, 1, torch.device("cpu")))
     sys.stdout.write(json.dumps(results | {"breaks": dict(counters["graph_break"])}) + "\n")
 

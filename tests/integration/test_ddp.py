@@ -4,8 +4,9 @@ Both processes are started once; they run every scenario and leave their results
 """
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,30 +34,35 @@ from prioritycut_ray.training.steps import (
 )
 from prioritycut_ray.training.trainer import distribute
 from prioritycut_ray.training.worker import Worker
-from tests.places import TINY
+from tests.float64 import as_float64, in_float64
+from tests.places import ALONE, TINY, TINY_TPS
 
 Result = dict[str, Any]
 
 CPU = torch.device("cpu")
-ALONE = Worker(0, 1, CPU)
+ONE_PROCESS = Worker(0, 1, CPU)
 STEPS = 50
 pytestmark = pytest.mark.timeout(600)  # Three imports of torch take minutes on a busy machine.
 PATCH = ["discriminator.kind=patch", "discriminator.patch_num_blocks=2", "priority_cut=null"]
-UPDATES = {
-    "plain": ["priority_cut.mix_prob=0"],
-    "mixing": ["priority_cut.mix_prob=1"],
-    "patch": PATCH,
-    "accumulated": ["priority_cut.mix_prob=1", "train.accumulate=2"],
+UPDATES: dict[str, tuple[Path, list[str]]] = {
+    "plain": (TINY, ["priority_cut.mix_prob=0"]),
+    "mixing": (TINY, ["priority_cut.mix_prob=1"]),
+    "patch": (TINY, PATCH),
+    "alone": (TINY, [*ALONE]),
+    "accumulated": (TINY, ["priority_cut.mix_prob=1", "train.accumulate=2"]),
+    "splines, mixing": (TINY_TPS, ["priority_cut.mix_prob=1", "model.background_start=0"]),
+    "splines, alone, frozen detector": (TINY_TPS, [*ALONE, "optim.detector_lr=0"]),
 }
-"""Overrides of the scenarios that take one step and leave their gradients."""
+"""The scenarios that take one step and leave their gradients: configuration and overrides."""
 
 
-STATISTICS = {
-    "plain": [],
-    "accumulated": ["train.accumulate=2"],
-    "frozen detector": ["optim.detector_lr=0"],
+STATISTICS: dict[str, tuple[Path, list[str]]] = {
+    "plain": (TINY, []),
+    "accumulated": (TINY, ["train.accumulate=2"]),
+    "frozen detector": (TINY, ["optim.detector_lr=0"]),
+    "splines": (TINY_TPS, ["model.background=false"]),
 }
-"""Overrides of the scenarios about batch statistics."""
+"""The scenarios about batch statistics: configuration and overrides."""
 LAYERS = {
     "float64": 1e-12,
     "float32": 1e-6,
@@ -74,22 +80,32 @@ class Setup(NamedTuple):
     worker: Worker
     state: TrainState
     animator: nn.Module
-    discriminator: nn.Module
+    discriminator: nn.Module | None
     perceptual: PerceptualPyramid
 
 
-def configured(*words: str) -> Config:
+def configured(*words: str, source: Path = TINY) -> Config:
     """With micro-batches of two and more in every scenario.
 
     torch rounds a convolution of a single image differently, and where that tips a ReLU or an L1
     loss over its kink, gradients differ by 1e-3 for no fault of ours.
     """
-    return load_config(str(TINY), ["train.batch_size=8", *words])
+    return load_config(str(source), ["train.batch_size=8", *words])
 
 
 def set_up(config: Config, worker: Worker, perceptual: PerceptualPyramid) -> Setup:
     state = new_state(config, worker.device)
     return Setup(config, worker, state, *distribute(state, worker), perceptual)
+
+
+@contextmanager
+def in_exact_numbers(
+    config: Config, worker: Worker, perceptual: PerceptualPyramid
+) -> Iterator[Setup]:
+    """The same in float64: float32 tips the ReLUs of a ResNet-18 with any way to round."""
+    state, perceptual = new_state(config, worker.device), deepcopy(perceptual)
+    with in_float64(*state.networks(), perceptual):
+        yield Setup(config, worker, state, *distribute(state, worker), perceptual)
 
 
 def freeze_batch_statistics(module: nn.Module) -> None:
@@ -116,34 +132,71 @@ def both_steps(setup: Setup, batches: Sequence[MicroBatch]) -> bool:
     """Update both networks; return whether the step mixed."""
     config, _, state, animator, discriminator, perceptual = setup
     outcome = training_step(state, animator, discriminator, perceptual, batches, config)
-    return outcome.discriminator_batches[0].mask is not None
+    return any(batch.mask is not None for batch in outcome.discriminator_batches)
 
 
 def joined(tensors: Sequence[Tensor | None]) -> Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors if t is not None])
+    """All numbers of some tensors; of millions, every 64th."""
+    numbers = torch.cat([t.detach().flatten() for t in tensors if t is not None])
+    return numbers if len(numbers) < 10**6 else numbers[::64].clone()
 
 
 def weights(state: TrainState) -> Tensor:
-    return joined([*state.animator.parameters(), *state.discriminator.parameters()])
+    return joined([p for network in state.networks() for p in network.parameters()])
+
+
+def gradients(state: TrainState) -> dict[str, Tensor]:
+    names = ("animator", "discriminator")
+    return {
+        name: joined([p.grad for p in network.parameters()])
+        for name, network in zip(names, state.networks(), strict=False)
+    }
 
 
 # What a process does --------------------------------------------------------------------------
 
 
-def one_update(words: list[str], worker: Worker, perceptual: PerceptualPyramid) -> Result:
+def one_update(name: str, worker: Worker, perceptual: PerceptualPyramid) -> Result:
     """Gradients and weights after one step with frozen batch statistics."""
-    setup = set_up(configured(*words), worker, perceptual)
+    source, words = UPDATES[name]
+    config = configured(*words, source=source)
+    batches = my_share(config, worker, step=0)
+    if source == TINY:
+        return updated(set_up(config, worker, perceptual), batches)
+    with in_exact_numbers(config, worker, perceptual) as setup:
+        return updated(setup, as_float64(batches))
+
+
+def updated(setup: Setup, batches: Sequence[MicroBatch]) -> Result:
     state = setup.state
     freeze_batch_statistics(state.animator)
     before = weights(state)
-    mixed = both_steps(setup, my_share(setup.config, worker, step=0))
+    mixed = both_steps(setup, batches)
     return {
-        "animator": joined([p.grad for p in state.animator.parameters()]),
-        "discriminator": joined([p.grad for p in state.discriminator.parameters()]),
+        "gradients": gradients(state),
         "weights": weights(state),
         "moved": not torch.equal(before, weights(state)),
         "mixed": mixed,
     }
+
+
+def a_part_that_begins_later(worker: Worker, perceptual: PerceptualPyramid) -> Result:
+    """Gradients of two steps; the background's motion is used in the second one alone.
+
+    The networks hardly change: any difference comes from a single step.
+    """
+    slow = [f"optim.{key}=1e-12" for key in ("lr", "detector_lr", "discriminator_lr")]
+    config = configured("model.background_start=8", *slow, source=TINY_TPS)
+    seen = []
+    with in_exact_numbers(config, worker, perceptual) as setup:
+        state = setup.state
+        freeze_batch_statistics(state.animator)
+        for step in range(2):
+            both_steps(setup, as_float64(my_share(config, worker, step)))
+            state.samples += config.train.batch_size
+            used = [p.grad is not None for p in state.animator.background.parameters()]
+            seen.append((all(used), any(used), gradients(state)["animator"]))
+    return {"seen": seen, "skipped": state.skipped, "weights": weights(state)}
 
 
 def several_steps(worker: Worker, perceptual: PerceptualPyramid) -> Result:
@@ -211,12 +264,13 @@ def _changed(state: TrainState, before: dict[str, Tensor]) -> list[str]:
     return [key for key, now in _snapshot(state).items() if not torch.equal(now, before[key])]
 
 
-def learning_statistics(words: list[str], worker: Worker) -> Result:
+def learning_statistics(name: str, worker: Worker) -> Result:
     """Gradients and batch statistics of the animator after two steps, in float64.
 
     The passes are those of a generator's step; the loss has no kinks.
     """
-    config = configured(*words)
+    source, words = STATISTICS[name]
+    config = configured(*words, source=source)
     reduced: list[torch.Size] = []
     passes: list[nn.Module] = []
     all_reduce = dist.all_reduce
@@ -313,13 +367,12 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     worker = Worker(rank, 2, CPU)
     perceptual = build_perceptual(configured())
-    results: dict[str, Any] = {
-        name: one_update(words, worker, perceptual) for name, words in UPDATES.items()
-    }
+    results: dict[str, Any] = {name: one_update(name, worker, perceptual) for name in UPDATES}
+    results["later"] = a_part_that_begins_later(worker, perceptual)
     for case in LAYERS:
         results[f"layer {case}"] = one_layer(worker, case)
-    for name, words in STATISTICS.items():
-        results[f"statistics {name}"] = learning_statistics(words, worker)
+    for name in STATISTICS:
+        results[f"statistics {name}"] = learning_statistics(name, worker)
     results["several"] = several_steps(worker, perceptual)
     results["not_finite"] = a_value_that_is_not_finite(worker, perceptual)
     results["draws"] = [draw_randomness(configured(), step, worker).mix for step in range(STEPS)]
@@ -377,19 +430,39 @@ def distance(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize("name", ["plain", "mixing", "patch"])
+@pytest.mark.parametrize("name", [name for name in UPDATES if name != "accumulated"])
 def test_two_processes_update_like_one_with_the_whole_batch(
     name: str, ranks: tuple[Result, Result], perceptual: PerceptualPyramid
 ) -> None:
-    alone = one_update(UPDATES[name], ALONE, perceptual)
+    alone = one_update(name, ONE_PROCESS, perceptual)
     first, second = (rank[name] for rank in ranks)
-    assert {first["mixed"], second["mixed"], alone["mixed"]} == {name == "mixing"}
+    assert {first["mixed"], second["mixed"], alone["mixed"]} == {"mixing" in name}
+    assert ("discriminator" in alone["gradients"]) == ("alone" not in name)
     # Compare gradients: Adam's first step is lr·sign(g), which does not depend on the size of g.
-    for network in ("animator", "discriminator"):
-        assert torch.equal(first[network], second[network])
-        assert distance(first[network], alone[network]) <= 1e-5, network
+    for network, gradient in alone["gradients"].items():
+        assert torch.equal(first["gradients"][network], second["gradients"][network])
+        assert distance(first["gradients"][network], gradient) <= 1e-5, network
     assert first["moved"]
     assert torch.equal(first["weights"], second["weights"])
+
+
+def test_two_processes_begin_to_train_a_part_like_one(
+    ranks: tuple[Result, Result], perceptual: PerceptualPyramid
+) -> None:
+    alone = a_part_that_begins_later(ONE_PROCESS, perceptual)
+    first, second = (rank["later"] for rank in ranks)
+    assert torch.equal(first["weights"], second["weights"])
+    for result in (first, second, alone):
+        assert result["skipped"] == 0
+        assert [(all_of_it, any_of_it) for all_of_it, any_of_it, _ in result["seen"]] == [
+            (False, False),
+            (True, True),
+        ]
+    for (*_, mine), (*_, others), (*_, expected) in zip(
+        first["seen"], second["seen"], alone["seen"], strict=True
+    ):
+        assert torch.equal(mine, others)
+        assert distance(mine, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("case", list(LAYERS))
@@ -397,7 +470,7 @@ def test_a_batch_norm_of_two_processes_is_that_of_the_whole_batch(
     case: str, ranks: tuple[Result, Result]
 ) -> None:
     first, second = (rank[f"layer {case}"] for rank in ranks)
-    alone, limit = one_layer(ALONE, case), LAYERS[case]
+    alone, limit = one_layer(ONE_PROCESS, case), LAYERS[case]
     rows = torch.cat([first["rows"], second["rows"]], dim=1)
     assert distance(rows, alone["rows"]) <= limit
     assert distance(first["parameters"] + second["parameters"], alone["parameters"]) <= limit
@@ -413,7 +486,7 @@ def test_batch_statistics_are_those_of_one_process_with_the_whole_batch(
     name: str, ranks: tuple[Result, Result]
 ) -> None:
     first, second = (rank[f"statistics {name}"] for rank in ranks)
-    alone = learning_statistics(STATISTICS[name], ALONE)
+    alone = learning_statistics(name, ONE_PROCESS)
     for what in ("gradients", "statistics"):
         assert torch.equal(first[what], second[what])
         assert distance(first[what], alone[what]) <= 1e-9, what
@@ -425,14 +498,15 @@ def test_batch_statistics_are_those_of_one_process_with_the_whole_batch(
 
 def test_accumulation_gives_the_same_gradient_under_ddp(ranks: tuple[Result, Result]) -> None:
     for rank in ranks:
-        assert distance(rank["accumulated"]["animator"], rank["mixing"]["animator"]) <= 1e-5
+        accumulated, whole = (rank[name]["gradients"] for name in ("accumulated", "mixing"))
+        assert distance(accumulated["animator"], whole["animator"]) <= 1e-5
     first, second = (rank["accumulated"]["weights"] for rank in ranks)
     assert torch.equal(first, second)
 
 
 def test_every_rank_mixes_at_the_same_steps(ranks: tuple[Result, Result]) -> None:
     config = configured("train.workers=4")
-    alone = [draw_randomness(config, step, ALONE).mix for step in range(STEPS)]
+    alone = [draw_randomness(config, step, ONE_PROCESS).mix for step in range(STEPS)]
     of_four = [
         [draw_randomness(config, step, Worker(rank, 4, CPU)).mix for step in range(STEPS)]
         for rank in range(4)

@@ -12,6 +12,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.models.blocks import DownBlock
 from prioritycut_ray.training import compilation
 from prioritycut_ray.training.compilation import compile_networks
+from tests.places import FAMILIES
 
 
 def compiled(*words: str) -> dict[str, Any]:
@@ -27,23 +28,32 @@ def compiled(*words: str) -> dict[str, Any]:
     return result
 
 
-def check(result: dict[str, Any]) -> None:
-    """Equal numbers, from code that was compiled for the first batch."""
+def check(result: dict[str, Any], gradients: float = 1e-5) -> None:
+    """Equal numbers, from code that was compiled for the first batch.
+
+    Args:
+        result: the results of both ways.
+        gradients: how far the norm of the animator's gradients may differ.
+    """
     assert result["breaks"] == {}
     for plain, same in zip(result["plain"], result["compiled"], strict=True):
         assert plain.pop("graphs") == 0
         assert same.pop("graphs") == result["graphs"]
+        if "animator" in plain:
+            assert same.pop("animator") == pytest.approx(plain.pop("animator"), rel=gradients)
         assert same == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_compiled_steps_give_the_same_losses_and_compile_once_for_all_batches() -> None:
-    result = compiled("eager")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_steps_give_the_same_losses_and_compile_once_for_all_batches(family: str) -> None:
+    result = compiled("eager", family)
     assert "discriminator/mixed" not in result["plain"][0]
     assert "discriminator/mixed" in result["plain"][1], "three images per sample, not two"
     result["graphs"] = result["compiled"][0]["graphs"]
     assert result["graphs"] >= 20, "blocks of all three networks"
-    check(result)
+    # Another rounding tips some ReLUs of a ResNet.
+    check(result, gradients=1e-2 if family == "thin_plate" else 1e-5)
 
 
 @pytest.mark.slow
