@@ -31,14 +31,15 @@ from prioritycut_ray.training.state import new_state
 from prioritycut_ray.video.decoding import frames_upright
 from prioritycut_ray.video.encoding import write_video
 from tests.browser import chromium
-from tests.conftest import TINY, Prioritycut, assert_one_line
+from tests.conftest import Prioritycut, assert_one_line
+from tests.places import ALONE, TINY, TINY_TPS
 
 DEADLINE = 120.0
 LIMITS = Limits(seconds=2.0, pixels=100_000)
 
 
 class Inputs(NamedTuple):
-    """Two runs, the second without mixing; a picture, a clip of 1 s and one of 3 s."""
+    """Two runs, the second of the other family, not mixing; a picture; clips of 1 and 3 s."""
 
     runs: list[Path]
     picture: Path
@@ -50,8 +51,11 @@ class Inputs(NamedTuple):
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = tmp_path_factory.mktemp("app")
     runs = []
-    for name, words in (("mixed", []), ("plain", ["train.seed=2", "priority_cut=null"])):
-        config = load_config(str(TINY), words)
+    for name, source, words in (
+        ("mixed", TINY, ()),
+        ("plain", TINY_TPS, ("model.background=false", *ALONE)),
+    ):
+        config = load_config(str(source), words)
         state = new_state(config, torch.device("cpu"))
         save_checkpoint(state, config, folder / name / "step_0000001")
         runs.append(folder / name)

@@ -21,23 +21,24 @@ from prioritycut_ray.evaluation.records import Evaluation
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
 from tests.browser import chromium
-from tests.conftest import TINY
+from tests.places import ALONE, TINY, TINY_TPS
 
 pytestmark = pytest.mark.integration
 
 
-def random_run(folder: Path, *words: str) -> Path:
-    config = load_config(str(TINY), list(words))
+def random_run(folder: Path, *words: str, source: Path = TINY) -> Path:
+    config = load_config(str(source), list(words))
     save_checkpoint(new_state(config, torch.device("cpu")), config, folder / "step_0000001")
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two runs of random weights; the second was configured without mixing."""
+    """Two runs of random weights; the second is of the other family and has no discriminator."""
     folder = tmp_path_factory.mktemp("runs")
     first = random_run(folder / "<first> & one", "train.seed=1")
-    return first, random_run(folder / "second", "train.seed=2", "priority_cut=null")
+    words = ["train.seed=2", "model.background=false", *ALONE]
+    return first, random_run(folder / "second", *words, source=TINY_TPS)
 
 
 @pytest.fixture(scope="module")

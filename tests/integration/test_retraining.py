@@ -32,7 +32,8 @@ from prioritycut_ray.storage.lease import leased
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
 from prioritycut_ray.video.encoding import write_video
-from tests.conftest import TINY, Result, assert_one_line
+from tests.conftest import Result, assert_one_line
+from tests.places import ALONE, TINY, TINY_TPS
 from tests.s3_server import S3
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -102,13 +103,15 @@ def white(seed: int) -> Any:
     return [np.full((32, 32, 3), 255, np.uint8)] * 8
 
 
-def begin(folder: Path, puppet_videos: Path) -> Project:
+def begin(
+    folder: Path, puppet_videos: Path, source: Path = TINY, words: tuple[str, ...] = ()
+) -> Project:
     project = Project(folder)
     videos = sorted(puppet_videos.glob("*.mp4"))[:5]
     lines = [f"{v},{v.stem},{'val' if i > 2 else 'train'}" for i, v in enumerate(videos)]
     (folder / "clips.csv").write_text("\n".join(["file,identity,split", *lines]))
     pack_videos([str(folder / "clips.csv")], project.data, size=32)
-    config = load_config(str(TINY), [f"data.url={project.data}"])
+    config = load_config(str(source), [f"data.url={project.data}", *words])
     save_checkpoint(
         new_state(config, torch.device("cpu")), config, folder / "first" / "step_0000000"
     )
@@ -169,6 +172,10 @@ def test_without_a_current_model_the_error_says_how_to_promote_one(
         ({"holdout": "train"}, ["holdout=train", "trained on this split"]),
         ({"holdout": "nope"}, ["nope"]),
         ({"set": {"model.num_keypoints": 5}}, ["model.num_keypoints", "changes the networks"]),
+        (
+            {"set": {"discriminator.kind": "none", "priority_cut": None}},
+            ["set: discriminator.kind changes the networks"],
+        ),
         ({"set": {"optim.rl": 5}}, ["optim.rl", "the keys of optim are lr,"]),
         ({"gate": {"target": "l2"}}, ["gate", "l2", "l1"]),
     ],
@@ -212,6 +219,26 @@ def test_an_improvement_is_promoted_once_and_reported(
     assert again.returncode == 0
     assert f"nothing new: {candidate} has seen all" in again.stdout
     assert project.current() == [first, candidate]
+
+
+@pytest.mark.slow
+def test_a_model_of_the_other_family_without_a_discriminator_is_retrained(
+    tmp_path: Path, puppet_videos: Path, local_ray: None, prioritycut: Prioritycut
+) -> None:
+    project = begin(tmp_path, puppet_videos, TINY_TPS, ("model.background=false", *ALONE))
+    prioritycut("models", "promote", "first", "--models", str(project.models))
+    project.append("new", range(40, 42), puppet)
+    done = prioritycut("retrain", project.settings(budget=8))
+    assert done.returncode == 0, done.stderr
+    (folder,) = project.models.glob("candidate-*")
+    step = max(folder.glob("run/step_*"))
+    assert step.name == "step_0000002"
+    assert sorted(path.stem for path in step.glob("*.safetensors")) == ["animator", "animator_ema"]
+    config = load_config(str(step / "config.yaml"))
+    assert (config.model.family, config.discriminator.kind) == ("thin_plate", "none")
+    report = project.report(folder.name)
+    assert report["comparison"]["clips"]["all"] == 3
+    assert report["comparison"]["differences"]["all"]["l1"]["value"] != 0
 
 
 @pytest.mark.slow

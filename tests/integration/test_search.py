@@ -27,8 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from prioritycut_ray.commands.tune import tune
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
-from tests.conftest import TINY
-from tests.places import ROOT
+from tests.places import ROOT, TINY, TINY_TPS
 from tests.s3_server import S3
 
 pytestmark = pytest.mark.integration
@@ -166,6 +165,37 @@ def test_resuming_a_search_that_has_ended_trains_nothing(asha: Search) -> None:
     tune(asha.file, asha.words, smoke=False, resume=True, console=QUIET)
     assert {p: p.stat().st_mtime_ns for p in (asha.folder / "runs").rglob("*")} == before
     assert asha.rows() == rows
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_variants_may_have_other_networks(shards: Path, tmp_path: Path) -> None:
+    splines = load_config(str(TINY_TPS)).model.model_dump(mode="json")
+    variants = {
+        "method": {},
+        "patch": {"discriminator.kind": "patch", "discriminator.patch_num_blocks": 2},
+        "alone": {"discriminator.kind": "none"},
+        "splines": {"model": splines | {"background": False}},
+    }
+    for name in ("patch", "alone"):
+        variants[name]["priority_cut"] = None
+    changes = {"train.samples": 4, "train.workers": 1, "optim.ema_decay": 0}
+    search = prepare(
+        tmp_path,
+        shards,
+        {
+            **{"name": "kinds", "base": str(TINY), "set": changes, "retries": 0},
+            **{"objective": {"split": "test"}, "variants": variants},
+        },
+    )
+    tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
+    rows = search.rows()
+    assert {row["variant"]: row["status"] for row in rows} == dict.fromkeys(variants, "finished")
+    assert len({row["objective"] for row in rows}) == len(variants)
+    best = min(rows, key=lambda row: float(row["objective"]))
+    config = load_config(str(search.folder / "best.yaml"))
+    assert (config.model.family == "thin_plate") == (best["variant"] == "splines")
+    assert (config.discriminator.kind == "none") == (best["variant"] == "alone")
 
 
 def test_an_invalid_search_is_rejected_before_anything_starts(shards: Path, tmp_path: Path) -> None:
