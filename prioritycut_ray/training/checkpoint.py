@@ -208,8 +208,11 @@ def _copied(tree: Any) -> Any:
 
 
 def _load_optimizer(optimizer: Adam, stored: dict[str, Any]) -> None:
-    """Restore an optimizer; its moments take the memory layout that fused kernels expect."""
-    optimizer.load_state_dict(stored)
+    """Restore an optimizer's moments, in the memory layout that fused kernels expect.
+
+    Its options are those of the configuration, which a fork or an imported run may have changed.
+    """
+    optimizer.load_state_dict(stored | {"param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, moments in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             moments[name] = torch.empty_like(parameter).copy_(moments[name])

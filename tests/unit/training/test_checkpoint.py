@@ -105,6 +105,18 @@ def test_moments_are_restored_in_the_layout_of_their_parameters(
             assert moments["exp_avg_sq"].stride() == parameter.stride()
 
 
+def test_options_of_optimisers_are_those_of_the_configuration(tiny: Config, tmp_path: Path) -> None:
+    """A fork may be trained with others than its origin."""
+    save_checkpoint(a_trained_state(tiny), tiny, tmp_path)
+    optim = tiny.optim.model_copy(update={"betas": (0.0, 0.9), "weight_decay": 0.25})
+    restored = new_state(tiny.model_copy(update={"optim": optim}), CPU)
+    load_checkpoint(restored, tmp_path)
+    for optimizer in (restored.animator_optimizer, restored.discriminator_optimizer):
+        assert len(optimizer.state) == sum(len(g["params"]) for g in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            assert (group["betas"], group["weight_decay"]) == ((0.0, 0.9), 0.25)
+
+
 def test_weights_and_config_are_readable_without_the_project(tiny: Config, tmp_path: Path) -> None:
     state = a_trained_state(tiny)
     save_checkpoint(state, tiny, tmp_path)
