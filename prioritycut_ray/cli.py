@@ -4,10 +4,11 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -16,6 +17,9 @@ from typer.models import OptionInfo
 from prioritycut_ray.config import dump_config, load_config
 from prioritycut_ray.errors import DiskFull, ExitCode, UserError, describe, is_disk_full
 from prioritycut_ray.storage.paths import expanded, is_url
+
+if TYPE_CHECKING:
+    from prioritycut_ray.importers.published import ImportReport
 
 app = typer.Typer(
     name="prioritycut",
@@ -924,6 +928,32 @@ def import_fomm(
 ) -> None:
     """Import published First Order Motion weights as a run to animate, evaluate or train."""
     from prioritycut_ray.importers.first_order import import_checkpoint
+
+    _import(file, out, import_checkpoint)
+
+
+@app.command(
+    "import-tpsmm",
+    epilog="Example: `prioritycut import-tpsmm vox.pth.tar --out runs/vox-tps`",
+)
+def import_tpsmm(
+    file: Annotated[str, typer.Argument(help="Checkpoint of the Thin-Plate Spline Motion Model.")],
+    out: Annotated[Path, local_path("New folder for the run.")],
+    size: Annotated[
+        int, typer.Option(help="Side in pixels of the frames it was trained with; ted: 384.")
+    ] = 256,
+    debug: Debug = False,
+) -> None:
+    """Import published thin-plate spline weights as a run to animate, evaluate or train."""
+    from prioritycut_ray.importers.thin_plate import import_checkpoint
+
+    _import(file, out, partial(import_checkpoint, size=size))
+
+
+def _import(
+    file: str, out: Path, import_checkpoint: "Callable[[Path, Path], ImportReport]"
+) -> None:
+    """Import a checkpoint from a path or a URL, and print how to go on."""
     from prioritycut_ray.storage.reading import fetched
 
     with writing_to(out), fetched(file) as weights:

@@ -22,7 +22,10 @@ from tests.conftest import Prioritycut, Result, assert_one_line
 from tests.places import DATA
 
 COMMAND_LINE = DATA / "command_line.txt"
-VERBS = ["quickstart", "shard", "train", "submit", "evaluate", "animate", "doctor", "import-fomm"]
+VERBS = [
+    *("quickstart", "shard", "train", "submit", "evaluate", "animate", "doctor"),
+    *("import-fomm", "import-tpsmm"),
+]
 
 
 @pytest.fixture

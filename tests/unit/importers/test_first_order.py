@@ -15,13 +15,13 @@ from torch import Tensor
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.importers.first_order import (
-    NETWORKS,
     ReferenceModel,
     import_checkpoint,
     load_weights,
     read_reference,
     run_config,
 )
+from prioritycut_ray.importers.published import FIRST_ORDER
 from prioritycut_ray.models.animator import FramePair
 from prioritycut_ray.models.blocks import gaussian_kernel
 from prioritycut_ray.models.discriminators import PatchDiscriminator
@@ -140,7 +140,7 @@ def weights_of(model: ReferenceModel) -> dict[str, Tensor]:
 
 def test_the_prefix_of_data_parallel_is_removed(published: Published, tmp_path: Path) -> None:
     plain = weights_of(read_reference(write(published, tmp_path)))
-    for network in NETWORKS:
+    for network in FIRST_ORDER.networks:
         published[network] = {f"module.{key}": value for key, value in published[network].items()}
     model = read_reference(write(published, tmp_path))
     assert sum("module." in note for note in model.notes) == 3
@@ -152,7 +152,7 @@ def test_weights_of_another_precision_are_converted(
     published: Published, tmp_path: Path, kind: torch.dtype
 ) -> None:
     plain = weights_of(read_reference(write(published, tmp_path)))
-    for network in NETWORKS:
+    for network in FIRST_ORDER.networks:
         for key, value in published[network].items():
             if value.is_floating_point():
                 published[network][key] = value.to(kind)
