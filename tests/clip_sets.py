@@ -1,12 +1,14 @@
 """Small synthetic data sets, written without Ray."""
 
+import hashlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from prioritycut_ray.data.index import SCHEMA, ClipIndex
+from prioritycut_ray.data.index import SCHEMA, ClipIndex, read_index
 from prioritycut_ray.data.shard_writer import Member, ShardWriter
 from prioritycut_ray.data.shards import Clip
 from prioritycut_ray.video.encoding import write_video
@@ -91,6 +93,19 @@ def write_random(url: str, numbers: list[int], shard_bytes: int = 10_000) -> Cli
 def as_packed(index: ClipIndex) -> list[Clip]:
     """List the clips in the order of the shards."""
     return sorted(index.clips, key=lambda clip: (clip.shard, clip.offset))
+
+
+def make_old(folder: str) -> ClipIndex:
+    """Replace the index of a data set by the ``index.json`` of version 0.1."""
+    index = read_index(folder)
+    rows = [{k: v for k, v in c._asdict().items() if k != "extra"} for c in as_packed(index)]
+    facts = sorted((r["key"], r["sha256"], r["frames"], r["identity"], r["split"]) for r in rows)
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    Path(folder, "index.json").write_text(
+        json.dumps({"format": 1, "fingerprint": fingerprint, "clips": rows})
+    )
+    Path(folder, "index.arrow").unlink()
+    return index
 
 
 def files_below(path: Path) -> list[str]:

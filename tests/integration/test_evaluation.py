@@ -16,6 +16,7 @@ from rich.console import Console
 from prioritycut_ray import evaluate
 from prioritycut_ray.commands.evaluate import print_summary
 from prioritycut_ray.config import load_config
+from prioritycut_ray.data.index import clips_of, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.records import Evaluation
 from prioritycut_ray.training.checkpoint import save_checkpoint

@@ -31,6 +31,7 @@ from prioritycut_ray.video.decoding import frames_upright
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import center_square, resize
 from prioritycut_ray.video.random_access import read_all
+from tests.clip_sets import as_packed, make_old
 from tests.packing_inputs import contents, film, run_and_die
 from tests.places import BAD
 
@@ -485,6 +486,24 @@ def test_segments_of_one_file_are_clips_of_their_own(tmp_path: Path) -> None:
         "start 15 and end 30 are outside its 20 frames",
         "start 40 and end (empty) are outside its 20 frames",
     ]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_appending_upgrades_the_index_of_an_older_version(tmp_path: Path) -> None:
+    films = make_films(tmp_path / "in", ["a.mp4", "b.mp4"])
+    out = str(tmp_path / "out")
+    before = pack_videos([str(films)], out, size=32).index
+    make_old(out)
+    unchanged = append_videos(out, [str(films)])
+    assert (unchanged.clips, unchanged.known) == (0, 2)
+    assert list(contents(tmp_path / "out")) == ["index.arrow", "shard-000000.tar"]
+    assert read_index(out) == before
+    make_old(out)
+    make_films(tmp_path / "in", ["a.mp4", "b.mp4", "c.mp4"])
+    report = append_videos(out, [str(films)])
+    assert (report.clips, report.known, report.splits) == (1, 2, {"train": 1})
+    assert as_packed(read_index(out))[:2] == as_packed(before)
+    assert "index.json" not in contents(tmp_path / "out")
 
 
 @pytest.mark.usefixtures("local_ray")

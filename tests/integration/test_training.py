@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from prioritycut_ray.commands.quickstart import run_quickstart
 from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.data.index import clips_of, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.launch import driver as launch_module
 from prioritycut_ray.launch.driver import launch

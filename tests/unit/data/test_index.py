@@ -13,7 +13,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from prioritycut_ray.data import index_files
 from prioritycut_ray.data.index import (
-    ClipIndex,
     build_index,
     clips_of,
     read_index,
@@ -23,7 +22,7 @@ from prioritycut_ray.data.index import (
 )
 from prioritycut_ray.data.shards import Clip, read_clip
 from prioritycut_ray.errors import UserError
-from tests.clip_sets import as_packed, files_below, random_member, write_random
+from tests.clip_sets import as_packed, files_below, make_old, random_member, write_random
 
 
 @pytest.fixture
@@ -298,19 +297,6 @@ def test_a_cache_that_cannot_be_used_is_named(tmp_path: Path, cache: Path) -> No
 # ---------------------------------------------------------------------------------------------
 # The index of older versions
 # ---------------------------------------------------------------------------------------------
-
-
-def make_old(folder: str) -> ClipIndex:
-    """Replace the index of a data set by the ``index.json`` of version 0.1."""
-    index = read_index(folder)
-    rows = [{k: v for k, v in c._asdict().items() if k != "extra"} for c in as_packed(index)]
-    facts = sorted((r["key"], r["sha256"], r["frames"], r["identity"], r["split"]) for r in rows)
-    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    Path(folder, "index.json").write_text(
-        json.dumps({"format": 1, "fingerprint": fingerprint, "clips": rows})
-    )
-    Path(folder, "index.arrow").unlink()
-    return index
 
 
 def test_an_old_index_is_read_and_upgraded(folder: str) -> None:
