@@ -83,7 +83,8 @@ def _all_norms(threads: int, turns: int, size: int, batch: int) -> None:
             layer.register_forward_hook(lambda _, inputs, out: shapes.append(out.shape))
     frames = torch.rand(2, batch, 3, size, size)
     with torch.no_grad():
-        animator(FramePair(*frames), frames[0])
+        animator(FramePair(*frames))
+        animator.detect(frames[0])  # the transformed frame
     for name, dtype in FORMATS.items():
         total = {"torch": 0.0, "ours": 0.0}
         for shape in shapes:
