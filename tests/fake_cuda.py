@@ -59,6 +59,17 @@ _DATA_DEPENDENT = {"nonzero", "masked_select", "_unique", "_unique2", "unique_di
 """Operations on a GPU after which the host reads the result or its size."""
 
 
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    "cudnn_grid_sampler": lambda image, grid: torch.ops.aten.grid_sampler_2d(
+        image, grid, 0, 0, True
+    ),
+    "cudnn_grid_sampler_backward": lambda image, grid, gradient: (
+        torch.ops.aten.grid_sampler_2d_backward(gradient, image, grid, 0, 0, True, [True, True])
+    ),
+}
+"""For operations of cuDNN without a fake form: others whose results have the same shapes."""
+
+
 class MixedDevicesError(RuntimeError):
     """An operation that a real GPU would refuse."""
 
@@ -236,7 +247,7 @@ class FakeGpu(TorchDispatchMode):
             self.wait()
         with self._fake:
             run = _in_float16 if name.startswith("convolution") else _as_it_is
-            out = run(func, args, kwargs)
+            out = run(_STAND_INS.get(name, func), args, kwargs)
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if name in ("copy_", "_to_copy"):
             source, target = (given[1], given[0]) if name == "copy_" else (given[0], results[0])
@@ -459,11 +470,11 @@ def _fitted(gradient: Tensor | None, node: Any, slot: int) -> Tensor | None:
     return gradient.to(wanted.dtype)
 
 
-def _as_it_is(func: OpOverload[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+def _as_it_is(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
-def _in_float16(func: OpOverload[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+def _in_float16(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     """Use float16 in place of bfloat16, for which torch queries the hardware."""
     bfloat16, float16 = torch.bfloat16, torch.float16
     if all(leaf.dtype != bfloat16 for leaf in tree_leaves(args) if isinstance(leaf, Tensor)):

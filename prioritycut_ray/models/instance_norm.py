@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from prioritycut_ray.models.blocks import channels_last
 from prioritycut_ray.models.channel_sums import gradient_sums, input_gradient, moments, pixels
 
 
@@ -18,7 +19,8 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     """``torch.nn.InstanceNorm2d`` with a learned scale and shift, and the same parameter names.
 
     On CPUs, its output has the layout of its input, and sums are accurate
-    (:mod:`~prioritycut_ray.models.channel_sums`). On GPUs it is torch's own.
+    (:mod:`~prioritycut_ray.models.channel_sums`). On GPUs it is torch's own, between copies that
+    keep the networks channels last.
     """
 
     def __init__(self, features: int) -> None:
@@ -26,7 +28,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return contiguous_gradient(super().forward(x))
+            return channels_last(contiguous_gradient(super().forward(channels_last(x))))
         out: Tensor = _Normalise.apply(x, self.weight, self.bias, self.eps)
         return out
 

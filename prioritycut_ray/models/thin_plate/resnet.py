@@ -7,7 +7,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from prioritycut_ray.models.batch_norm import BatchNorm2d
-from prioritycut_ray.models.blocks import channels_last, in_float32
+from prioritycut_ray.models.blocks import channels_last, in_conv_format, in_float32
 from prioritycut_ray.models.keypoints import Keypoints
 from prioritycut_ray.models.thin_plate.spline import POINTS
 
@@ -43,7 +43,8 @@ class BackgroundMotion(nn.Module):
         self, source: Float[Tensor, "B 3 H W"], driving: Float[Tensor, "B 3 H W"]
     ) -> Float[Tensor, "B 3 3"]:
         """Return A, which takes homogeneous positions in the driving frame to the source frame."""
-        rows = _numbers(self.bg_encoder, torch.cat([source, driving], dim=1)).unflatten(1, (2, 3))
+        both = torch.cat([in_conv_format(source), in_conv_format(driving)], dim=1)
+        rows = _numbers(self.bg_encoder, both).unflatten(1, (2, 3))
         last = torch.eye(3, dtype=rows.dtype, device=rows.device)[2:].expand(len(rows), 1, 3)
         return torch.cat([rows, last], dim=1)
 

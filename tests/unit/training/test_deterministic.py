@@ -1,14 +1,15 @@
 """``train.deterministic``: the operations of a step, on a fake GPU."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from prioritycut_ray.config import load_config
 from prioritycut_ray.launch.worker import worker_environment
-from tests.conftest import TINY
 from tests.fake_cuda import SAMPLES, Seen, fake_cuda, train
+from tests.places import ALONE, TINY, TINY_TPS
 
 NONDETERMINISTIC = {
     "_adaptive_avg_pool2d_backward",
@@ -18,6 +19,7 @@ NONDETERMINISTIC = {
     "adaptive_max_pool2d_backward",
     "avg_pool3d_backward",
     "bincount",
+    "cudnn_grid_sampler_backward",
     "fractional_max_pool2d_backward",
     "fractional_max_pool3d_backward",
     "grid_sampler_2d_backward",
@@ -46,7 +48,8 @@ NONDETERMINISTIC = {
     "_upsample_bicubic2d_aa_backward",
     "_upsample_bilinear2d_aa_backward",
 }
-"""Operations without a deterministic form on CUDA, by torch's ``use_deterministic_algorithms``.
+"""Operations without a deterministic form on CUDA, by torch's ``use_deterministic_algorithms``, and
+one of cuDNN that its documentation names.
 
 Operations that become deterministic on request, such as convolutions, scatter and index_put, are
 not listed, nor is padding that replicates edges, which then has another implementation.
@@ -56,19 +59,20 @@ WORDS = [
     "train.samples=1000",
     "train.workers=1",
     "train.log_every=1000",
-    # The occlusion map is enlarged, too.
-    "model.dense_motion.scale_factor=0.25",
-    "model.dense_motion.num_blocks=1",
 ]
+# The occlusion map is enlarged, too.
+SMALL = ["model.dense_motion.scale_factor=0.25", "model.dense_motion.num_blocks=1"]
 KINDS = {
-    "mixing": ["priority_cut.mix_prob=1", "train.precision=bfloat16"],
+    "mixing": [*SMALL, "priority_cut.mix_prob=1", "train.precision=bfloat16"],
     "patch": [
         "discriminator.kind=patch",
         "discriminator.patch_num_blocks=2",
         "discriminator.patch_spectral_norm=true",
         "priority_cut=null",
     ],
+    "without a discriminator": [*ALONE],
     "cutmix, accumulated, clipped, checkpointed, VGG": [
+        *SMALL,
         "priority_cut.mask=cutmix",
         "priority_cut.mix_prob=1",
         "train.accumulate=2",
@@ -89,8 +93,8 @@ def settings_of_torch() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
-def one_step(*words: str) -> Seen:
-    config = load_config(str(TINY), [*WORDS, *words])
+def one_step(*words: str, source: Path = TINY) -> Seen:
+    config = load_config(str(source), [*WORDS, *words])
     with fake_cuda() as gpu:
         seen = train(gpu, config, steps=1)[1]
         assert torch.are_deterministic_algorithms_enabled() == config.train.deterministic
@@ -108,9 +112,27 @@ def test_no_operation_of_a_step_is_nondeterministic(kind: str) -> None:
     assert seen.blocking == []
 
 
-def test_nondeterministic_operations_would_be_detected() -> None:
-    found = NONDETERMINISTIC & set(one_step().by_name())
-    assert found == {"grid_sampler_2d_backward", "upsample_bilinear2d_backward"}
+def test_no_operation_of_the_thin_plate_family_is_nondeterministic() -> None:
+    words = ["model.background_start=0", "train.precision=bfloat16", "train.deterministic=true"]
+    seen = one_step("priority_cut.mix_prob=1", *words, source=TINY_TPS)
+    assert NONDETERMINISTIC & set(seen.by_name()) == set()
+    assert seen.by_name()["index_put_"] > 0
+    assert len(seen.waits) == 1
+    assert seen.blocking == []
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "sampler"),
+    [
+        (TINY, SMALL, "grid_sampler_2d_backward"),
+        (TINY_TPS, [], "cudnn_grid_sampler_backward"),
+    ],
+)
+def test_nondeterministic_operations_would_be_detected(
+    source: Path, words: list[str], sampler: str
+) -> None:
+    found = NONDETERMINISTIC & set(one_step(*words, source=source).by_name())
+    assert found == {sampler, "upsample_bilinear2d_backward"}
 
 
 def test_workers_get_the_workspace_setting_of_cublas() -> None:

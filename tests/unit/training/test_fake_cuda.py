@@ -28,8 +28,8 @@ from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.visualize import to_uint8
-from tests.conftest import TINY
 from tests.fake_cuda import CUDA, SAMPLES, Activation, FakeGpu, MixedDevicesError, fake_cuda, train
+from tests.places import ALONE, FAMILIES, TINY, TINY_TPS
 
 WORDS = [
     f"train.batch_size={2 * SAMPLES}",
@@ -47,6 +47,11 @@ STEPS = {
     "frozen detector": ["priority_cut.mix_prob=1", "optim.detector_lr=0"],
     "deterministic": ["priority_cut.mix_prob=0", "train.deterministic=true"],
     "additive cutmix": ["priority_cut.mask=cutmix", "priority_cut.variant=additive"],
+    "without a discriminator": [*ALONE],
+}
+OF_THIN_PLATE = {
+    "mixing": ["priority_cut.mix_prob=1"],
+    "without a discriminator": [*ALONE, "train.accumulate=2", "optim.detector_lr=0"],
 }
 
 
@@ -64,6 +69,10 @@ IMAGES = {
     "models/blocks.py AntiAliasDownsample.forward",
     "models/blocks.py channels_last",
     "models/first_order/generator.py Generator.decode",
+    "models/thin_plate/dense_motion.py DenseMotionNetwork._occlusion_maps",
+    "models/thin_plate/inpainting.py InpaintingNetwork.decode",
+    "models/thin_plate/inpainting.py _VisibleDistance.forward",  # occlusion maps
+    "models/thin_plate/inpainting.py warp_distance",
     "models/perceptual.py PerceptualFeatures.forward",
     "models/perceptual.py _EfficientNetLevels.forward",
     "priority_cut.py cutmix_mask",
@@ -92,11 +101,21 @@ EXACT = {
     "models/first_order/detector.py _expected_map",
     "models/first_order/detector.py _expected_position",
     "models/keypoints.py keypoint_heatmaps",
+    "models/sampling.py between_edges",
     "models/sampling.py grid_sample",
     "models/sampling.py DeterministicSample.backward",
     "models/sampling.py DeterministicSample.forward",
     "models/sampling.py _in_pixels",
     "models/sampling.py _rows",
+    "models/thin_plate/dense_motion.py DenseMotionNetwork.forward",
+    "models/thin_plate/dense_motion.py all_motions",
+    "models/thin_plate/dense_motion.py heatmap_difference",
+    "models/thin_plate/dense_motion.py softmax_of_kept",  # weights of coordinates
+    "models/thin_plate/dense_motion.py warp",  # as in models/blocks.py
+    "models/thin_plate/dense_motion.py warp_by_each",
+    "models/thin_plate/resnet.py _numbers",  # the last map, of 1/32 of the frame's side
+    "models/thin_plate/spline.py _radial",
+    "models/thin_plate/spline.py evaluate_splines",
     # Logits of one channel, and losses of them.
     "losses.py bce",
     "losses.py consistency",
@@ -121,16 +140,28 @@ def gpu() -> Iterator[FakeGpu]:
         yield gpu
 
 
-def configured(*words: str) -> Config:
-    return load_config(str(TINY), [*WORDS, *words])
+def configured(*words: str, source: Path = TINY) -> Config:
+    # The background is on and motions are left out.
+    own = ["model.background_start=0"] if source == TINY_TPS else []
+    return load_config(str(source), [*WORDS, *own, *words])
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision"),
-    [(kind, "bfloat16") for kind in STEPS] + [("mixing", "float32")],
+    ("source", "words", "precision"),
+    [
+        *(pytest.param(TINY, words, "bfloat16", id=kind) for kind, words in STEPS.items()),
+        pytest.param(TINY, STEPS["mixing"], "float32", id="float32"),
+        *(
+            pytest.param(TINY_TPS, words, "bfloat16", id=f"thin plate {kind}")
+            for kind, words in OF_THIN_PLATE.items()
+        ),
+    ],
 )
-def test_a_training_step_is_right_for_a_gpu(gpu: FakeGpu, kind: str, precision: str) -> None:
-    seen = train(gpu, configured(*STEPS[kind], f"train.precision={precision}"), steps=1)[1]
+def test_a_training_step_is_right_for_a_gpu(
+    gpu: FakeGpu, source: Path, words: list[str], precision: str
+) -> None:
+    words = [*words, f"train.precision={precision}"]
+    seen = train(gpu, configured(*words, source=source), steps=1)[1]
     in_bfloat16 = may_be_float32 if precision == "bfloat16" else None
     assert seen.complaints(may_be_float32=in_bfloat16) == []
     assert [place.named() for place in seen.waits] == ["training/gradients.py _agree"]
@@ -138,12 +169,17 @@ def test_a_training_step_is_right_for_a_gpu(gpu: FakeGpu, kind: str, precision: 
     assert seen.convolutions > 100
 
 
+@pytest.mark.parametrize(
+    ("words", "pictures"),
+    [((), 3), (ALONE, 2)],  # Without a discriminator there is no judgement of pixels.
+    ids=["with", "without a discriminator"],
+)
 def test_a_step_that_logs_shows_and_saves_and_one_from_what_was_saved(
-    gpu: FakeGpu, tmp_path: Path
+    gpu: FakeGpu, tmp_path: Path, words: tuple[str, ...], pictures: int
 ) -> None:
     """The host reads losses, each picture and the state, all of them in one place."""
     folder, storage = tmp_path / "saved", Folder(str(tmp_path / "run"))
-    config = configured("train.image_every=1", "train.checkpoint_every=1")
+    config = configured(*words, "train.image_every=1", "train.checkpoint_every=1")
 
     def save(scalars: Mapping[str, float], state: TrainState | None) -> None:
         if state is not None:
@@ -155,11 +191,11 @@ def test_a_step_that_logs_shows_and_saves_and_one_from_what_was_saved(
     assert Counter(place.named() for place in seen.waits if "_copied" not in str(place)) == {
         "training/gradients.py _agree": 1,
         "training/meter.py Meter.summarise": 1,
-        "visualize.py to_uint8": 3,
+        "visualize.py to_uint8": pictures,
     }
     assert seen.blocking == []
     verify(folder)
-    begin, step = train(gpu, configured(), steps=1, checkpoint=folder)[:2]
+    begin, step = train(gpu, configured(*words), steps=1, checkpoint=folder)[:2]
     assert begin.operations
     assert step.complaints() == []
 
@@ -186,9 +222,15 @@ def test_a_run_that_is_asked_to_stop_saves_at_that_step(gpu: FakeGpu) -> None:
     assert saved == [True]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_animation_waits_once_a_batch_at_most(gpu: FakeGpu, precision: Precision) -> None:
-    animator = build_animator(configured().model).eval().to(CUDA)
+@pytest.mark.parametrize(
+    ("source_of_model", "precision"),
+    [(TINY, "float32"), (TINY, "bfloat16"), (TINY_TPS, "bfloat16")],
+    ids=["float32", "bfloat16", "thin_plate"],
+)
+def test_animation_waits_once_a_batch_at_most(
+    gpu: FakeGpu, precision: Precision, source_of_model: Path
+) -> None:
+    animator = build_animator(configured(source=source_of_model).model).eval().to(CUDA)
     driving = np.zeros((2 * SAMPLES, 32, 32, 3), dtype=np.uint8)
     source = to_tensor(driving[:1], CUDA)
     for relative in (True, False):
@@ -216,9 +258,10 @@ def test_animation_waits_once_a_batch_at_most(gpu: FakeGpu, precision: Precision
     assert seen.blocking == []
 
 
-def test_evaluation_reads_nothing_but_scores(gpu: FakeGpu) -> None:
+@pytest.mark.parametrize("source", FAMILIES.values(), ids=FAMILIES)
+def test_evaluation_reads_nothing_but_scores(gpu: FakeGpu, source: Path) -> None:
     frames = np.zeros((SAMPLES, 32, 32, 3), dtype=np.uint8)
-    animator = build_animator(configured().model).eval().to(CUDA)
+    animator = build_animator(configured(source=source).model).eval().to(CUDA)
     extractors = load_extractors(Measures(), CUDA)
     with patch.object(inference, "BATCH", SAMPLES):
         baseline, model = score_frames(frames, [animator], extractors)
