@@ -134,9 +134,9 @@ def make_part(entry: Entry, recipe: Recipe) -> bytes:
     if entry.pictures is not None:
         if recipe.copy:
             raise VideoError(entry.shown, "cannot be copied: it is stored as pictures")
-        film = open_pictures(entry, entry.pictures)
-        start = _part_of(entry, film.info.fps).start
-        return _encoded(itertools.islice(film.frames, start, None), film.info, entry, recipe)
+        start = _part_of(entry, entry.pictures.fps).start
+        film = open_pictures(entry, entry.pictures, start)
+        return _encoded(film.frames, film.info, entry, recipe)
     with _at_hand(entry) as source:
         info = probe(source)
         if not recipe.copy:

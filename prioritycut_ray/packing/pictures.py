@@ -25,6 +25,7 @@ from prioritycut_ray.packing.files import is_shown, version_of
 from prioritycut_ray.packing.layout import Layout
 from prioritycut_ray.packing.manifest import SPLIT_NAMES
 from prioritycut_ray.storage.filesystem import filesystem
+from prioritycut_ray.storage.paths import is_url
 from prioritycut_ray.storage.reading import read_bytes
 from prioritycut_ray.video.decoding import VideoInfo
 from prioritycut_ray.video.images import picture_size, read_picture_file
@@ -139,6 +140,8 @@ def _is_strip(size: tuple[int, int] | None, width: int) -> bool:
 
 
 def _size(file: PictureFile) -> tuple[int, int] | None:
+    if not is_url(file.source):
+        return picture_size(file.source)
     try:
         with opened(Entry(file.source, "")) as picture:
             return picture_size(io.BytesIO(picture.read()))
@@ -223,14 +226,14 @@ def natural_order(name: str) -> tuple[list[tuple[str, int]], str]:
 
 
 class Film(NamedTuple):
-    """The frames of a clip: RGB ``uint8 [H, W, 3]``, and their rate and number."""
+    """The frames of a clip, RGB ``uint8 [H, W, 3]``, and the rate and number of all of them."""
 
     info: VideoInfo
     frames: Iterator[Frame]
 
 
-def open_pictures(entry: Entry, pictures: Pictures) -> Film:
-    """Read the frames of a clip that is stored as pictures.
+def open_pictures(entry: Entry, pictures: Pictures, skip: int = 0) -> Film:
+    """Read the frames of a clip that is stored as pictures, without the first ``skip`` ones.
 
     Raises:
         VideoError: it cannot be used; also while the frames are read.
@@ -238,11 +241,10 @@ def open_pictures(entry: Entry, pictures: Pictures) -> Film:
     if pictures.strip_width is not None:
         strip = _read(entry.source, entry.shown)
         frames = _cut(strip, pictures.strip_width, entry.shown)
-        return Film(VideoInfo(pictures.fps, False, len(frames)), iter(frames))
+        return Film(VideoInfo(pictures.fps, False, len(frames)), iter(frames[skip:]))
     files = pictures_in(entry.source)
-    return Film(
-        VideoInfo(pictures.fps, False, len(files)), (_read_frame(entry, file) for file in files)
-    )
+    rest = (_read_frame(entry, file) for file in files[skip:])
+    return Film(VideoInfo(pictures.fps, False, len(files)), rest)
 
 
 def _read_frame(entry: Entry, file: PictureFile) -> Frame:
