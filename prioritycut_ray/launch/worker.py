@@ -1,9 +1,10 @@
 """The worker's side of a run: the train function and its reports."""
 
+import math
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,19 @@ from prioritycut_ray.launch.crash_evidence import record_crashes
 from prioritycut_ray.launch.failures import is_caused_by_peer
 from prioritycut_ray.launch.heartbeat import HeartbeatMonitor, HeartbeatThread, terminated
 from prioritycut_ray.runs.attempts import claim_run
-from prioritycut_ray.runs.checkpoints import fetch
+from prioritycut_ray.runs.checkpoints import fetch, steps
 from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.storage.folder import Folder
-from prioritycut_ray.training.run import forwarded_warnings, open_run, save_state
+from prioritycut_ray.training.run import forwarded_warnings, new_writer, open_run, save_state
 from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.training.validation import Validator
-from prioritycut_ray.training.worker import DETERMINISTIC_CUBLAS, Worker, WorkerStatus
+from prioritycut_ray.training.worker import (
+    DETERMINISTIC_CUBLAS,
+    SAVED,
+    SAVING,
+    Worker,
+    WorkerStatus,
+)
 
 KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -39,6 +46,9 @@ KEEP_FREED_MEMORY = {
 Otherwise the kernel provides new pages for the large tensors of every step: a seventh of its CPU
 time.
 """
+
+RESCUE_DELAY_S = 3.0
+"""A rank whose last heartbeat is older is taken for dead when the state must be saved."""
 
 _PEER_ERROR_DELAY_S = 5.0
 """A rank that lost a peer waits this long, so that the cause is reported before the consequence."""
@@ -76,6 +86,8 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         timeout_s = config.train.collective_timeout_s + HANG_MARGIN_S
         with HeartbeatThread(monitor, status, worker.rank, timeout_s):
             writer, checkpoint = _begin(config, arguments["launch"], worker.rank, Path(scratch))
+            save = partial(_save_alone, config, index.fingerprint, arguments["launch"], writer)
+            rescue = partial(_rescue, monitor, status, worker, save)
             with writer or nullcontext():
                 try:
                     train(
@@ -88,6 +100,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
                         status=status,
                         validator=_validator(config, index, worker.device),
                         on_verdict=monitor.send_message,
+                        on_failure=rescue,
                     )
                 except (Preempted, NotFiniteError):  # raised by all ranks at the same step
                     if writer:
@@ -141,6 +154,46 @@ def _validator(config: Config, index: ClipIndex, device: torch.device) -> Valida
     from prioritycut_ray.launch.validation import validator_of  # the metrics take seconds to import
 
     return validator_of(config, index, device)
+
+
+def _rescue(
+    monitor: HeartbeatMonitor,
+    status: WorkerStatus,
+    worker: Worker,
+    save: Callable[[TrainState], None],
+    state: TrainState,
+    error: Exception,
+) -> None:
+    """Save the last whole step if only another rank has failed; every rank has the whole state.
+
+    The lowest rank that is alive saves. On GPUs, NCCL ends the process instead.
+    """
+    if not is_caused_by_peer(error) or state.step == status.started_from:
+        return
+    if worker.rank > 0:
+        time.sleep(RESCUE_DELAY_S)
+        ages = {rank: received.age_s for rank, received in monitor.heartbeats().items()}
+        if any(ages.get(rank, math.inf) < RESCUE_DELAY_S for rank in range(worker.rank)):
+            return
+    status.mark(state.step, SAVING)
+    try:
+        save(state)
+    except Exception as failed:
+        monitor.send_message(f"rank {worker.rank}: could not save for a lost rank: {failed}")
+        return
+    monitor.send_message(f"rank {worker.rank}: saved at step {state.step} for a lost rank")
+    status.mark(state.step, SAVED)
+
+
+def _save_alone(
+    config: Config, data: str, launch: str, writer: RunWriter | None, state: TrainState
+) -> None:
+    """Write a checkpoint, and wait for it; a rank other than 0 first takes the run over."""
+    if writer is None:
+        writer = new_writer(config, claim_run(Folder(config.run), launch, first=False), state.step)
+    if state.step not in steps(writer.folder):
+        save_state(writer, state, {}, config, data)
+    writer.flush()
 
 
 def note_sigterm() -> None:

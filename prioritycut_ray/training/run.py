@@ -82,10 +82,15 @@ def open_run(config: Config, claim: Claim, scratch: Path) -> OpenRun:
         scratch: local folder for a copy of a remote checkpoint.
     """
     step, checkpoint = newest_intact(claim.folder, scratch) or (None, None)
+    return OpenRun(new_writer(config, claim, step or 0), step, checkpoint)
+
+
+def new_writer(config: Config, claim: Claim, step: int) -> RunWriter:
+    """Start to write into a claimed run after a step."""
     options = config.train
-    writer = RunWriter(
+    return RunWriter(
         claim,
-        start=step or 0,
+        start=step,
         retention=Retention(
             options.keep_checkpoints,
             max(options.keep_best, 1 if options.validate_every else 0),  # RUN/best is there
@@ -93,7 +98,6 @@ def open_run(config: Config, claim: Claim, scratch: Path) -> OpenRun:
         ),
         metric=options.ranked_by,
     )
-    return OpenRun(writer, step, checkpoint)
 
 
 def save_state(

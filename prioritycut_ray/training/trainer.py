@@ -35,6 +35,9 @@ from prioritycut_ray.training.validation import Books, OnVerdict, Validation, Va
 from prioritycut_ray.training.worker import Worker, WorkerStatus
 from prioritycut_ray.transfer import send
 
+OnFailure = Callable[[TrainState, Exception], None]
+"""Takes the state after the last whole step, and the error that ended the training."""
+
 Report = Callable[[Mapping[str, float], TrainState | None], None]
 """Takes metrics on every rank, at the same steps, and a state to save or None."""
 
@@ -51,6 +54,7 @@ def train(
     status: WorkerStatus,
     validator: Validator | None = None,
     on_verdict: OnVerdict = lambda scores: None,
+    on_failure: OnFailure = lambda state, error: None,
 ) -> None:
     """Train until ``train.samples`` frame pairs have been seen; runs on every rank.
 
@@ -67,6 +71,7 @@ def train(
         status: updated with what this rank is doing; its ``stop`` requests a stop.
         validator: scores held-out clips; None if the run does not validate.
         on_verdict: called on rank 0 with the scores of every validation.
+        on_failure: called on this rank if a step fails, before the error is raised.
 
     Raises:
         Preempted: some rank was asked to stop; all ranks have reported the state of the same step.
@@ -97,16 +102,23 @@ def train(
         randomness = draw_randomness(config, state.step, worker)
         parts = micro_batches(pair, randomness, config.train.accumulate)
         set_learning_rates(state, config)
-        outcome = training_step(
-            state,
-            animator,
-            discriminator,
-            perceptual,
-            parts,
-            config,
-            stop=status.stop or validation.is_exhausted,
-            on_phase=partial(status.mark, state.step),
-        )
+        try:
+            outcome = training_step(
+                state,
+                animator,
+                discriminator,
+                perceptual,
+                parts,
+                config,
+                stop=status.stop or validation.is_exhausted,
+                on_phase=partial(status.mark, state.step),
+            )
+        except Exception as error:
+            # Weights are updated last, when all ranks have agreed: only buffers have changed.
+            for network in state.networks():
+                state.restore_buffers(network)
+            on_failure(state, error)
+            raise
         state.ema.update_parameters(state.animator)
         state.step += 1
         state.samples += config.train.batch_size

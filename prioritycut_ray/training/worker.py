@@ -29,8 +29,15 @@ PHASES = (
     "generator step",
     "discriminator step",
     "update",
+    "saving for a lost rank",
+    "saved for a lost rank",
 )
-"""Phases of a rank's work, in their order while the number of steps taken is the same."""
+"""Phases of a rank's work, in their order while the number of steps taken is the same.
+
+The last two follow the loss of another rank.
+"""
+
+SAVING, SAVED = PHASES[-2:]
 
 
 @dataclass

@@ -30,6 +30,10 @@ def test_a_rank_is_killed(start: Start, undisturbed: Path, rank: int) -> None:
         assert training.end() == 0, training.output()
         words = f"worker killed: process {victim.pid} got signal 9 (SIGKILL) (rank {rank}, node "
         assert words in training.output()
+        # The other rank has saved the step that both had completed.
+        saved = training.output().partition(f"rank {1 - rank}: saved at step ")[2].split()[0]
+        assert int(saved) >= 7
+        assert training.starts() == [0, int(saved)]
     assert_same_weights(undisturbed, start.run)
 
 
