@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint, UserCallback
 
 from prioritycut_ray.config import Config
@@ -15,6 +16,7 @@ from prioritycut_ray.launch.heartbeat import (
     started_from,
 )
 from prioritycut_ray.launch.retry import FailureDecision, FailurePolicy
+from prioritycut_ray.ray_cluster.compat import health_check_cause
 from prioritycut_ray.training.worker import SAVED, SAVING
 
 RESCUE_BEGINS_S = 6.0
@@ -42,6 +44,9 @@ class Supervisor(UserCallback):  # type: ignore[misc]  # ray is untyped
 
     def _await_rescue(self, worker_exceptions: dict[int, Exception]) -> None:
         """Let a rank that has lost another one save: Ray ends all ranks after this callback."""
+        causes = map(health_check_cause, worker_exceptions.values())
+        if not any(isinstance(cause, RayActorError) for cause in causes):
+            return  # All processes are alive, so no rank has noticed a loss.
         begin = time.monotonic()
         while (waited := time.monotonic() - begin) < LONGEST_RESCUE_S:
             alive = {
