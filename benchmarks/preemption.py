@@ -5,8 +5,8 @@
 
 Ray's release test (github.com/ray-project/ray/pull/65047) trains 1600 steps with a checkpoint every
 400 on 8 workers, and preempts them four times, so that five attempts run: 517 steps were wasted
-with periodic checkpoints alone, 91 with a checkpoint just in time. Here, the same fractions of
-a run of 400 steps with two workers, each on a Ray node of its own; networks of tests/data/tiny.yaml,
+with periodic checkpoints alone, 91 with a checkpoint just in time. Here, the same fractions of a
+run of 400 steps with two workers, each on a Ray node of its own; networks of tests/data/tiny.yaml;
 synthetic clips.
 
 - undisturbed: no preemption; its weights are the reference.
