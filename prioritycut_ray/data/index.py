@@ -182,7 +182,7 @@ class ClipIndex:
 
     def known_checksums(self, checksums: Iterable[str]) -> set[str]:
         """Return those SHA-256 of videos, in hex, that clips of this index have."""
-        wanted = pa.array({bytes.fromhex(text) for text in checksums}, pa.binary(32))
+        wanted = pa.array({bytes.fromhex(text) for text in checksums if text}, pa.binary(32))
         column = self.batch.column("sha256")
         found = column.filter(pc.is_in(column, value_set=wanted))
         return {value.hex() for value in found.unique().to_pylist()}
@@ -235,7 +235,7 @@ class Clips(Sequence[Clip]):
 
 def identity_starts(codes: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return the places in a sorted column at which another value begins."""
-    return np.flatnonzero(np.diff(codes, prepend=-1))
+    return np.flatnonzero(np.diff(codes, prepend=np.int32(-1)))
 
 
 # ---------------------------------------------------------------------------------------------
