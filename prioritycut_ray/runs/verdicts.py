@@ -68,18 +68,21 @@ def comparable(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [verdict for verdict in verdicts if verdict.sample == verdicts[-1].sample]
 
 
-def stalled(verdicts: Iterable[Verdict]) -> int:
-    """Return the number of verdicts since the one with the lowest ``val/l1``.
+def has_stalled(verdicts: Iterable[Verdict], patience: int) -> bool:
+    """Return whether ``val/l1`` has ever had no new lowest value in ``patience`` verdicts in a row.
 
     Args:
         verdicts: on the same clips, in the order of their steps.
+        patience: 0 never ends.
     """
     lowest, count = math.inf, 0
     for verdict in verdicts:
         count += 1
         if verdict.scores[VAL_L1] < lowest:
             lowest, count = verdict.scores[VAL_L1], 0
-    return count
+        if 0 < patience <= count:
+            return True
+    return False
 
 
 def checkpoint_scores(folder: Folder, metric: str, steps: Iterable[int]) -> dict[int, float | None]:

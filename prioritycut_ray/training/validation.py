@@ -19,7 +19,7 @@ from prioritycut_ray.config import VALIDATION, Config
 from prioritycut_ray.errors import describe
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.runs.checkpoints import steps
-from prioritycut_ray.runs.verdicts import Verdict, read_verdicts, stalled
+from prioritycut_ray.runs.verdicts import Verdict, has_stalled, read_verdicts
 from prioritycut_ray.runs.writer import RunWriter
 from prioritycut_ray.training.state import TrainState
 from prioritycut_ray.training.tracking import Tracker
@@ -122,6 +122,7 @@ class Validation:
         self._waiting: deque[tuple[int, Future[None]]] = deque()
         self._running: tuple[int, Pending] | None = None
         self._skipped: set[str] = set()
+        self._left_out = 0
 
     def is_due(self, step: int) -> bool:
         """Return whether a step is validated."""
@@ -130,7 +131,7 @@ class Validation:
     @property
     def is_exhausted(self) -> bool:
         """Whether the verdicts that this rank knows exhaust ``train.patience``."""
-        return 0 < self._options.patience <= stalled(self._verdicts)
+        return has_stalled(self._verdicts, self._options.patience)
 
     def ends_training(self) -> bool:
         """Return whether ``train.patience`` is exhausted, on all ranks alike; a collective."""
@@ -157,16 +158,20 @@ class Validation:
         elif not self._waiting:
             self._delegate(state.step)
         else:
-            logger.warning(
-                "step %d is not validated, because earlier validations have not ended: increase "
-                "train.validate_every, or decrease train.validate_clips",
-                state.step,
-            )
+            self._left_out += 1
+            if self._left_out == 1:
+                logger.warning(
+                    "step %d is not validated, because earlier validations have not ended: "
+                    "increase train.validate_every, or decrease train.validate_clips",
+                    state.step,
+                )
 
     def finish(self, state: TrainState) -> None:
         """Validate the last state, and wait for all verdicts; a collective operation."""
         if self._validator is None:
             return
+        if self._left_out > 1:
+            logger.warning("%d steps were not validated, as warned", self._left_out)
         if self._agree(self._books is not None and state.step not in self._known()):
             if self._can_delegate():
                 self._delegate(state.step)
@@ -242,7 +247,7 @@ class Validation:
             scores=outcome.scores,
         )
         was_exhausted = self.is_exhausted
-        self._verdicts.append(verdict)
+        self._verdicts = sorted([*self._verdicts, verdict], key=lambda known: known.step)
         writer, tracker, on_verdict = self._books
         tracker.scalars(outcome.scores, step)
         if outcome.columns is not None:
@@ -252,7 +257,7 @@ class Validation:
         if self.is_exhausted and not was_exhausted:
             logger.warning(
                 "val/l1 has not improved in the last %d validations (train.patience): the run ends",
-                stalled(self._verdicts),
+                self._options.patience,
             )
 
     def _give_up(self, step: int, reason: str) -> None:

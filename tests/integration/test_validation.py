@@ -69,7 +69,7 @@ def test_tasks_score_what_the_process_itself_would(shards: Path, tmp_path: Path)
     assert all(expected[step] == verdict for step, verdict in found.items())
     assert [r["val/step"] for r in reports if "val/l1" in r] == sorted(found)
     left_out = [line for line in warnings if "is not validated, because earlier" in line]
-    assert len(left_out) == 3 - len(found)
+    assert len(left_out) == 3 - len(found) <= 1
 
 
 @pytest.mark.usefixtures("local_ray")

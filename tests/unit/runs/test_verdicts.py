@@ -9,7 +9,7 @@ import torch
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.runs.locate import find_checkpoint, locate_checkpoint, run_of_best
-from prioritycut_ray.runs.verdicts import Verdict, comparable, stalled, write_verdict
+from prioritycut_ray.runs.verdicts import Verdict, comparable, has_stalled, write_verdict
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
@@ -21,18 +21,21 @@ def verdict(step: int, l1: float, sample: str = "a") -> Verdict:
 
 
 @pytest.mark.parametrize(
-    ("values", "count"),
+    ("values", "stalled"),
     [
-        ([], 0),
-        ([0.3], 0),
-        ([0.3, 0.3], 1),
-        ([0.3, 0.2, 0.4, 0.2], 2),
-        ([0.3, math.nan, 0.2], 0),
-        ([math.nan, math.nan], 2),
+        ([], False),
+        ([0.3, 0.3], False),
+        ([0.3, 0.2, 0.4, 0.2], True),
+        ([0.3, 0.4, 0.2, 0.4, 0.1], False),
+        ([0.3, 0.4, 0.5, 0.1], True),  # a run that has ended stays so
+        ([0.3, math.nan, 0.2], False),
+        ([math.nan, math.nan], True),
     ],
 )
-def test_a_run_stalls_since_its_lowest_l1(values: list[float], count: int) -> None:
-    assert stalled([verdict(step, value) for step, value in enumerate(values)]) == count
+def test_a_run_stalls_without_a_new_lowest_l1(values: list[float], stalled: bool) -> None:
+    verdicts = [verdict(step, value) for step, value in enumerate(values)]
+    assert has_stalled(verdicts, patience=2) is stalled
+    assert not has_stalled(verdicts, patience=0)
 
 
 def test_only_verdicts_on_the_newest_sample_are_compared() -> None:
