@@ -97,7 +97,12 @@ class Tasks(NamedTuple):
 
     def result(self) -> Outcome:
         """Return the outcome; raises the error of a task."""
-        return combined([part.result() for part in self.parts])
+        from ray.exceptions import RayTaskError
+
+        try:
+            return combined([part.result() for part in self.parts])
+        except RayTaskError as error:
+            raise error.cause from None  # its own text is a traceback
 
 
 def score_checkpoint(

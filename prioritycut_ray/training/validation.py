@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     Attributes:
         scores: means over clips, by the name of the scalar.
         clips: number of clips that were scored.
-        skipped: why the others could not be, by key.
+        skipped: why others could not be, by key; those of this process or its tasks.
         columns: the six columns of a few clips; None on ranks other than 0.
     """
 
@@ -191,7 +191,9 @@ class Validation:
         if self._running and self._running[1].done():
             (step, pending), self._running = self._running, None
             try:
-                self._take(step, pending.result())
+                outcome = pending.result()
+                self._warn(outcome.skipped)
+                self._take(step, outcome)
             except Exception as error:  # of any kind: it must not end the training
                 self._give_up(step, describe(error))
         if self._waiting and not self._running and self._waiting[0][1].done():
@@ -226,16 +228,20 @@ class Validation:
         outcome = self._validator.score(
             animator, self._worker, lambda: self._status.mark(state.step, "validating")
         )
+        self._warn(outcome.skipped)
         if self._books is not None:
             self._take(state.step, outcome)
+
+    def _warn(self, skipped: Mapping[str, str]) -> None:
+        """Name each clip that this process, or its tasks, could not score; once."""
+        for key in sorted(skipped.keys() - self._skipped):
+            logger.warning("validation: %s is skipped: %s", key, skipped[key])
+        self._skipped |= skipped.keys()
 
     def _take(self, step: int, outcome: Outcome) -> None:
         """Record a verdict."""
         assert self._books is not None
         assert self._validator is not None
-        for key in outcome.skipped.keys() - self._skipped:
-            logger.warning("validation: %s is skipped: %s", key, outcome.skipped[key])
-        self._skipped |= outcome.skipped.keys()
         if not outcome.clips:
             self._give_up(step, "no clip could be scored")
             return
