@@ -76,7 +76,6 @@ class _MonitorActor:
         self._draining: set[str] = set()
         self._updated_at = 0.0
 
-    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]  # ray is untyped
     def send_message(self, name: str, message: Message) -> None:
         self._messages[name] = message
 
@@ -124,7 +123,9 @@ class HeartbeatMonitor:
 
     def send_message(self, message: Message) -> None:
         """Leave a message for the driver."""
-        self._actor.send_message.remote(uuid.uuid4().hex, message)
+        # Sent again once an actor that died has been restarted.
+        send = self._actor.send_message.options(max_task_retries=-1)
+        send.remote(uuid.uuid4().hex, message)
 
     def take_messages(self) -> list[Message]:
         """Return the messages since the last call.

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from prioritycut_ray.data.puppets import render_clip
@@ -14,15 +15,18 @@ from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.video.encoding import write_video
 from tests.conftest import Prioritycut
 from tests.documents import shell_commands
-from tests.places import ROOT
+from tests.places import DATA, ROOT
+from tests.unit.importers.test_thin_plate import published_golden
+from tests.unit.models.thin_plate.test_parity import load
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
 SHORT = ["train.workers=0", "train.checkpoint_every=1"]
 SMALL = {
-    "vox256": ["quickstart", "train.samples=16", "train.validate_every=1", *SHORT],
+    "vox256": ["quickstart_fomm", "train.samples=16", "train.validate_every=1", *SHORT],
+    "vox256_tps": ["quickstart", "train.samples=8", *SHORT],
     "vox512": [
-        *("quickstart", "data.size=128", "train.samples=8", *SHORT),
+        *("quickstart_fomm", "data.size=128", "train.samples=8", *SHORT),
         *("model.detector.scale_factor=0.25", "model.dense_motion.scale_factor=0.25"),
     ],
 }
@@ -46,7 +50,8 @@ def write_videos(folder: Path, seeds: range) -> None:
 
 @pytest.fixture
 def belongings(tmp_path: Path, prioritycut: Prioritycut) -> Path:
-    """What the reader has: videos of one person, a model of others, and larger clips."""
+    """What the reader has: videos of one person, models of others, and larger clips."""
+    torch.save(published_golden(load(DATA / "tps_dev_a.safetensors")), tmp_path / "vox.pth.tar")
     write_videos(tmp_path / "others", range(3))
     write_videos(tmp_path / "me" / "train", range(10, 12))
     write_videos(tmp_path / "me" / "val", range(12, 13))
@@ -55,7 +60,7 @@ def belongings(tmp_path: Path, prioritycut: Prioritycut) -> Path:
     for out, size in (("data", "64"), ("data512", "128")):
         assert prioritycut("shard", "others", "--out", out, "--size", size).returncode == 0
     words = ["name=vox", "data.url=data", "train.samples=16", *SHORT]
-    assert prioritycut("train", "quickstart", *words).returncode == 0
+    assert prioritycut("train", "quickstart_fomm", *words).returncode == 0
     return tmp_path
 
 
