@@ -88,6 +88,7 @@ def test_encode_gives_the_features_of_a_full_forward_pass(words: list[str]) -> N
 
 @either_family
 def test_one_source_for_many_driving_frames_equals_repeating_it(source_of_model: Path) -> None:
+    torch.manual_seed(0)  # The splines of some random keypoints are nearly singular.
     animator = build_animator(load_config(str(source_of_model)).model).eval()
     source, driving = torch.rand(1, 3, 32, 32), torch.rand(3, 3, 32, 32)
     with torch.no_grad():
