@@ -19,7 +19,7 @@ from tests.places import DATA, ROOT
 from tests.unit.importers.test_thin_plate import published_golden
 from tests.unit.models.thin_plate.test_parity import load
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 SHORT = ["train.workers=0", "train.checkpoint_every=1"]
 SMALL = {

@@ -82,6 +82,7 @@ def test_training_reads_shards_of_others_where_they_lie(pattern: str, tmp_path: 
     assert any("the checksum does not match" in problem for problem in verify(out).problems)
 
 
+@pytest.mark.slow
 def test_indexing_resumes_after_a_kill(pattern: str, tmp_path: Path) -> None:
     broken = tmp_path / "theirs/s-000001.tar"
     broken.write_bytes(broken.read_bytes()[:9000])

@@ -72,6 +72,7 @@ def test_tasks_score_what_the_process_itself_would(shards: Path, tmp_path: Path)
     assert len(left_out) == 3 - len(found) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_without_room_all_ranks_score_together(shards: Path, tmp_path: Path) -> None:
     """Two workers take both CPUs."""
@@ -83,6 +84,7 @@ def test_without_room_all_ranks_score_together(shards: Path, tmp_path: Path) -> 
     assert verdicts(run)[-1].scores == pytest.approx(scores_of_evaluation(run, shards), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_patience_ends_all_ranks(shards: Path, tmp_path: Path) -> None:
     words = ["train.workers=2", "train.samples=400", "train.patience=2"]

@@ -87,7 +87,10 @@ def test_the_same_call_resumes_and_equals_an_uninterrupted_run(
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [(TINY, ALONE), (TINY_TPS, ("train.accumulate=2",))],
+    [
+        (TINY, ALONE),
+        pytest.param(TINY_TPS, ("train.accumulate=2",), marks=pytest.mark.slow),
+    ],
     ids=["without a discriminator", "thin plate"],
 )
 def test_schedules_go_on_where_a_resumed_run_left_them(

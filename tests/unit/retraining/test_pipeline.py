@@ -118,6 +118,7 @@ def test_a_better_candidate_is_promoted_and_leaks_are_left_out(project: Path, ni
     assert not (project / "models" / "first" / "probes.json").exists()
 
 
+@pytest.mark.slow
 def test_a_shifted_night_is_refused_before_anything_is_trained(
     project: Path, night: Night, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_shifted_night_is_refused_before_anything_is_trained(
     assert night(data_gate={"brightness": 0.9}).comparison is not None
 
 
+@pytest.mark.slow
 def test_a_slice_refuses_by_name(project: Path, night: Night) -> None:
     add(project / "data", {"d": "train"}, [puppet(7)])
     report = night(gate={"tolerances": {}, "slices": {"identity": {"l1": 0.0}}, "time_factor": 50})

@@ -45,6 +45,7 @@ def test_a_sound_candidate_passes_and_its_cost_is_stated(checkpoint: str, clip: 
     ]
 
 
+@pytest.mark.slow
 def test_an_export_that_animates_differently_is_refused(
     checkpoint: str, clip: Frames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
