@@ -357,7 +357,7 @@ def _checkpoint() -> Path:
             for key, value in small.items()
         ]
         words += ["model.generator.block_expansion=4", "model.generator.max_features=8"]
-        config = load_config("quickstart_fomm", [*words, "data.url=none"])
+        config = load_config("quickstart", [*words, "data.url=none"])
         save_checkpoint(new_state(config, torch.device("cpu")), config, _Made.checkpoint)
     return _Made.checkpoint
 

@@ -182,7 +182,7 @@ def config_of(
     """The published sizes, mixing in every step; in the rehearsal, the quickstart's sizes."""
     mixing = ["priority_cut.mix_prob=1", "priority_cut.warmup_samples=0"]
     return load_config(
-        "quickstart_fomm" if setup.dry else setup.config,
+        "quickstart" if setup.dry else setup.config,
         [
             f"train.batch_size={batch}",
             f"train.precision={precision}",
@@ -375,7 +375,7 @@ def train(setup: Setup) -> None:
     with shards(setup) as data, tempfile.TemporaryDirectory() as runs:
         batch, total = (2, 24) if setup.dry else (32, 320)
         words = [
-            "quickstart_fomm" if setup.dry else setup.config,
+            "quickstart" if setup.dry else setup.config,
             *("name=real", f"storage={runs}", f"data.url={data}"),
             *("loss.perceptual.weights=random", "priority_cut.warmup_samples=0"),
             *("train.workers=1", f"train.use_gpu={'no' if setup.dry else 'yes'}"),

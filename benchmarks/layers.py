@@ -101,7 +101,7 @@ def _animators() -> None:
     _title("animator in training mode, float32", "batch", "torch: error", "ours: error")
     for size, batch in ((128, 2), (256, 2)):
         narrow = [f"data.size={size}", "model.detector.num_blocks=3"]
-        config = load_config("quickstart_fomm", [*narrow, "model.dense_motion.num_blocks=3"])
+        config = load_config("quickstart", [*narrow, "model.dense_motion.num_blocks=3"])
         torch.manual_seed(0)
         animator, frames = build_animator(config.model), torch.rand(2, batch, 3, size, size)
         with _torch_norm():

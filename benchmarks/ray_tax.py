@@ -88,7 +88,7 @@ def _config(folder: str, name: str, steps: int) -> Config:
     words = [f"storage={folder}/runs", f"data.url={folder}/data", f"name={name}"]
     words += [f"train.log_every={LOG_EVERY}", "train.workers=1"]
     words += [f"train.samples={8 * steps}", "train.image_every=100000"]
-    return load_config("quickstart_fomm", [*words, "train.checkpoint_every=100000"])
+    return load_config("quickstart", [*words, "train.checkpoint_every=100000"])
 
 
 def _first_step(windows: list[Window]) -> float:

@@ -41,7 +41,7 @@ BUCKET = 25 * 2**20
 
 
 def main(
-    configuration: str = "quickstart_fomm",
+    configuration: str = "quickstart",
     batch: int = 4,
     steps: int = 12,
     turns: int = 2,

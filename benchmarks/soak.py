@@ -34,7 +34,7 @@ from tests.runs import Training, assert_same_weights, await_truth
 ENVIRON = environment()
 BATCH, LOG_EVERY = 4, 2
 WORDS = [
-    "quickstart_fomm",
+    "quickstart",
     "name=soak",
     f"train.batch_size={BATCH}",
     "train.workers=2",

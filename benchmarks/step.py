@@ -366,7 +366,7 @@ def _draw(costs: list[Cost], picture: Path) -> None:
 def _train(precision: str, steps: int, seed: int) -> dict[str, float]:
     """Mean losses over the last quarter of the steps, each on new random smooth frames."""
     words = [f"train.precision={precision}", f"train.seed={seed}", "priority_cut.warmup_samples=0"]
-    config = load_config("quickstart_fomm", words)
+    config = load_config("quickstart", words)
     state, perceptual = new_state(config, DEVICE), build_perceptual(config, DEVICE)
     state.animator.train()
     state.discriminator.train()

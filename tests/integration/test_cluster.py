@@ -188,7 +188,7 @@ def options(endpoint: str) -> ManifestOptions:
             "image": "prioritycut-ray:0.1.0-ray2.60.0-cpu",
             "storage": f"s3://{BUCKET}",
             "storage_endpoint": endpoint,
-            "train": {"config": "quickstart_fomm", "overrides": TINY},
+            "train": {"config": "quickstart", "overrides": TINY},
             "head": pod,
             "worker": {**pod, "gpus": 0},
             "max_workers": 2,
@@ -411,7 +411,7 @@ def trained(stage: Stage) -> str:
         assert job.end() == 0, job.output()
         listed = stage.run("jobs", "status", "train", "--address", pods.url)
         assert "SUCCEEDED" in listed
-    return "quickstart_fomm"
+    return "quickstart"
 
 
 def test_train(stage: Stage, trained: str) -> None:

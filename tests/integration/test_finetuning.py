@@ -23,10 +23,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures
 
 SHORT = ["train.workers=0", "train.checkpoint_every=1"]
 SMALL = {
-    "vox256": ["quickstart_fomm", "train.samples=16", "train.validate_every=1", *SHORT],
-    "vox256_tps": ["quickstart", "train.samples=8", *SHORT],
+    "vox256": ["quickstart", "train.samples=16", "train.validate_every=1", *SHORT],
+    "vox256_tps": ["quickstart_tps", "train.samples=8", *SHORT],
     "vox512": [
-        *("quickstart_fomm", "data.size=128", "train.samples=8", *SHORT),
+        *("quickstart", "data.size=128", "train.samples=8", *SHORT),
         *("model.detector.scale_factor=0.25", "model.dense_motion.scale_factor=0.25"),
     ],
 }
@@ -60,7 +60,7 @@ def belongings(tmp_path: Path, prioritycut: Prioritycut) -> Path:
     for out, size in (("data", "64"), ("data512", "128")):
         assert prioritycut("shard", "others", "--out", out, "--size", size).returncode == 0
     words = ["name=vox", "data.url=data", "train.samples=16", *SHORT]
-    assert prioritycut("train", "quickstart_fomm", *words).returncode == 0
+    assert prioritycut("train", "quickstart", *words).returncode == 0
     return tmp_path
 
 

@@ -80,7 +80,7 @@ def stage(image: Container) -> Iterator[Stage]:
                     "image": TAG,
                     "storage": f"s3://{BUCKET}",
                     "storage_endpoint": s3.url,
-                    "train": {"config": "quickstart_fomm", "overrides": TINY},
+                    "train": {"config": "quickstart", "overrides": TINY},
                     "head": pod,
                     "worker": {**pod, "gpus": 0},
                     "max_workers": 1,
@@ -128,7 +128,7 @@ def test_the_training_job_succeeds(stage: Stage, tmp_path: Path) -> None:
         said = stage.run(client, "ray", "job", "submit", "--address", url, "--", *entrypoint)
     assert "succeeded" in said
     assert stage.run(
-        client, "prioritycut", "export", f"s3://{BUCKET}/runs/quickstart_fomm", "--out", "/tmp/m"
+        client, "prioritycut", "export", f"s3://{BUCKET}/runs/quickstart", "--out", "/tmp/m"
     )
 
 
