@@ -24,6 +24,7 @@ from prioritycut_ray import losses, priority_cut
 from prioritycut_ray.config import Config, LossConfig
 from prioritycut_ray.equivariance import random_spline, transform_frame
 from prioritycut_ray.models import blocks, discriminators
+from prioritycut_ray.models import keypoints as gaussians
 from prioritycut_ray.models.animator import Animation, FramePair, TrainingInputs
 from prioritycut_ray.models.batch_norm import BatchNorm2d
 from prioritycut_ray.models.blocks import AntiAliasDownsample, coordinate_grid
@@ -73,15 +74,14 @@ def reference_layers() -> Iterator[None]:
         (discriminators, "pooled_conv", _convolve_then_pool),
         (discriminators, "keypoint_heatmaps", _heatmaps),
         (discriminators, "channels_last", _as_it_is),
-        (dense_motion, "keypoint_heatmaps", _heatmaps),
+        (gaussians, "keypoint_heatmaps", _heatmaps),
         (dense_motion, "warp_by_each", _warp_by_each),
         (dense_motion, "channels_last", _as_it_is),
         (generator, "channels_last", _as_it_is),
         (thin_plate, "channels_last", _as_it_is),
-        (thin_plate, "keypoint_heatmaps", _heatmaps),
         (thin_plate, "fit_splines", _fit_splines),
         (thin_plate, "evaluate_splines", _evaluate_splines),
-        (thin_plate, "warp_by_each", _warp_by_each_spline),
+        (thin_plate, "warp_by_each", _warp_by_each),
         (inpainting, "channels_last", _as_it_is),
         (inpainting, "warp", _deform),
         (resnet, "channels_last", _as_it_is),
@@ -210,10 +210,10 @@ def _heatmaps(
     return torch.exp(-squared / (2 * HEATMAP_VARIANCE)).to(dtype)
 
 
-def _warp_by_each(image: Tensor, motions: Tensor) -> Tensor:
+def _warp_by_each(image: Tensor, motions: Tensor, *, align_corners: bool) -> Tensor:
     count = motions.shape[1]
     repeated = image[:, None].repeat(1, count, 1, 1, 1).flatten(0, 1)
-    warped = F.grid_sample(repeated, motions.flatten(0, 1), align_corners=False)
+    warped = F.grid_sample(repeated, motions.flatten(0, 1), align_corners=align_corners)
     return warped.unflatten(0, (-1, count))
 
 
@@ -246,13 +246,6 @@ def _evaluate_splines(splines: Splines, points: Tensor) -> Tensor:
     squared = ((points - control[:, :, :, None]) ** 2).sum(-1)
     radial = squared * torch.log(squared + 1e-9)
     return flat.mT + radial.mT @ weights
-
-
-def _warp_by_each_spline(image: Tensor, motions: Tensor) -> Tensor:
-    count = motions.shape[1]
-    repeated = image[:, None].repeat(1, count, 1, 1, 1).flatten(0, 1)
-    warped = F.grid_sample(repeated, motions.flatten(0, 1), align_corners=True)
-    return warped.unflatten(0, (-1, count)).flatten(1, 2)
 
 
 def _deform(image: Tensor, deformation: Tensor) -> Tensor:

@@ -72,6 +72,19 @@ def film(seed: int, count: int = 6, height: int = 48, width: int = 80) -> list[n
     return frames
 
 
+def moving_rectangle(
+    count: int, seed: int = 0, height: int = 64, width: int = 64
+) -> list[np.ndarray]:
+    """A rectangle that moves over a plain background; both are coloured by the seed."""
+    colour = np.random.default_rng(seed).integers(60, 255, 3)
+    frames = []
+    for index in range(count):
+        frame = np.full((height, width, 3), colour // 2, np.uint8)
+        frame[height // 4 : height // 2, 2 * index % (width // 2) :][:, : width // 4] = colour
+        frames.append(frame)
+    return frames
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 

@@ -66,6 +66,17 @@ def keypoint_heatmaps(
     return along_y[:, :, :, None] * along_x[:, :, None]
 
 
+def heatmap_difference(
+    source: Keypoints, driving: Keypoints, height: int, width: int
+) -> Float[Tensor, "B K1 h w"]:
+    """Return H_k = driving Gaussian − source Gaussian, after the background's H_0 = 0."""
+    both = torch.stack([driving.value, source.value])
+    heatmaps = keypoint_heatmaps(both.flatten(0, 1), height, width)
+    of_driving, of_source = heatmaps.unflatten(0, both.shape[:2]).unbind()
+    difference = of_driving - of_source
+    return torch.cat([torch.zeros_like(difference[:, :1]), difference], dim=1)
+
+
 def relative_keypoints(
     source: Keypoints, driving: Keypoints, initial: Keypoints, *, adapt_scale: bool = False
 ) -> Keypoints:

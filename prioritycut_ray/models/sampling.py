@@ -44,6 +44,20 @@ def grid_sample(
     return F.grid_sample(image, grid, padding_mode=padding, align_corners=align_corners)
 
 
+def warp_by_each(
+    image: Float[Tensor, "B C h w"], motions: Float[Tensor, "B K1 h w 2"], *, align_corners: bool
+) -> Float[Tensor, "B K1 C h w"]:
+    """Warp the image by each of the motions.
+
+    The motions are stacked into one tall grid, so that the image is not repeated K+1 times.
+    """
+    batch, count, height, width, _ = motions.shape
+    tall = motions.reshape(batch, count * height, width, 2)
+    warped = grid_sample(image, tall, align_corners=align_corners)
+    each: Tensor = warped.unflatten(2, (count, height)).transpose(1, 2)
+    return each
+
+
 def between_edges(grid: Float[Tensor, "B h w 2"], height: int, width: int) -> Tensor:
     """Convert positions where ±1 are the centres of the outer pixels: to where they are edges."""
     x, y = grid.unbind(-1)

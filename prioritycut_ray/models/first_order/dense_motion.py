@@ -15,8 +15,8 @@ from prioritycut_ray.models.blocks import (
     in_float32,
     inverse_2x2,
 )
-from prioritycut_ray.models.keypoints import Keypoints, keypoint_heatmaps
-from prioritycut_ray.models.sampling import grid_sample
+from prioritycut_ray.models.keypoints import Keypoints, heatmap_difference
+from prioritycut_ray.models.sampling import warp_by_each
 
 
 class DenseMotion(NamedTuple):
@@ -71,7 +71,7 @@ class DenseMotionNetwork(nn.Module):
         with in_float32(source):
             motions = sparse_motions(keypoints, driving, *source.shape[2:])
             heatmaps = heatmap_difference(keypoints, driving, *source.shape[2:])
-            warped = warp_by_each(source, motions)
+            warped = warp_by_each(source, motions, align_corners=False)
         parts = [in_conv_format(heatmaps)[:, :, None], in_conv_format(warped)]
         stacked = torch.cat(parts, dim=2).flatten(1, 2)
         features = self.hourglass(channels_last(stacked))
@@ -81,17 +81,6 @@ class DenseMotionNetwork(nn.Module):
             mask=mask,
             occlusion_map=torch.sigmoid(self.occlusion(features).float()),
         )
-
-
-def heatmap_difference(
-    source: Keypoints, driving: Keypoints, height: int, width: int
-) -> Float[Tensor, "B K1 h w"]:
-    """Return H_k = driving Gaussian − source Gaussian, after the background's H_0 = 0."""
-    both = torch.stack([driving.value, source.value])
-    heatmaps = keypoint_heatmaps(both.flatten(0, 1), height, width)
-    of_driving, of_source = heatmaps.unflatten(0, both.shape[:2]).unbind()
-    difference = of_driving - of_source
-    return torch.cat([torch.zeros_like(difference[:, :1]), difference], dim=1)
 
 
 def sparse_motions(
@@ -107,17 +96,3 @@ def sparse_motions(
     motions = motions + source.value[:, :, None, None]
     background = grid.expand(motions.shape[0], 1, -1, -1, -1)
     return torch.cat([background, motions], dim=1)
-
-
-def warp_by_each(
-    image: Float[Tensor, "B C h w"], motions: Float[Tensor, "B K1 h w 2"]
-) -> Float[Tensor, "B K1 C h w"]:
-    """Warp the image by each of the motions.
-
-    The motions are stacked into one tall grid, so that the image is not repeated K+1 times.
-    """
-    batch, count, height, width, _ = motions.shape
-    tall = motions.reshape(batch, count * height, width, 2)
-    warped = grid_sample(image, tall)
-    each: Tensor = warped.unflatten(2, (count, height)).transpose(1, 2)
-    return each

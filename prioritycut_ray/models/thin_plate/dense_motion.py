@@ -18,8 +18,13 @@ from prioritycut_ray.models.blocks import (
     in_float32,
 )
 from prioritycut_ray.models.instance_norm import InstanceNorm2d
-from prioritycut_ray.models.keypoints import Keypoints, keypoint_heatmaps
-from prioritycut_ray.models.sampling import grid_sample, prefers_rows, sample_rows
+from prioritycut_ray.models.keypoints import Keypoints, heatmap_difference
+from prioritycut_ray.models.sampling import (
+    grid_sample,
+    prefers_rows,
+    sample_rows,
+    warp_by_each,
+)
 from prioritycut_ray.models.thin_plate.spline import POINTS, evaluate_splines, fit_splines
 
 OCCLUSION_MAPS = 4
@@ -111,7 +116,7 @@ class DenseMotionNetwork(nn.Module):
         with in_float32(source):
             motions = all_motions(keypoints, driving, background, *source.shape[2:])
             heatmaps = heatmap_difference(keypoints, driving, *source.shape[2:])
-            warped = warp_by_each(source, motions)
+            warped = warp_by_each(source, motions, align_corners=True).flatten(1, 2)
         stacked = torch.cat([in_conv_format(heatmaps), in_conv_format(warped)], dim=1)
         levels = self.hourglass.levels(channels_last(stacked))
         mask = softmax_of_kept(channels_last(self.maps(levels[-1])).float(), dropout)
@@ -148,26 +153,6 @@ def all_motions(
         still = still @ background[:, :2, :2].mT + background[:, None, :2, 2]
     motions: Tensor = torch.cat([still[:, None], bent], dim=1).unflatten(2, (height, width))
     return motions
-
-
-def heatmap_difference(
-    source: Keypoints, driving: Keypoints, height: int, width: int
-) -> Float[Tensor, "B H h w"]:
-    """Return the driving Gaussians minus the source Gaussians, after a map of zeros."""
-    both = torch.cat([driving.value, source.value], dim=1)
-    of_driving, of_source = keypoint_heatmaps(both, height, width).chunk(2, dim=1)
-    difference = of_driving - of_source
-    return torch.cat([torch.zeros_like(difference[:, :1]), difference], dim=1)
-
-
-def warp_by_each(
-    image: Float[Tensor, "B C h w"], motions: Float[Tensor, "B K1 h w 2"]
-) -> Float[Tensor, "B K1C h w"]:
-    """Warp the image by each of the motions, stacked into one tall grid."""
-    count, height = motions.shape[1:3]
-    warped = grid_sample(image, motions.flatten(1, 2), align_corners=True)
-    each: Tensor = warped.unflatten(2, (count, height)).transpose(1, 2).flatten(1, 2)
-    return each
 
 
 def softmax_of_kept(

@@ -37,7 +37,7 @@ def distance(ours: Tensor, exact: Tensor) -> float:
     return float((ours.double() - exact).norm() / exact.norm())
 
 
-def results(norm: nn.BatchNorm2d, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+def results(norm: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
     x = x.clone().requires_grad_()
     out = norm(x)
     out.backward(gradient)

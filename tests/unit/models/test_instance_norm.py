@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prioritycut_ray.models.instance_norm import InstanceNorm2d
-from tests.unit.models.test_batch_norm import LIMITS, distance, threads
+from tests.unit.models.test_batch_norm import LIMITS, distance, results, threads
 
 __all__ = ["threads"]
 
@@ -17,17 +17,6 @@ SHAPES = [
     (2, 2048, 3, 2),  # more channels than a block has columns
     (2, 3, 664, 520),  # several blocks, the last of them shorter
 ]
-
-
-def results(norm: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    x = x.clone().requires_grad_()
-    out = norm(x)
-    out.backward(gradient)
-    assert x.grad is not None
-    assert out.dtype == x.grad.dtype == x.dtype
-    parameters = {f"gradient of {name}": p.grad for name, p in norm.named_parameters()}
-    found = {"out": out.detach(), "gradient": x.grad, **parameters}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def pair(channels: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:

@@ -17,19 +17,10 @@ from prioritycut_ray.video.boxes import Box
 from prioritycut_ray.video.decoding import frames_upright
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.random_access import read_all
+from tests.packing_inputs import moving_rectangle as film
 
 ENCODE = Recipe(size=64, copy=False, max_frames=100)
 COPY = Recipe(size=64, copy=True, max_frames=100)
-
-
-def film(count: int, height: int = 64, width: int = 64, seed: int = 0) -> list[np.ndarray]:
-    colour = np.random.default_rng(seed).integers(60, 255, 3)
-    frames = []
-    for index in range(count):
-        frame = np.full((height, width, 3), colour // 2, np.uint8)
-        frame[height // 4 : height // 2, 2 * index % (width // 2) :][:, : width // 4] = colour
-        frames.append(frame)
-    return frames
 
 
 def entry(path: Path, **changes: Any) -> Entry:
@@ -95,7 +86,7 @@ def test_range_of_frames_is_cut_at_its_own_cuts_and_length(tmp_path: Path) -> No
 
 
 def test_box_is_cropped(tmp_path: Path) -> None:
-    frames = film(6, 96, 128)
+    frames = film(6, 0, 96, 128)
     for frame in frames:
         frame[20:60, 70:110] = (250, 20, 20)
     path = written(tmp_path / "a.mp4", frames)
@@ -134,7 +125,7 @@ def test_video_in_a_tar_is_read_by_its_byte_range(tmp_path: Path) -> None:
 def test_unusual_videos_become_ordinary_clips(
     codec: str, pixels: str, shape: tuple[int, int], name: str, tmp_path: Path
 ) -> None:
-    path = muxed(tmp_path / name, film(9, *shape), codec, pixels)
+    path = muxed(tmp_path / name, film(9, 0, *shape), codec, pixels)
     found, [clip] = read_part(make_part(entry(path), ENCODE))
     assert found.segments[0].frames == 9
     assert read_all(clip, 64).shape == (9, 64, 64, 3)
@@ -218,7 +209,7 @@ def test_copied_stream_is_not_split_but_gives_warnings(tmp_path: Path) -> None:
 def test_stream_unfit_to_copy_is_rejected(
     codec: str, pixels: str, shape: tuple[int, int], reason: str, tmp_path: Path
 ) -> None:
-    path = muxed(tmp_path / "a.mp4", film(6, *shape), codec, pixels)
+    path = muxed(tmp_path / "a.mp4", film(6, 0, *shape), codec, pixels)
     assert outcome(path, COPY).rejected == f"cannot be copied: {reason}"
 
 

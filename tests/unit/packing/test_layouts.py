@@ -21,22 +21,12 @@ from prioritycut_ray.packing.tasks import make_part_within
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.images import resize
 from prioritycut_ray.video.random_access import read_all
+from tests.packing_inputs import moving_rectangle as film
 from tests.packing_inputs import touched
 
 RECIPE = Recipe(size=64, copy=False, max_frames=100)
 FRAMES = Layout(fps=25.0)
 STRIPS = Layout(fps=25.0, strip_width=64)
-
-
-def film(count: int, seed: int = 0, height: int = 64, width: int = 64) -> list[np.ndarray]:
-    """A rectangle that moves over a plain background; both are coloured by the seed."""
-    colour = np.random.default_rng(seed).integers(60, 255, 3)
-    frames = []
-    for index in range(count):
-        frame = np.full((height, width, 3), colour // 2, np.uint8)
-        frame[height // 4 : height // 2, 2 * index % (width // 2) :][:, : width // 4] = colour
-        frames.append(frame)
-    return frames
 
 
 def write_frames(folder: Path, frames: list[np.ndarray], name: str = "{:07}.png") -> Path:

@@ -94,25 +94,23 @@ EXACT = {
     "models/blocks.py in_conv_format",  # their gradients, come back from convolutions
     "models/blocks.py warp",  # features are sampled in the format of coordinates
     "models/first_order/dense_motion.py DenseMotionNetwork.forward",
-    "models/first_order/dense_motion.py heatmap_difference",
     "models/first_order/dense_motion.py sparse_motions",
-    "models/first_order/dense_motion.py warp_by_each",
     "models/first_order/detector.py KeypointDetector.forward",
     "models/first_order/detector.py _expected_map",
     "models/first_order/detector.py _expected_position",
+    "models/keypoints.py heatmap_difference",
     "models/keypoints.py keypoint_heatmaps",
     "models/sampling.py between_edges",
     "models/sampling.py grid_sample",
+    "models/sampling.py warp_by_each",
     "models/sampling.py DeterministicSample.backward",
     "models/sampling.py DeterministicSample.forward",
     "models/sampling.py _in_pixels",
     "models/sampling.py _rows",
     "models/thin_plate/dense_motion.py DenseMotionNetwork.forward",
     "models/thin_plate/dense_motion.py all_motions",
-    "models/thin_plate/dense_motion.py heatmap_difference",
     "models/thin_plate/dense_motion.py softmax_of_kept",  # weights of coordinates
     "models/thin_plate/dense_motion.py warp",  # as in models/blocks.py
-    "models/thin_plate/dense_motion.py warp_by_each",
     "models/thin_plate/resnet.py _numbers",  # the last map, of 1/32 of the frame's side
     "models/thin_plate/spline.py _radial",
     "models/thin_plate/spline.py evaluate_splines",

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from prioritycut_ray import losses
 from prioritycut_ray.equivariance import ThinPlateSpline, transform_frame, transform_points
 from prioritycut_ray.models.keypoints import Keypoints, moved_keypoints, movement_scale
+from prioritycut_ray.models.sampling import warp_by_each
 from prioritycut_ray.models.thin_plate.dense_motion import (
     DenseMotion,
     DenseMotionNetwork,
     Dropout,
     all_motions,
     warp,
-    warp_by_each,
 )
 from prioritycut_ray.models.thin_plate.inpainting import InpaintingNetwork, warp_distance
 from prioritycut_ray.models.thin_plate.resnet import (
@@ -167,7 +167,7 @@ def motion_and_prediction(
     yield f"{mode}/contribution_maps", motion.mask
     yield f"{mode}/deformation", motion.deformation
     yield f"{mode}/deformed", warp(source, motion.deformation)
-    yield f"{mode}/deformed_source", warp_by_each(small, motions).unflatten(1, (-1, 3))
+    yield f"{mode}/deformed_source", warp_by_each(small, motions, align_corners=True)
     for place, occlusion in enumerate(motion.occlusion_maps):
         yield f"{mode}/occlusion_map_{place}", occlusion
         warped = warp(maps[place], motion.deformation) * occlusion
