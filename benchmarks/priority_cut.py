@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from prioritycut_ray import priority_cut
 from prioritycut_ray.config import Config, PriorityCutConfig, parse_config
-from prioritycut_ray.data.puppets import disoccluded, foreground, render_clip
+from prioritycut_ray.data.puppets import foreground, render_clip, truth_between
 from prioritycut_ray.models.animator import Animation, FramePair
 from prioritycut_ray.models.keypoints import Keypoints
 from prioritycut_ray.networks import build_perceptual
@@ -126,7 +126,7 @@ def _interleaved(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str
     return seconds
 
 
-class Truth(NamedTuple):
+class TruePair(NamedTuple):
     """A pair of puppet frames, and the ground truth of the driving frame: bool [1, 1, H, W]."""
 
     pair: FramePair
@@ -144,7 +144,7 @@ def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
     seen = defaultdict(list)
     for truth in _puppet_pairs(clips, config.data.size, seed):
         with torch.inference_mode():
-            animation, _ = animator(truth.pair)
+            animation = animator(truth.pair).animation
         ours = _foreground(animation, mixing)
         targets = {
             "dis-occluded and foreground as the method defines it (M_bg below the threshold)": (
@@ -163,7 +163,7 @@ def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
         _print_hits(name, shown)
 
 
-def _puppet_pairs(clips: int, size: int, seed: int) -> Iterator[Truth]:
+def _puppet_pairs(clips: int, size: int, seed: int) -> Iterator[TruePair]:
     """Random frame pairs of puppets that are in no training set."""
     rng = np.random.default_rng(seed)
     for puppet in range(FIRST_SEED, FIRST_SEED + clips):
@@ -171,9 +171,10 @@ def _puppet_pairs(clips: int, size: int, seed: int) -> Iterator[Truth]:
         for _ in range(PAIRS_PER_CLIP):
             source, driving = (int(frame) for frame in rng.choice(CLIP_FRAMES, 2, replace=False))
             frames = torch.from_numpy(clip.frames[[source, driving]]).permute(0, 3, 1, 2) / 255
-            truth = (foreground(clip, driving), disoccluded(clip, source, driving))
-            masks = (torch.from_numpy(mask)[None, None] for mask in truth)
-            yield Truth(FramePair(frames[:1], frames[1:]), *masks)
+            truth = truth_between(clip, source, driving)
+            shown = (foreground(clip, driving), truth.disoccluded)
+            masks = (torch.from_numpy(mask)[None, None] for mask in shown)
+            yield TruePair(FramePair(frames[:1], frames[1:]), *masks)
 
 
 def _foreground(animation: Animation, mixing: PriorityCutConfig) -> Tensor:

@@ -3,7 +3,8 @@
 A puppet is a stack of flat parts, like a paper doll. Every part has a shape and a texture fixed in
 its own coordinates, and moves rigidly about the joint with its parent. Because every pose is known,
 so is the position of any visible surface point in any other frame, and whether it is visible there:
-these clips are a ground truth as well as a toy data set.
+these clips are a ground truth as well as a toy data set. What a puppet looks like and how it moves
+have separate seeds, so any puppet can be rendered in the motion of any other one.
 
 Lengths that describe a puppet are fractions of the frame side, so one seed is one puppet at every
 frame size. In the image x points right and y points down; pixel (row, column) has its centre at
@@ -16,7 +17,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from prioritycut_ray.data.puppet_poses import (
+    Floats,
+    Motion,
+    compose,
+    pose,
+    rotation,
+    to_image,
+    to_part,
+    wave,
+)
+
 Mask = NDArray[np.bool_]
 Colour = tuple[float, float, float]
 Pattern = Literal["stripes", "dots", "patches"]
@@ -68,10 +79,15 @@ class Part(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """Where a part is pinned on its parent (frame fractions) and how far it swings (degrees)."""
+    """Where a part is pinned on its parent (frame fractions) and how far it swings (degrees).
+
+    Parts are named by their layer (front or back), angles by their side in the picture (left or
+    right), so that a motion moves the same side of every puppet.
+    """
 
     part: str
     parent: str
+    angle: str
     x: float
     y: float
     rest: float
@@ -87,8 +103,24 @@ class PuppetClip(NamedTuple):
     puppet: tuple[Part, ...]  # [P] from bottom to top; item 0 is the background.
 
 
+class Truth(NamedTuple):
+    """What is exactly known of a driving frame, given a source frame of the same clip.
+
+    Attributes:
+        parts: [H, W] part that owns each driving pixel's centre; 0 is the background.
+        flow: [H, W, 2] (x, y) in pixels: where the surface point that the driving frame shows at a
+            pixel's centre lies in the source frame, minus where it lies in the driving frame.
+        disoccluded: [H, W] True where the source frame does not show that point: another part lies
+            on top of it there, or it is outside the frame.
+    """
+
+    parts: NDArray[np.uint8]
+    flow: Floats
+    disoccluded: Mask
+
+
 def render_clip(seed: int, *, size: int = 64, frames: int = 32) -> PuppetClip:
-    """Render the puppet of a seed in motion.
+    """Render the puppet of a seed in its own motion.
 
     Args:
         seed: 0 or more; determines the puppet, its background and its motion.
@@ -98,9 +130,19 @@ def render_clip(seed: int, *, size: int = 64, frames: int = 32) -> PuppetClip:
     Returns:
         The clip: RGB frames [T, size, size, 3] and their ground truth.
     """
-    # Two generators: looks and motion must not depend on each other.
-    puppet, joints = _make_puppet(np.random.default_rng([seed, 0]))
-    poses = _animate(puppet, joints, np.random.default_rng([seed, 1]), frames)
+    return render_motion(seed, motion_of(seed, frames), size=size)
+
+
+def render_motion(look: int, motion: Motion, *, size: int = 64) -> PuppetClip:
+    """Render the puppet of a seed, with its proportions and background, in any motion.
+
+    Args:
+        look: 0 or more; determines the puppet and its background.
+        motion: how it moves over T frames, such as :func:`motion_of` another seed.
+        size: height and width of the frames in pixels.
+    """
+    puppet, joints = _make_puppet(np.random.default_rng([look, 0]))
+    poses = _pose_parts(puppet, joints, motion)
     poses[..., 2] *= size
     wall = _colours(puppet[0], _grid(size, SAMPLES_PER_PIXEL) / size)
     rendered = [_render(puppet, at_time, wall, size) for at_time in poses]
@@ -112,14 +154,29 @@ def render_clip(seed: int, *, size: int = 64, frames: int = 32) -> PuppetClip:
     )
 
 
+def motion_of(seed: int, frames: int) -> Motion:
+    """Return how the puppet of a seed moves in its own clip."""
+    _, joints = _make_puppet(np.random.default_rng([seed, 0]))
+    # Another generator: looks and motion must not depend on each other.
+    rng = np.random.default_rng([seed, 1])
+    motion = {
+        "x": 0.5 + 0.12 * wave(rng, frames),
+        "y": 0.5 + 0.05 * wave(rng, frames),
+        "torso": np.radians(20 * wave(rng, frames)),
+    }
+    for joint in joints:
+        motion[joint.angle] = np.radians(joint.rest + joint.swing * wave(rng, frames))
+    return motion
+
+
 def foreground(clip: PuppetClip, frame: int) -> Mask:
     """Return the mask of the puppet in a frame: [H, W], True where it hides the background."""
     shown: Mask = clip.parts[frame] != 0
     return shown
 
 
-def disoccluded(clip: PuppetClip, source: int, driving: int) -> Mask:
-    """Return the mask of a driving frame's pixels whose surface the source frame does not show.
+def truth_between(clip: PuppetClip, source: int, driving: int) -> Truth:
+    """Return what is exactly known of a driving frame, given a source frame.
 
     A pixel centre moves with its part to its exact position in the source frame. It is visible
     there if it is inside the frame and no other part lies on top of it.
@@ -128,9 +185,6 @@ def disoccluded(clip: PuppetClip, source: int, driving: int) -> Mask:
         clip: the clip that both frames belong to.
         source: index of the frame that is looked up.
         driving: index of the frame whose pixels are judged.
-
-    Returns:
-        [H, W] in the driving frame, True where the surface is hidden or outside in the source.
     """
     owner = clip.parts[driving]
     size = owner.shape[0]
@@ -140,11 +194,10 @@ def disoccluded(clip: PuppetClip, source: int, driving: int) -> Mask:
         zip(clip.poses[source], clip.poses[driving], strict=True)
     ):
         mine = owner == index
-        places[:, mine] = _to_image(before, _to_part(after, centres[:, mine]))
+        places[:, mine] = to_image(before, to_part(after, centres[:, mine]))
     inside = ((places >= 0) & (places <= size)).all(axis=0)
     hidden = _topmost(clip.puppet, clip.poses[source], places, size) != owner
-    lost: Mask = hidden | ~inside
-    return lost
+    return Truth(owner, np.moveaxis(places - centres, 0, -1), hidden | ~inside)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -164,7 +217,7 @@ def _render(
     colour = wall.copy()
     for index, part in enumerate(puppet[1:], start=1):
         mine = owner == index
-        colour[mine] = _colours(part, _to_part(poses[index], samples[:, mine]) / size)
+        colour[mine] = _colours(part, to_part(poses[index], samples[:, mine]) / size)
     n = SAMPLES_PER_PIXEL
     image = colour.reshape(size, n, size, n, 3).mean(axis=(1, 3))
     return image.round().clip(0, 255).astype(np.uint8), owner[n // 2 :: n, n // 2 :: n]
@@ -179,7 +232,7 @@ def _topmost(
         # A part is small: most points are too far from its joint to be worth the full test.
         from_joint = points - poses[index, :, 2, None, None]
         near = (from_joint**2).sum(axis=0) < (_reach(part.shape) * size) ** 2
-        at_part = _to_part(poses[index], points[:, near]) / size
+        at_part = to_part(poses[index], points[:, near]) / size
         owner[near] = np.where(_depth(part.shape, at_part) > 0, index, owner[near])
     return owner
 
@@ -207,7 +260,7 @@ def _colours(part: Part, points: Floats) -> Floats:
 
 def _painted(paint: Paint, points: Floats) -> Floats:
     """Evaluate a paint at points [2, ...]: [..., 3], 0..255 save for the brightest spots."""
-    across, along = 2 * np.pi * np.tensordot(_rotation(paint.turn), points / paint.pitch, axes=1)
+    across, along = 2 * np.pi * np.tensordot(rotation(paint.turn), points / paint.pitch, axes=1)
     grain = _noise(paint.lattice, points / paint.pitch * 2)
     match paint.pattern:
         case "stripes":
@@ -255,67 +308,16 @@ def _smoothstep(value: Floats) -> Floats:
     return eased
 
 
-# ---------------------------------------------------------------------------------------------
-# Poses: rigid maps [..., 2, 3], a rotation and then a translation
-# ---------------------------------------------------------------------------------------------
-
-
-def _animate(
-    puppet: tuple[Part, ...], joints: tuple[Joint, ...], rng: np.random.Generator, frames: int
-) -> Floats:
-    """Move the puppet for a number of frames: poses [T, P, 2, 3] in frame fractions."""
-    still = np.broadcast_to(np.eye(2, 3), (frames, 2, 3))
-    torso = _pose(
-        0.5 + 0.12 * _wave(rng, frames),
-        0.5 + 0.05 * _wave(rng, frames),
-        np.radians(20 * _wave(rng, frames)),
-    )
+def _pose_parts(puppet: tuple[Part, ...], joints: tuple[Joint, ...], motion: Motion) -> Floats:
+    """Pose the parts of a puppet: [T, P, 2, 3] in frame fractions."""
+    still = np.broadcast_to(np.eye(2, 3), (len(motion["x"]), 2, 3))
+    torso = pose(motion["x"], motion["y"], motion["torso"])
     poses = {"background": still, "torso": torso}
     for joint in joints:
-        angle = np.radians(joint.rest + joint.swing * _wave(rng, frames))
-        pinned = _pose(np.full(frames, joint.x), np.full(frames, joint.y), angle)
-        poses[joint.part] = _compose(poses[joint.parent], pinned)
+        angle = motion[joint.angle]
+        pinned = pose(np.full_like(angle, joint.x), np.full_like(angle, joint.y), angle)
+        poses[joint.part] = compose(poses[joint.parent], pinned)
     return np.stack([poses[part.name] for part in puppet], axis=1)
-
-
-def _wave(rng: np.random.Generator, frames: int) -> Floats:
-    """Swing between -1 and 1: a slow sinusoid with a quicker, smaller one on top: [T]."""
-    time = np.arange(frames)
-    slow, quick = 2 * np.pi * (time / rng.uniform([[26], [13]], [[40], [20]]) + rng.random((2, 1)))
-    wave: Floats = 0.75 * np.sin(slow) + 0.25 * np.sin(quick)
-    return wave
-
-
-def _pose(x: Floats, y: Floats, angle: Floats) -> Floats:
-    """Turn by an angle [T] (radians, clockwise on screen), then shift to (x, y): [T, 2, 3]."""
-    shift = np.stack([x, y], axis=-1)[..., None]
-    return np.concatenate([np.moveaxis(_rotation(angle), -1, 0), shift], axis=-1)
-
-
-def _compose(outer: Floats, inner: Floats) -> Floats:
-    """Chain poses [T, 2, 3]: apply the inner one first."""
-    chained: Floats = outer[..., :2] @ inner
-    chained[..., 2] += outer[..., 2]
-    return chained
-
-
-def _rotation(angle: Floats | float) -> Floats:
-    """Build rotation matrices [2, 2, ...] from angles [...] in radians."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, -sin], [sin, cos]])
-
-
-def _to_image(pose: Floats, points: Floats) -> Floats:
-    """Carry part points [2, N] to the image with one pose [2, 3]."""
-    carried: Floats = pose[:, :2] @ points + pose[:, 2:]
-    return carried
-
-
-def _to_part(pose: Floats, points: Floats) -> Floats:
-    """Carry image points [2, N] to a part with one pose [2, 3]; the inverse of _to_image."""
-    # The inverse of a rotation is its transpose.
-    carried: Floats = pose[:, :2].T @ (points - pose[:, 2:])
-    return carried
 
 
 def _grid(size: int, samples: int) -> Floats:
@@ -346,20 +348,25 @@ def _make_puppet(rng: np.random.Generator) -> tuple[tuple[Part, ...], tuple[Join
         *_arm("front", arm, sleeve, fur),
     )
     joints = (
-        Joint("head", "torso", 0.0, -0.11, rest=0, swing=22),
+        Joint("head", "torso", "head", 0.0, -0.11, rest=0, swing=22),
         *_limb_joints("front", front, arm, leg),
         *_limb_joints("back", -front, arm, leg),
     )
     return parts, joints
 
 
-def _limb_joints(which: str, side: float, arm: float, leg: float) -> tuple[Joint, ...]:
+def _limb_joints(layer: str, side: float, arm: float, leg: float) -> tuple[Joint, ...]:
     """Pin one arm and one leg on a side of the body: -1 is the left of the picture, 1 the right."""
+    where = "left" if side < 0 else "right"
+
+    def joint(limb: str, parent: str, x: float, y: float, *, rest: float, swing: float) -> Joint:
+        return Joint(f"{layer} {limb}", parent, f"{where} {limb}", x, y, rest, swing)
+
     return (
-        Joint(f"{which} upper arm", "torso", side * 0.14, -0.085, rest=-side * 30, swing=70),
-        Joint(f"{which} forearm", f"{which} upper arm", 0.0, arm, rest=side * 45, swing=65),
-        Joint(f"{which} thigh", "torso", side * 0.085, 0.125, rest=-side * 8, swing=32),
-        Joint(f"{which} shin", f"{which} thigh", 0.0, leg, rest=0, swing=38),
+        joint("upper arm", "torso", side * 0.14, -0.085, rest=-side * 30, swing=70),
+        joint("forearm", f"{layer} upper arm", 0.0, arm, rest=side * 45, swing=65),
+        joint("thigh", "torso", side * 0.085, 0.125, rest=-side * 8, swing=32),
+        joint("shin", f"{layer} thigh", 0.0, leg, rest=0, swing=38),
     )
 
 

@@ -1,12 +1,23 @@
 """Tests of the synthetic puppets: the clips are lively, and their ground truth is true."""
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prioritycut_ray.data.puppets import PuppetClip, disoccluded, foreground, render_clip
+from prioritycut_ray.data.puppet_poses import first_pose, joined, relative_to
+from prioritycut_ray.data.puppets import (
+    Blob,
+    Mask,
+    PuppetClip,
+    foreground,
+    motion_of,
+    render_clip,
+    render_motion,
+    truth_between,
+)
 
 SEEDS = range(6)
 
@@ -15,6 +26,10 @@ SEEDS = range(6)
 def clip_of(seed: int) -> PuppetClip:
     """Render a default clip once for all the tests that look at it."""
     return render_clip(seed)
+
+
+def disoccluded(clip: PuppetClip, source: int, driving: int) -> Mask:
+    return truth_between(clip, source, driving).disoccluded
 
 
 def random_pairs(count: int, frames: int = 32) -> list[tuple[int, int]]:
@@ -168,6 +183,62 @@ def test_disocclusion_is_judged_at_the_exact_place() -> None:
     assert agreement > by_rounding
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_truth_agrees_with_brute_force(seed: int) -> None:
+    """Part, flow and dis-occlusion of every pixel, from the definitions, one pixel at a time."""
+    clip = render_clip(seed, size=24, frames=12)
+    truth = truth_between(clip, 0, 11)
+    for (row, column), part, place in brute_force(clip, 11):
+        x, y = carried_point(clip, part, place, 11, 0)
+        seen = 0 <= x <= 24 and 0 <= y <= 24 and topmost(clip, 0, (x, y)) == part
+        assert truth.parts[row, column] == part
+        assert truth.flow[row, column] == pytest.approx((x - place[0], y - place[1]), abs=1e-9)
+        assert truth.disoccluded[row, column] == (not seen)
+    assert 10 < truth.disoccluded.sum() < 200
+
+
+def test_the_flow_leads_to_the_same_surface() -> None:
+    clip = clip_of(2)
+    for source, driving in random_pairs(3):
+        rows, columns = np.indices((64, 64)) + 0.5
+        places = np.stack([columns, rows], axis=-1) + truth_between(clip, source, driving).flow
+        np.testing.assert_allclose(places, carried(clip, source, driving), atol=1e-9)
+
+
+def test_a_puppet_moves_as_another_one_and_keeps_its_looks() -> None:
+    """The angle of every joint is that of the motion, on the same side of the picture."""
+    sides = set()
+    for look in range(4):
+        clip, other = render_motion(look, motion_of(9, 5)), render_clip(9, frames=5)
+        assert repr(clip.puppet) == repr(render_clip(look, frames=1).puppet)
+        for name in ("head", "torso"):
+            np.testing.assert_allclose(angles(clip, name), angles(other, name))
+        ours, theirs = by_side(clip), by_side(other)
+        assert ours.keys() == theirs.keys()
+        for side in ours:
+            np.testing.assert_allclose(angles(clip, ours[side]), angles(other, theirs[side]))
+        sides.add(ours["left", "upper arm"])
+    assert len(sides) == 2, "no puppet has its front arm on the other side"
+
+
+def test_relative_motion_starts_at_the_own_pose_and_changes_as_the_driving_one() -> None:
+    own, driving = motion_of(1, 6), motion_of(2, 6)
+    moved = relative_to(own, driving)
+    for name, values in moved.items():
+        assert values[0] == own[name][0]
+        np.testing.assert_allclose(np.diff(values), np.diff(driving[name]))
+    for name, values in relative_to(own, own).items():
+        np.testing.assert_allclose(values, own[name])
+
+
+def test_motions_are_joined() -> None:
+    """A clip whose first frame is the source: the truth between any two of its frames is known."""
+    own, driving = motion_of(1, 4), motion_of(2, 3)
+    clip = render_motion(1, joined(first_pose(own), driving))
+    assert (clip.frames[0] == render_clip(1, frames=1).frames[0]).all()
+    assert (clip.frames[1:] == render_motion(1, driving).frames).all()
+
+
 def test_a_surface_that_left_the_frame_is_disoccluded() -> None:
     """A pixel whose surface lay outside the source frame counts as not visible there."""
     clip = clip_of(0)
@@ -176,6 +247,71 @@ def test_a_surface_that_left_the_frame_is_disoccluded() -> None:
     poses[0, 1:, 0, 2] += 10 * 64
     gone = clip._replace(poses=poses)
     assert (disoccluded(gone, 0, 5) == foreground(gone, 5)).all()
+
+
+def brute_force(
+    clip: PuppetClip, frame: int
+) -> Iterator[tuple[tuple[int, int], int, tuple[float, float]]]:
+    """Every pixel, the part at its centre, and that centre as (x, y)."""
+    size = clip.frames.shape[1]
+    for row in range(size):
+        for column in range(size):
+            place = (column + 0.5, row + 0.5)
+            yield (row, column), topmost(clip, frame, place), place
+
+
+def topmost(clip: PuppetClip, frame: int, place: tuple[float, float]) -> int:
+    """The highest part that covers a point; 0 is the background."""
+    size = clip.frames.shape[1]
+    for part in range(len(clip.puppet) - 1, 0, -1):
+        turn, shift = clip.poses[frame, part, :, :2], clip.poses[frame, part, :, 2]
+        x, y = np.linalg.solve(turn, np.array(place) - shift) / size
+        if any(covers(blob, float(x), float(y)) for blob in clip.puppet[part].shape):
+            return part
+    return 0
+
+
+def covers(blob: Blob, x: float, y: float) -> bool:
+    """Whether a point is less than the radius away from the box."""
+    near_x = min(max(x, blob.x - blob.half_width), blob.x + blob.half_width)
+    near_y = min(max(y, blob.y - blob.half_height), blob.y + blob.half_height)
+    return bool(np.hypot(x - near_x, y - near_y) < blob.radius)
+
+
+def carried_point(
+    clip: PuppetClip, part: int, place: tuple[float, float], start: int, end: int
+) -> tuple[float, float]:
+    """Move a point with a part from one frame to another one."""
+    before, after = clip.poses[start, part], clip.poses[end, part]
+    x, y = after[:, :2] @ np.linalg.solve(before[:, :2], np.array(place) - before[:, 2])
+    return float(x + after[0, 2]), float(y + after[1, 2])
+
+
+def angles(clip: PuppetClip, name: str) -> NDArray[np.float64]:
+    """The angle of a part relative to its parent over time, wrapped to (-pi, pi]."""
+    names = [part.name for part in clip.puppet]
+    layer, _, limb = name.partition(" ")
+    parent = {"torso": "background", "upper arm": "torso", "thigh": "torso"}.get(limb or name)
+    parent = parent or {"forearm": f"{layer} upper arm", "shin": f"{layer} thigh"}.get(
+        limb, "torso"
+    )
+    turns, of_parent = (clip.poses[:, names.index(n), :, :2] for n in (name, parent))
+    relative = np.swapaxes(of_parent, -1, -2) @ turns
+    turned: NDArray[np.float64] = np.arctan2(relative[:, 1, 0], relative[:, 0, 0])
+    return turned
+
+
+def by_side(clip: PuppetClip) -> dict[tuple[str, str], str]:
+    """The names of the limbs by their side in the picture, as they hang on the torso."""
+    names = [part.name for part in clip.puppet]
+    torso = clip.poses[0, names.index("torso")]
+    found = {}
+    for layer in ("front", "back"):
+        shoulder = clip.poses[0, names.index(f"{layer} upper arm"), :, 2]
+        side = "left" if (torso[:, :2].T @ (shoulder - torso[:, 2]))[0] < 0 else "right"
+        for limb in ("upper arm", "forearm", "thigh", "shin"):
+            found[side, limb] = f"{layer} {limb}"
+    return found
 
 
 def mean_difference(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
