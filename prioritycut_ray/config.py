@@ -194,6 +194,8 @@ class ThinPlateConfig(Section):
     family: Literal["thin_plate"]
     num_splines: Count = 10
     """K; each spline is determined by five keypoints."""
+    resnet_channels: Count = 64
+    """Channels of the first stage of the detector's and the background's ResNet; published: 64."""
     dense_motion: DenseMotionConfig = DenseMotionConfig()
     inpainting: InpaintingConfig = InpaintingConfig()
     background: bool = True

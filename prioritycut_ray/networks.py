@@ -43,10 +43,10 @@ def _first_order(config: FirstOrderConfig) -> Animator:
 def _thin_plate(config: ThinPlateConfig) -> Animator:
     splines, dropout = config.num_splines, config.motion_dropout
     return ThinPlateAnimator(
-        PointDetector(splines),
+        PointDetector(splines, config.resnet_channels),
         thin_plate.DenseMotionNetwork(num_splines=splines, **config.dense_motion.model_dump()),
         InpaintingNetwork(**config.inpainting.model_dump()),
-        BackgroundMotion() if config.background else None,
+        BackgroundMotion(config.resnet_channels) if config.background else None,
         Schedule(
             background_start=config.background_start,
             dropout_start=dropout.start,

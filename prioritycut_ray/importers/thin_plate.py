@@ -104,6 +104,7 @@ def _infer_config(shapes: Shapes) -> ThinPlateConfig:
     tree = {
         "family": "thin_plate",
         "num_splines": max(1, numbers // (2 * POINTS)),
+        "resnet_channels": shapes.channels("kp_detector.fg_encoder.layer1.0.conv1.weight"),
         "dense_motion": {**shapes.hourglass(f"{motion}.hourglass"), "scale_factor": scale},
         "inpainting": {
             "block_expansion": shapes.channels("inpainting_network.first.conv.weight"),

@@ -112,7 +112,7 @@ def test_a_wrong_override_is_one_line_with_the_key_and_the_fix(
     ("word", "fragments"),
     [
         ("model.num_keypoints=3", ["model.family=first_order", "did you mean 'model.num_splines'"]),
-        ("model.generator.max_features=8", ["model.family=first_order", "num_splines, dense_mo"]),
+        ("model.generator.max_features=8", ["model.family=first_order", "num_splines, resnet_ch"]),
         ("model.dense_motion.num_block=3", ["did you mean 'model.dense_motion.num_blocks'"]),
         ("model.dense_motion.scale_factor=0.3", ["scale_factor=0.3 must be 1, 0.5, 0.25 or"]),
         ("model.dense_motion.num_blocks=2", ["num_blocks=2 must be at least 3"]),

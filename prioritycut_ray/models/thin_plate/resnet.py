@@ -17,11 +17,12 @@ class PointDetector(nn.Module):
 
     Args:
         num_splines: K.
+        channels: channels of the first stage; they double from stage to stage. 64 is ResNet-18.
     """
 
-    def __init__(self, num_splines: int) -> None:
+    def __init__(self, num_splines: int, channels: int = 64) -> None:
         super().__init__()
-        self.fg_encoder = _resnet(num_splines * POINTS * 2)
+        self.fg_encoder = _resnet(num_splines * POINTS * 2, channels)
 
     def forward(self, frame: Float[Tensor, "B 3 H W"]) -> Keypoints:
         """Detect keypoints in frames with values in [0, 1]."""
@@ -30,11 +31,15 @@ class PointDetector(nn.Module):
 
 
 class BackgroundMotion(nn.Module):
-    """Predicts how the background moves from one frame to another: an affine map."""
+    """Predicts how the background moves from one frame to another: an affine map.
 
-    def __init__(self) -> None:
+    Args:
+        channels: as of the detector.
+    """
+
+    def __init__(self, channels: int = 64) -> None:
         super().__init__()
-        self.bg_encoder = _resnet(6, in_channels=6)
+        self.bg_encoder = _resnet(6, channels, in_channels=6)
         last = self.bg_encoder.fc
         nn.init.zeros_(last.weight)
         last.bias = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
@@ -49,9 +54,13 @@ class BackgroundMotion(nn.Module):
         return torch.cat([rows, last], dim=1)
 
 
-def _resnet(outputs: int, *, in_channels: int = 3) -> ResNet:
+def _resnet(outputs: int, channels: int, *, in_channels: int = 3) -> ResNet:
     network = timm.create_model(
-        "resnet18", num_classes=outputs, in_chans=in_channels, norm_layer=BatchNorm2d
+        "resnet18",
+        num_classes=outputs,
+        in_chans=in_channels,
+        channels=tuple(channels * 2**stage for stage in range(4)),
+        norm_layer=BatchNorm2d,
     )
     assert isinstance(network, ResNet)
     return network

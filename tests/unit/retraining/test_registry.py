@@ -175,12 +175,12 @@ def test_a_reader_sees_the_old_or_the_new_pointer(models: Folder) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    move(models, *("b", "c") * 30)
+    move(models, *("b", "c") * 8)
     ended.set()
     reader.join()
     assert problems == []
     assert seen <= {"a", "b", "c"}
-    assert len(history(models)) == 61
+    assert len(history(models)) == 17
 
 
 def test_the_command_line_lists_promotes_pins_and_rolls_back(
