@@ -511,6 +511,43 @@ Model = Annotated[
 ]
 
 
+benchmark_app = typer.Typer(no_args_is_help=True, help="Score models where the truth is known.")
+app.add_typer(benchmark_app, name="benchmark")
+
+
+@benchmark_app.command(
+    "puppets", epilog="Example: `prioritycut benchmark puppets runs/vox --identities 50`"
+)
+def benchmark_puppets_verb(
+    run: Model,
+    identities: Annotated[int, typer.Option(min=1, help="Number of held-out puppets.")] = 20,
+    frames: Annotated[int, typer.Option(min=2, help="Number of frames of each clip.")] = 32,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="As for `evaluate`; 0 runs without Ray.")
+    ] = None,
+    out: Annotated[
+        Path | None, local_path("Folder of the results; RUN/benchmark/puppets by default.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Rebuild synthetic puppets, move them as others move, and compare with the true rendering.
+
+    Measures the error where the source shows nothing, at the rim of those parts and elsewhere, and
+    flicker against the true motion. The puppets are the same every time, and in no training set.
+    """
+    from prioritycut_ray.commands.benchmark import benchmark_and_print
+
+    with writing_to(out or run):
+        benchmark_and_print(
+            run,
+            identities=identities,
+            frames=frames,
+            workers=workers,
+            out=out,
+            console=console,
+        )
+
+
 @app.command(
     "animate",
     epilog="Example: `prioritycut animate runs/vox --source me.png --driving him.mp4 --out me.mp4`",

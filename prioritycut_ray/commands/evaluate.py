@@ -39,7 +39,9 @@ def evaluate_and_print(
         out=out,
     )
     print_summary(evaluation, console)
-    console.print(f"Report: {report_folder(run, split, out)}/report.html", markup=False)
+    console.print(
+        f"Report: {report_folder(run, out, 'evaluation', split)}/report.html", markup=False
+    )
 
 
 def print_summary(evaluation: Evaluation, console: Console) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -143,7 +144,7 @@ def score_frames(
         animators: of size S, in evaluation mode.
         extractors: on the animators' device.
     """
-    distance, key, finder = extractors
+    finder = extractors.finder
     true_faces = [finder.find(frame) for frame in frames] if finder else []
     baseline: list[FrameScores] = []
     models: list[FrameScores] = []
@@ -153,10 +154,10 @@ def score_frames(
         finite: list[Tensor] = []
         for rebuilt in reconstruct(animator, frames):
             driving, prediction = rebuilt.pair.driving, rebuilt.animation.prediction
-            parts.append(_similarity(prediction, driving, distance, key))
+            parts.append(similarity(prediction, driving, extractors))
             finite.append(prediction.isfinite().flatten(1).all(dim=1).cpu())
             if number == 0:
-                baseline.append(_similarity(rebuilt.pair.source, driving, distance, key))
+                baseline.append(similarity(rebuilt.pair.source, driving, extractors))
             if finder:
                 images = to_uint8(prediction).permute(0, 2, 3, 1).numpy()
                 faces += [finder.find(image) for image in images]
@@ -166,8 +167,12 @@ def score_frames(
     return [concatenate(baseline) | _face_scores(true_faces, copied), *models]
 
 
-def _similarity(predicted: Tensor, true: Tensor, distance: nn.Module, key: str) -> FrameScores:
-    return reconstruction_scores(predicted, true) | {key: every_frame(distance(predicted, true))}
+def similarity(
+    predicted: Float[Tensor, "T 3 H W"], true: Float[Tensor, "T 3 H W"], extractors: Extractors
+) -> FrameScores:
+    """Return L1, PSNR, SSIM and the perceptual distance for each frame, of values in [0, 1]."""
+    distance = every_frame(extractors.distance(predicted, true))
+    return reconstruction_scores(predicted, true) | {extractors.key: distance}
 
 
 def _face_scores(true: Sequence[Face | None], predicted: Sequence[Face | None]) -> FrameScores:

@@ -1,11 +1,11 @@
 """Clip scores to means with intervals over identities, paired differences, and warnings."""
 
+import typing
 from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
 
-from prioritycut_ray.data.shards import Clip
 from prioritycut_ray.evaluation.records import (
     ClipScores,
     Difference,
@@ -27,6 +27,23 @@ FEW_IDENTITIES = 10
 """With fewer, the bootstrap has too little to resample: the intervals are rough."""
 
 
+@typing.runtime_checkable
+class Clip(typing.Protocol):
+    """What is known of a scored clip, packed or rendered."""
+
+    @property
+    def key(self) -> str:
+        """Its unique name."""
+
+    @property
+    def identity(self) -> str:
+        """Who or what it shows."""
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+
+
 def summarise(
     name: str,
     checkpoint: str,
@@ -45,7 +62,7 @@ def summarise(
             identity=clip.identity,
             frames=clip.frames,
             values={key: value_of(key, tally) for key, tally in scores[clip.key].items()},
-            counted={key: int(t.denominator.sum()) for key, t in scores[clip.key].items()},
+            counted={key: tally.frames() for key, tally in scores[clip.key].items()},
         )
         for clip in scored
     ]
@@ -82,16 +99,18 @@ def differences(
     pairs = [(run, base) for base in baselines for run in runs]
     pairs += [(run, runs[0]) for run in runs[1:]]
     return [
-        _difference(model, reference, clips, table)
+        difference(model, reference, clips, table)
         for model, reference in pairs
         if protocol_of[model] == protocol_of[reference]
     ]
 
 
-def _difference(model: str, reference: str, clips: Sequence[Clip], table: FrameTable) -> Difference:
+def difference(model: str, reference: str, clips: Sequence[Clip], table: FrameTable) -> Difference:
+    """Compare a model with a reference on the clips and metrics that both are scored on."""
     shared = [c for c in clips if c.key in table[model] and c.key in table[reference]]
     identities = [clip.identity for clip in shared]
-    keys = list(table[model][shared[0].key])
+    first = shared[0].key
+    keys = [key for key in table[model][first] if key in table[reference][first]]
     pairs = {
         key: [(table[model][c.key][key], table[reference][c.key][key]) for c in shared]
         for key in keys

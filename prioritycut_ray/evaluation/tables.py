@@ -51,6 +51,32 @@ def summary_tables(evaluation: Evaluation) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def metric_table(evaluation: Evaluation, title: str) -> Table:
+    """Return the means over clips of one run: a row a metric, a column a model.
+
+    The last column is the difference between the run and the baseline.
+    """
+    (run,) = evaluation.runs
+    to_baseline = evaluation.differences[0]
+    rows = [
+        [
+            metric_label(metric),
+            *(_mean_of(metric, model) for model in evaluation.models),
+            difference_text(metric, to_baseline.mean_over_clips[metric.key]),
+        ]
+        for metric in evaluation.metrics
+    ]
+    names = [model.name for model in evaluation.models]
+    header = ["", *names, f"{run.name} − {to_baseline.reference}"]
+    return Table(title, header, rows)
+
+
+def _mean_of(metric: Metric, model: ModelScores) -> str:
+    """Return the mean of a model; empty if the metric is not measured on it."""
+    estimate = model.mean_over_clips.get(metric.key)
+    return "" if estimate is None else estimate_text(metric, estimate, estimate.frames)
+
+
 def detail_tables(evaluation: Evaluation) -> list[Table]:
     """Return the scores by identity and by clip, and the clips that were skipped."""
     tables = [_by_identity(evaluation), _by_clip(evaluation)]

@@ -44,7 +44,6 @@ def to_tensor(frames: NDArray[np.uint8], device: torch.device) -> Float[Tensor, 
     return send(torch.tensor(frames), device).permute(0, 3, 1, 2).float() / 255
 
 
-@torch.inference_mode()
 def reconstruct(animator: Animator, frames: NDArray[np.uint8]) -> Iterator[Rendered]:
     """Rebuild every frame of a clip from its first one (method §5), in batches.
 
@@ -52,12 +51,34 @@ def reconstruct(animator: Animator, frames: NDArray[np.uint8]) -> Iterator[Rende
         animator: in evaluation mode.
         frames: the clip, `[T, H, W, 3]`.
     """
+    return transfer(animator, frames[0], frames, relative=False)
+
+
+@torch.inference_mode()
+def transfer(
+    animator: Animator, source: NDArray[np.uint8], driving: NDArray[np.uint8], *, relative: bool
+) -> Iterator[Rendered]:
+    """Move a source to the motion of a clip to be scored, in batches.
+
+    Unlike :func:`animate`, it computes in the caller's number formats, and leaves it to the caller
+    to look for values that are not finite.
+
+    Args:
+        animator: in evaluation mode.
+        source: square frame `[H, W, 3]`.
+        driving: the clip, `[T, H, W, 3]`.
+        relative: apply the motion since the clip's first frame (method §6), not its poses.
+    """
     device = _device_of(animator)
-    source = animator.encode(to_tensor(frames[:1], device))
-    for start in range(0, len(frames), BATCH):
-        driving = to_tensor(frames[start : start + BATCH], device)
-        animation = animator.render(source, animator.detect(driving))
-        pair = FramePair(source.image.expand(len(driving), -1, -1, -1), driving)
+    prepared = animator.encode(to_tensor(source[None], device))
+    start = animator.detect(to_tensor(driving[:1], device)) if relative else None
+    for first in range(0, len(driving), BATCH):
+        frames = to_tensor(driving[first : first + BATCH], device)
+        keypoints = animator.detect(frames)
+        if start is not None:
+            keypoints = moved_keypoints(prepared.keypoints, keypoints, start, 1.0)
+        animation = animator.render(prepared, keypoints)
+        pair = FramePair(prepared.image.expand(len(frames), -1, -1, -1), frames)
         yield Rendered(pair, animation)
 
 

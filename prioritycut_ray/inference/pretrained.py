@@ -29,8 +29,13 @@ from prioritycut_ray.inference.animate import (
 )
 from prioritycut_ray.models.animator import Animator as Network
 from prioritycut_ray.networks import build_animator
-from prioritycut_ray.runs.locate import find_checkpoint, read_config, run_of_best
-from prioritycut_ray.storage.paths import is_url
+from prioritycut_ray.runs.locate import (
+    find_checkpoint,
+    locate_checkpoint,
+    read_config,
+    run_of_best,
+)
+from prioritycut_ray.storage.paths import expanded, is_url, resolved
 from prioritycut_ray.training.checkpoint import load_animator, load_module
 from prioritycut_ray.video.images import center_square, resize
 from prioritycut_ray.video.source import Frame
@@ -191,6 +196,21 @@ def locate_model(model: str | Path, revision: str | None = None) -> Path:
     if not is_here and re.fullmatch(HUB_ID, str(model)):
         folder = _from_hub(str(model), revision)
     return folder if (folder / CONFIG_NAME).is_file() else find_checkpoint(model)
+
+
+def pinned_model(model: str | Path) -> str:
+    """Return the checkpoint or export that a model is now, as every machine can find it.
+
+    Args:
+        model: as for :meth:`Animator.from_pretrained`.
+
+    Raises:
+        UserError: the model does not exist, or cannot be downloaded.
+    """
+    place = expanded(str(model))
+    if not (locate_model(place) / CONFIG_NAME).is_file():
+        return locate_checkpoint(resolved(place))
+    return resolved(place) if Path(place).exists() else place
 
 
 def read_model_config(folder: Path) -> Config:

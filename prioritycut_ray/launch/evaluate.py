@@ -50,7 +50,7 @@ def evaluate(
         UserError: a run has no usable checkpoint, the data or split does not exist, no clip could
             be decoded, or the report would be written to a URL.
     """
-    folder = report_folder(run, split, out)
+    folder = report_folder(run, out, "evaluation", split)
     data = resolved(str(data))  # Tasks run in folders of their own.
     runs = [resolved(str(place)) for place in (run, *compare)]
     mapper = task_mapper(workers)
@@ -67,8 +67,8 @@ def evaluate(
     return evaluation
 
 
-def report_folder(run: str | Path, split: str, out: str | Path | None = None) -> Path:
-    """Return the folder that :func:`evaluate` writes its report to.
+def report_folder(run: str | Path, out: str | Path | None, *names: str) -> Path:
+    """Return the folder that a report on a run is written to: ``out``, or these names in the run.
 
     Raises:
         UserError: the folder is at a URL.
@@ -78,7 +78,7 @@ def report_folder(run: str | Path, split: str, out: str | Path | None = None) ->
         place = run_of_best(place) or place
     if is_url(place):
         raise UserError(f"{place}: a report is written to a local folder; set --out to one")
-    return Path(place) if out is not None else Path(place, "evaluation", split)
+    return Path(place) if out is not None else Path(place, *names)
 
 
 def task_mapper(workers: int | None) -> Mapper:

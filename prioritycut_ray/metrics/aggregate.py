@@ -52,6 +52,10 @@ class Tally(NamedTuple):
         """Return both sums over the frames."""
         return float(self.numerator.sum()), float(self.denominator.sum())
 
+    def frames(self) -> int:
+        """Return the number of frames that count."""
+        return int(np.count_nonzero(self.denominator))
+
 
 FrameScores = dict[str, Tally]
 """Tallies by metric key."""
@@ -181,7 +185,7 @@ def _estimate_over_clips(key: str, groups: Sequence[Group], identities: Sequence
         total = sums.setdefault(identity, [0.0, 0.0])
         total[0] += value
         total[1] += 1
-        frames += int(group[0].denominator.sum())
+        frames += group[0].frames()
 
     def statistic(total: Any, count: Any, axis: int = -1) -> Any:
         return total.sum(axis) / count.sum(axis)
@@ -199,7 +203,7 @@ def _estimate_over_frames(key: str, groups: Sequence[Group], identities: Sequenc
             continue
         total = sums.setdefault(identity, [0.0] * len(parts))
         total[:] = [a + b for a, b in zip(total, parts, strict=True)]
-        frames += int(group[0].denominator.sum())
+        frames += group[0].frames()
 
     def statistic(*totals: Any, axis: int = -1) -> Any:
         ratios = [
