@@ -248,3 +248,33 @@ def has_reported(scheduler: Any, trial: Any) -> bool:
 def last_result(scheduler: Any, trial: Any) -> dict[str, Any]:
     """Return what a trial of a ``PopulationBasedTraining`` reported last."""
     return dict(scheduler._trial_state[trial].last_result)
+
+
+def optuna_study(searcher: Any) -> Any:
+    """Return the study of an ``OptunaSearch``; what it restores has another one than it was given.
+
+    Returns:
+        An ``optuna.Study``.
+    """
+    return searcher._ot_study
+
+
+def optuna_trials(searcher: Any) -> dict[str, Any]:
+    """Return the trials that an ``OptunaSearch`` has suggested: ``optuna.Trial`` by Tune's ids."""
+    trials: dict[str, Any] = searcher._ot_trials
+    return trials
+
+
+def suggest_again(searcher: Any, trial_id: str, number: int) -> None:
+    """Make an ``OptunaSearch`` suggest a trial that is in its study, rather than ask for a new one.
+
+    Args:
+        searcher: the searcher.
+        trial_id: Tune's id of the trial that it will be suggested to.
+        number: of the trial in the study.
+    """
+    from optuna.trial import Trial
+
+    study = optuna_study(searcher)
+    stored = study.get_trials(deepcopy=False)[number]
+    optuna_trials(searcher)[trial_id] = Trial(study, stored._trial_id)

@@ -13,7 +13,6 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from prioritycut_ray.config import VALIDATION, Config
@@ -34,12 +33,14 @@ from prioritycut_ray.search.space import (
     PBT,
     VARIANT,
     Domain,
+    Optuna,
     SearchConfig,
     boundaries,
     check_space,
     describe,
     max_concurrent_trials,
 )
+from prioritycut_ray.search.suggestions import Suggestions, check_study
 from prioritycut_ray.search.trial import OBJECTIVE, SAMPLES, TrialContext, run_trial
 from prioritycut_ray.storage.folder import Folder
 
@@ -76,7 +77,20 @@ def run_search(
     metric = check_objective(search, configs)
     start_ray()
     concurrent = concurrency(search, configs)
-    exists = _check_resumable(search, base, folder, resume=resume)
+    exists = any(map(TUNE_SNAPSHOT.fullmatch, folder.names(_TUNE)))
+    if exists:
+        _check_resumable(search, base, folder, resume=resume)
+    if isinstance(search.searcher, Optuna) and search.searcher.storage:
+        check_study(
+            search.searcher.storage,
+            search.name,
+            folder.url,
+            higher_is_better=metric.higher_is_better,
+            exists=exists,
+            resume=resume,
+        )
+    if not exists:
+        folder.write(_VALUES, json.dumps(_values(search, base), indent=1).encode())
     tuner = _tuner(search, base, folder, metric, concurrent, resume=exists)
     _say(f"{folder.url}: running up to {concurrent} trials at a time")
     with _sigterm_as_interrupt():
@@ -91,23 +105,21 @@ def run_search(
     return trials, metric
 
 
-def _check_resumable(search: SearchConfig, base: Config, folder: Folder, *, resume: bool) -> bool:
-    """Make sure that all trials of a search are comparable, including those before a resume.
-
-    Returns:
-        Whether the search exists.
-
-    Raises:
-        UserError: it exists, and ``resume`` is false or its values or clips are different.
-    """
-    now = {
+def _values(search: SearchConfig, base: Config) -> dict[str, Any]:
+    """Return the values that all trials of a search share."""
+    return {
         **base.model_dump(mode="json", exclude={"name"}),
         **search.model_dump(mode="json", exclude={"name", "base", "set", "smoke"}),
         "fingerprint of data.url": read_index(base.data.url).fingerprint,
     }
-    if not any(map(TUNE_SNAPSHOT.fullmatch, folder.names(_TUNE))):
-        folder.write(_VALUES, json.dumps(now, indent=1).encode())
-        return False
+
+
+def _check_resumable(search: SearchConfig, base: Config, folder: Folder, *, resume: bool) -> None:
+    """Make sure that all trials of a search are comparable, including those before a resume.
+
+    Raises:
+        UserError: ``resume`` is false, or the values or clips of the search are different.
+    """
     if not resume:
         raise UserError(
             f"{folder.url}: this search already exists; resume it with --resume, or start a new "
@@ -115,7 +127,7 @@ def _check_resumable(search: SearchConfig, base: Config, folder: Folder, *, resu
         )
     changed = [
         key
-        for key in changed_keys(json.loads(folder.read(_VALUES)), now)
+        for key in changed_keys(json.loads(folder.read(_VALUES)), _values(search, base))
         if key in _COMPARED or not key.startswith(MAY_CHANGE)
     ]
     if changed:
@@ -123,7 +135,6 @@ def _check_resumable(search: SearchConfig, base: Config, folder: Folder, *, resu
             f"{folder.url}: this search was started with different values of "
             f"{', '.join(changed)}; restore them to resume it, or use another name"
         )
-    return True
 
 
 def check_objective(search: SearchConfig, configs: list[Config]) -> Metric:
@@ -227,7 +238,7 @@ def _tuner(
             metric=OBJECTIVE,
             mode=mode,
             num_samples=search.trials,
-            search_alg=_searcher(search, concurrent),
+            search_alg=_searcher(search, base, metric, concurrent),
             scheduler=_scheduler(search, base),
             # Importing torch takes longer than a short trial.
             reuse_actors=True,
@@ -278,11 +289,17 @@ def _for_trials(search: SearchConfig, base: Config) -> Config:
     return base.model_copy(update={"train": train})
 
 
-def _searcher(search: SearchConfig, concurrent: int) -> Any:
-    if search.searcher == "optuna":
-        return tune.search.ConcurrencyLimiter(
-            OptunaSearch(seed=search.seed), max_concurrent=concurrent
+def _searcher(search: SearchConfig, base: Config, metric: Metric, concurrent: int) -> Any:
+    if isinstance(search.searcher, Optuna):
+        suggestions = Suggestions(
+            search.space,
+            higher_is_better=metric.higher_is_better,
+            samples=base.train.samples,
+            seed=search.seed,
+            study=search.name,
+            storage=search.searcher.storage,
         )
+        return tune.search.ConcurrencyLimiter(suggestions, max_concurrent=concurrent)
     # PBT needs all its trials: those that wait hold no resources.
     limit = 0 if isinstance(search.scheduler, PBT) else concurrent
     return BasicVariantGenerator(max_concurrent=limit, random_state=search.seed)
@@ -305,6 +322,8 @@ def _scheduler(search: SearchConfig, base: Config) -> Any:
 
 
 def _space(search: SearchConfig) -> dict[str, Any]:
+    if isinstance(search.searcher, Optuna):
+        return {}  # Suggestions has it
     space = {key: _domain(domain) for key, domain in search.space.items()}
     if search.variants:
         space[VARIANT] = tune.grid_search(list(search.variants))

@@ -45,14 +45,16 @@ def draw_all(trials: Sequence[TrialResult], metric: Metric) -> dict[str, bytes]:
 def against(axes: Axes, trials: Sequence[TrialResult], key: str, metric: Metric) -> None:
     """Plot the objective against one dimension, with 95 % intervals and the mean of each value.
 
-    Only finished trials are comparable; the others are drawn hollow.
+    Only finished trials are comparable; the others are drawn hollow. Trials without the dimension
+    are not drawn.
     """
-    place, ticks = _scale([trial.parameters.get(key) for trial in trials])
+    trials = [trial for trial in trials if key in trial.parameters]
+    place, ticks = _scale([trial.parameters[key] for trial in trials])
     means: dict[float, list[float]] = defaultdict(list)
     for trial in trials:
         last = trial.last
         assert last is not None
-        x, whole = place(trial.parameters.get(key)), trial.status == "finished"
+        x, whole = place(trial.parameters[key]), trial.status == "finished"
         low = last.value if last.low is None else last.low
         high = last.value if last.high is None else last.high
         axes.errorbar(
@@ -83,28 +85,35 @@ def against(axes: Axes, trials: Sequence[TrialResult], key: str, metric: Metric)
 def parallel_coordinates(
     axes: Axes, trials: Sequence[TrialResult], dimensions: Sequence[str], metric: Metric
 ) -> None:
-    """Plot one line per trial through its values and the objective, coloured by the objective."""
+    """Plot one line per trial through its values and the objective, coloured by the objective.
+
+    A line has a gap where its trial is without a dimension.
+    """
     values = [trial.last.value for trial in trials if trial.last]
     colour = Normalize(min(values), max(values))
     columns: list[tuple[str, list[float], list[str]]] = []
     for key in dimensions:
-        given = [trial.parameters.get(key) for trial in trials]
-        place, ticks = _scale(given)
-        columns.append((key, [place(value) for value in given], ticks))
+        place, ticks = _scale([t.parameters[key] for t in trials if key in t.parameters])
+        given = [
+            place(trial.parameters[key]) if key in trial.parameters else math.nan
+            for trial in trials
+        ]
+        columns.append((key, given, ticks))
     columns.append((_label(metric), values, []))
     for number, (_, column, ticks) in enumerate(columns):
-        low, high = min(column), max(column)
+        low, high = _ends(column)
         ends = [(low, f"{low:.4g}"), (high, f"{high:.4g}")]
         marks = [(float(place), text) for place, text in enumerate(ticks)] or ends
         for height, text in marks:
             axes.annotate(text, (number, _share(height, low, high)), fontsize="x-small", ha="left")
     for index, trial in enumerate(trials):
-        heights = [_share(column[index], min(column), max(column)) for _, column, _ in columns]
+        heights = [_share(column[index], *_ends(column)) for _, column, _ in columns]
         axes.plot(
             range(len(columns)),
             heights,
             color=_COLOURS(colour(values[index])),
             ls="-" if trial.status == "finished" else ":",
+            marker=".",
             alpha=0.8,
         )
     axes.set_xticks(range(len(columns)), [name for name, _, _ in columns], rotation=15, ha="right")
@@ -135,11 +144,19 @@ def _scale(values: Sequence[Any]) -> tuple[Callable[[Any], float], list[str]]:
     return lambda value: float(names.index(str(value))), names
 
 
+def _ends(column: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the greatest value of a column, without gaps."""
+    known = [value for value in column if not math.isnan(value)]
+    return min(known), max(known)
+
+
 def _spans_magnitudes(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) > 20
 
 
 def _share(value: float, low: float, high: float) -> float:
+    if math.isnan(value):
+        return value
     return float(np.interp(value, [low, high], [0, 1])) if high > low else 0.5
 
 

@@ -3,14 +3,17 @@
 Imports neither torch nor ray.
 """
 
+import difflib
 import itertools
 import math
+import os
 import random
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from prioritycut_ray.config import (
     Config,
@@ -32,6 +35,8 @@ VARIANT = "variant"
 """The dimension that selects one of ``variants``."""
 _OWNED = ("name", "storage", "train.samples")
 """Keys that the search sets."""
+SQLITE = "sqlite:///"
+"""Beginning of the URL of an SQLite file, before its path."""
 _COMBINATIONS = 1000
 """Number of points that are checked; a smaller space is checked completely."""
 _WHOLE = 1000
@@ -42,7 +47,7 @@ Changes = dict[str, Any]
 
 
 class Domain(Section):
-    """The values of one dimension. Exactly one of these is set.
+    """The values of one dimension. Exactly one of the first five is set.
 
     Attributes:
         grid: values that are all tried.
@@ -50,6 +55,8 @@ class Domain(Section):
         uniform: lower and upper bound of a uniform distribution.
         loguniform: lower and upper bound of a log-uniform distribution.
         whole: lower and upper bound of integers, both inclusive; ``int`` in YAML.
+        when: a value, or a list of values, for each of some other dimensions. Trials in which one
+            of those has another value leave this dimension out.
     """
 
     grid: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
@@ -57,10 +64,16 @@ class Domain(Section):
     uniform: Pair | None = None
     loguniform: Pair | None = None
     whole: tuple[int, int] | None = Field(default=None, alias="int")
+    when: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("when")
+    @classmethod
+    def _as_lists(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {key: want if isinstance(want, list) else [want] for key, want in value.items()}
 
     @model_validator(mode="after")
     def _check(self) -> "Domain":
-        if len(self.model_fields_set) != 1 or not self.probes:
+        if len(self.model_fields_set - {"when"}) != 1 or not self.probes:
             raise ValueError("needs exactly one of grid, choice, uniform, loguniform, int")
         bounds = self.bounds
         if bounds and not bounds[0] < bounds[1]:
@@ -85,6 +98,10 @@ class Domain(Section):
         if self.whole:
             return tuple(range(int(low), int(high) + 1)) if high - low < _WHOLE else (low, high)
         return (low, high, low + (high - low) / math.pi)
+
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Return whether a trial with these values of the dimensions before has this dimension."""
+        return all(key in values and values[key] in want for key, want in self.when.items())
 
     def sample(self, source: random.Random) -> Any:
         """Sample a value."""
@@ -134,6 +151,36 @@ class PBT(Section):
     """Probability of sampling a new value instead of perturbing the cloned one."""
 
 
+class Grid(Section):
+    """Cross all grids and variants."""
+
+    kind: Literal["grid"]
+
+
+class Random(Section):
+    """Cross all grids and variants, for each of ``trials`` samples of the other dimensions."""
+
+    kind: Literal["random"]
+
+
+def _absolute_database(url: str) -> str:
+    """Make the path in the URL of an SQLite file absolute: a search may resume from elsewhere."""
+    path = url.removeprefix(SQLITE)
+    return url if path in (url, "") else f"{SQLITE}{os.path.abspath(path)}"
+
+
+class Optuna(Section):
+    """Suggest points from earlier results.
+
+    Attributes:
+        storage: database to store the trials in, as an SQLAlchemy URL such as
+            ``sqlite:///optuna.db``; null keeps them with the search alone.
+    """
+
+    kind: Literal["optuna"]
+    storage: Annotated[str, AfterValidator(_absolute_database)] | None = None
+
+
 class SearchConfig(Section):
     """A search, as described by its YAML file.
 
@@ -144,8 +191,8 @@ class SearchConfig(Section):
         objective: what the search optimizes.
         space: a :class:`Domain` for each dotted key.
         variants: named groups of changes that are tried together, such as the rows of an ablation.
-        searcher: ``grid`` crosses all grids and variants; ``random`` does so for each of ``trials``
-            samples of the other dimensions; ``optuna`` suggests points from earlier results.
+        searcher: :class:`Grid`, :class:`Random` or :class:`Optuna`; its kind alone, such as
+            ``grid``, stands for all defaults.
         scheduler: stops or perturbs trials early; None trains every trial to the end.
         trials: number of samples (random, optuna) or population size (PBT).
         reports: number of evaluations of a trial, equally spaced; the scheduler acts at each.
@@ -160,13 +207,18 @@ class SearchConfig(Section):
     objective: Objective = Objective()
     space: dict[str, Domain] = Field(default_factory=dict)
     variants: dict[str, Changes] = Field(default_factory=dict)
-    searcher: Literal["grid", "random", "optuna"] = "grid"
+    searcher: Annotated[Grid | Random | Optuna, Field(discriminator="kind")] = Grid(kind="grid")
     scheduler: Annotated[ASHA | PBT, Field(discriminator="kind")] | None = None
     trials: Count = 1
     reports: Count = 1
     retries: Annotated[int, Field(ge=0)] = 1
     seed: int = 0
     smoke: Changes = Field(default_factory=dict)
+
+    @field_validator("searcher", mode="before")
+    @classmethod
+    def _as_section(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("space", "variants")
     @classmethod
@@ -176,21 +228,32 @@ class SearchConfig(Section):
                 raise ValueError(f"{key} is set by the search: remove it")
         return value
 
+    @field_validator("space")
+    @classmethod
+    def _check_conditions(cls, value: dict[str, Domain]) -> dict[str, Domain]:
+        return _in_order(value)
+
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
         if not self.space and not self.variants:
             raise ValueError("nothing to search: set space or variants")
         listed = [key for key, domain in self.space.items() if domain.grid]
         drawn = [key for key in self.space if key not in listed]
-        if self.searcher == "grid" and drawn:
+        searcher = self.searcher.kind
+        if searcher == "grid" and drawn:
             raise ValueError(f"searcher=grid needs a grid for {drawn[0]}: use one, or random")
-        if self.searcher == "optuna" and (listed or self.variants):
+        if searcher == "optuna" and (listed or self.variants):
             raise ValueError(
                 "searcher=optuna does not support grid and variants: use choice, or random"
             )
         if isinstance(self.scheduler, PBT) and (self.trials < 2 or not drawn):
             raise ValueError(
                 "scheduler=pbt needs trials of at least 2, and a dimension other than a grid"
+            )
+        depends = next((key for key, domain in self.space.items() if domain.when), None)
+        if depends and (searcher != "optuna" or isinstance(self.scheduler, PBT)):
+            raise ValueError(
+                f"space.{depends}.when needs searcher=optuna, and a scheduler other than pbt"
             )
         networks = [key for key in drawn if key.startswith(NETWORK_KEYS)]
         if isinstance(self.scheduler, PBT) and networks:
@@ -203,6 +266,47 @@ class SearchConfig(Section):
                 f"scheduler={self.scheduler.kind} acts at reports: set reports to 2 or more"
             )
         return self
+
+
+def _in_order(space: Mapping[str, Domain]) -> dict[str, Domain]:
+    """Put dimensions after those that their conditions name.
+
+    Raises:
+        ValueError: a condition names an unknown dimension, or can never hold.
+    """
+    for key, domain in space.items():
+        for other, wanted in domain.when.items():
+            _check_condition(f"{key}.when", other, wanted, space)
+    try:
+        order = TopologicalSorter({key: domain.when for key, domain in space.items()})
+        return {key: space[key] for key in order.static_order()}
+    except CycleError as error:
+        raise ValueError(
+            f"the conditions of {' and '.join(dict.fromkeys(error.args[1]))} depend on each other: "
+            "remove one"
+        ) from error
+
+
+def _check_condition(
+    place: str, other: str, wanted: list[Any], space: Mapping[str, Domain]
+) -> None:
+    if other not in space:
+        near = difflib.get_close_matches(other, space, n=1)
+        raise ValueError(
+            f"{place}: {other} is not in the space"
+            + (f"; did you mean {near[0]}?" if near else "; add it, or remove the condition")
+        )
+    choice = space[other].choice
+    if choice is None:
+        raise ValueError(f"{place}: {other} is not a `choice`: make it one")
+    if not wanted:
+        raise ValueError(f"{place}: lists no value of {other}")
+    for value in wanted:
+        if value not in choice:
+            raise ValueError(
+                f"{place}: {other} is never {value!r}; its values are "
+                f"{', '.join(map(repr, choice))}"
+            )
 
 
 def load_search(path: str | Path, *, smoke: bool) -> SearchConfig:
@@ -280,7 +384,8 @@ def _check_ranges(search: SearchConfig, base: Config) -> None:
     for key, domain in search.space.items():
         if domain.bounds is None:
             continue
-        problems = {value: _problem(search, base, corner | {key: value}) for value in domain.probes}
+        point = corner | _enabling(search.space, key)
+        problems = {value: _problem(search, base, point | {key: value}) for value in domain.probes}
         wrong = next((value for value, problem in problems.items() if problem), None)
         if wrong is None or wrong in domain.bounds:
             continue
@@ -293,16 +398,43 @@ def _check_ranges(search: SearchConfig, base: Config) -> None:
 
 def _problem(search: SearchConfig, base: Config, point: Mapping[str, Any]) -> str:
     try:
-        trial_config(base, search, point, "trial", base.storage)
+        trial_config(base, search, active(search.space, point), "trial", base.storage)
     except UserError as error:
         return str(error).partition(": ")[2]
     return ""
+
+
+def active(space: Mapping[str, Domain], point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a point without the values of dimensions that do not apply to it."""
+    values = {key: value for key, value in point.items() if key not in space}
+    for key, domain in space.items():
+        if key in point and domain.applies(values):
+            values[key] = point[key]
+    return values
+
+
+def _enabling(space: Mapping[str, Domain], key: str) -> dict[str, Any]:
+    """Return values of other dimensions for which a dimension applies."""
+    values: dict[str, Any] = {}
+    for other, wanted in space[key].when.items():
+        values |= {other: wanted[0]} | _enabling(space, other)
+    return values
 
 
 def _corners(search: SearchConfig) -> Iterator[dict[str, Any]]:
     dimensions = {key: domain.probes for key, domain in search.space.items()}
     if search.variants:
         dimensions[VARIANT] = tuple(search.variants)
+    seen = set()
+    for point in _combinations(dimensions):
+        point = active(search.space, point)
+        if (known := repr(point)) not in seen:
+            seen.add(known)
+            yield point
+
+
+def _combinations(dimensions: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """Yield all combinations of values; if they are too many, a sample with every value."""
     if math.prod(map(len, dimensions.values())) <= _COMBINATIONS:
         for values in itertools.product(*dimensions.values()):
             yield dict(zip(dimensions, values, strict=True))

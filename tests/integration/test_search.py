@@ -17,16 +17,20 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import fsspec
+import optuna
 import pytest
 import ray
 import yaml
+from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from prioritycut_ray import train
 from prioritycut_ray.commands.tune import tune
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.runs.locate import find_checkpoint, read_progress
 from tests.places import ROOT, TINY, TINY_TPS
 from tests.s3_server import S3
 
@@ -255,7 +259,10 @@ def test_the_smoke_size_of_every_shipped_search_runs(
     words = [f"data.url={held_out}", f"storage={tmp_path}"]
     folder = Path(tune(file, words, smoke=True, resume=False, console=QUIET))
     rows = Search(file, words, folder).rows()
-    trials = {"ablation": 4, "top_k": 2, "loss_weights": 3, "pbt": 2}
+    trials = {
+        **{"ablation": 4, "ablation_tps": 5, "top_k": 2, "loss_weights": 3},
+        **{"prioritycut": 3, "pbt": 2},
+    }
     assert len(rows) == trials[file.stem]
     assert {row["status"] for row in rows} <= {"finished", "stopped early"}
     assert load_config(str(folder / "best.yaml")).data.url == str(held_out)
@@ -377,6 +384,73 @@ def test_after_kill_9_of_the_driver_resume_loses_no_result_and_repeats_none(
     assert [row["status"] for row in rows] == ["finished"] * 3
     assert [row["optim.lr"] for row in rows] == ["0.005", "0.001", "0.0001"]
     assert json.loads(stored.read_text())["estimates"]["l1"]["value"] == float(rows[0]["l1"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_study_in_a_database_survives_kill_9_and_its_best_configuration_is_trained(
+    shards: Path, tmp_path: Path
+) -> None:
+    storage = f"sqlite:///{tmp_path}/optuna.db"
+    changes = {
+        "name": "study",
+        "searcher": {"kind": "optuna", "storage": storage},
+        "space": {
+            "priority_cut.mask": {"choice": ["priority", "cutmix"]},
+            "priority_cut.top_k": {
+                **{"uniform": [1, 100]},
+                "when": {"priority_cut.mask": "priority"},
+            },
+            "priority_cut.warmup_samples": {"choice": [0, 4]},
+            "loss.adversarial": {"loguniform": [0.1, 10]},
+        },
+        "trials": 5,
+    }
+    search = prepare(tmp_path, shards, ASHA_SEARCH | changes)
+    said = tmp_path / "said.txt"
+    with said.open("w") as file:
+        driver = start_driver(search, file)
+    try:
+        # Two have ended, the next one trains.
+        wait_until(lambda: said.read_text().count("priority_cut.mask=") == 3, 600)
+        wait_until(lambda: len(list(search.folder.glob("runs/*/tensorboard"))) == 3, 300)
+        os.kill(driver.pid, signal.SIGKILL)
+    finally:
+        driver.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+    known = {trial.number: trial.params for trial in stored_trials(storage)}
+    assert len(known) >= 3
+    tune(search.file, search.words, smoke=False, resume=True, console=QUIET)
+
+    trials, rows = stored_trials(storage), {row["trial"]: row for row in search.rows()}
+    assert {trial.user_attrs["trial"] for trial in trials} == rows.keys()
+    assert len(trials) == len(rows) == changes["trials"], "no trial is repeated or lost"
+    assert known == {number: trials[number].params for number in known}
+    for trial in trials:
+        row = rows[trial.user_attrs["trial"]]
+        states = {"finished": TrialState.COMPLETE, "stopped early": TrialState.PRUNED}
+        assert trial.state == states[row["status"]]
+        assert trial.intermediate_values[max(trial.intermediate_values)] == float(row["objective"])
+        is_priority = row["priority_cut.mask"] == "priority"
+        assert (
+            ("priority_cut.top_k" in trial.params) == is_priority == bool(row["priority_cut.top_k"])
+        )
+
+    config = load_config(str(search.folder / "best.yaml"))
+    best = min(
+        (row for row in rows.values() if row["status"] == "finished"),
+        key=lambda row: float(row["objective"]),
+    )
+    assert config.priority_cut is not None
+    assert config.priority_cut.mask == best["priority_cut.mask"]
+    assert config.loss.adversarial == pytest.approx(float(best["loss.adversarial"]))
+    assert train(config) == config.run
+    assert read_progress(find_checkpoint(config.run)).samples == 8
+
+
+def stored_trials(storage: str) -> list[FrozenTrial]:
+    return optuna.load_study(storage=storage, study_name="study").trials
 
 
 @pytest.mark.slow

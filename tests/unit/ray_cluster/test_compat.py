@@ -16,6 +16,7 @@ from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.search.optuna import OptunaSearch
 
 import prioritycut_ray
 from prioritycut_ray.ray_cluster import compat
@@ -307,6 +308,18 @@ def test_the_state_of_a_population_is_where_it_was() -> None:
     member.last_train_time, member.last_result = 1, {"objective": 2.0}
     assert compat.has_reported(scheduler, trial), CHANGED
     assert compat.last_result(scheduler, trial) == {"objective": 2.0}, CHANGED
+
+
+def test_the_trials_of_an_optuna_search_are_where_they_were() -> None:
+    searcher = OptunaSearch(
+        lambda trial: {"a": trial.suggest_float("a", 0, 1)}, metric="objective", mode="min"
+    )
+    first = searcher.suggest("one")
+    assert [trial.params for trial in compat.optuna_study(searcher).trials] == [first], CHANGED
+    compat.suggest_again(searcher, "two", 0)
+    assert searcher.suggest("two") == first, CHANGED
+    assert {n: t.number for n, t in compat.optuna_trials(searcher).items()} == {"one": 0, "two": 0}
+    assert len(compat.optuna_study(searcher).trials) == 1, CHANGED
 
 
 def test_names_that_need_a_cluster_exist() -> None:

@@ -5,14 +5,16 @@ import io
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.report import csv_text
 from prioritycut_ray.metrics.aggregate import Metric
-from prioritycut_ray.search.plots import draw_all
+from prioritycut_ray.search.plots import against, draw_all, parallel_coordinates
 from prioritycut_ray.search.report import write_results
 from prioritycut_ray.search.results import (
     ReportedObjective,
@@ -126,6 +128,26 @@ def test_plots_are_drawn_with_any_number_of_trials(trials: list[TrialResult]) ->
     for png in pictures.values():
         with Image.open(io.BytesIO(png)) as image:
             assert min(image.size) >= 400
+
+
+def test_plots_leave_out_trials_without_a_dimension() -> None:
+    figures = {}
+    trials = [
+        trial("a", "finished", 0.3, **{"mask": "cutmix"}),
+        trial("b", "finished", 0.2, **{"mask": "priority", "top_k": 5.0}),
+        trial("c", "stopped early", 0.4, **{"mask": "priority", "top_k": 50.0}),
+    ]
+    for key in ("mask", "top_k"):
+        figures[key] = Figure().subplots()
+        against(figures[key], trials, key, L1)
+    assert len(figures["mask"].containers) == 3
+    assert [bars.lines[0].get_xdata()[0] for bars in figures["top_k"].containers] == [5, 50]
+    lines = Figure().subplots()
+    parallel_coordinates(lines, trials, ["mask", "top_k"], L1)
+    heights = [line.get_ydata() for line in lines.lines[:3]]
+    assert [math.isnan(float(height[1])) for height in heights] == [True, False, False]
+    assert np.isfinite([[height[0], height[2]] for height in heights]).all()
+    assert len(draw_all(trials[:1] + trials[1:2], L1)) == 4
 
 
 def test_without_reports_there_are_no_plots() -> None:

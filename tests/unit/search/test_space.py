@@ -9,6 +9,7 @@ import yaml
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.search.space import (
+    Optuna,
     SearchConfig,
     boundaries,
     check_space,
@@ -79,6 +80,8 @@ def test_the_ablation_has_the_four_rows_of_the_paper_with_three_seeds_each() -> 
             ["scheduler=pbt copies weights", "discriminator.kind changes the networks"],
         ),
         ({"scheduler": {"kind": "hyperband"}}, ["asha", "pbt"]),
+        ({"searcher": "bayes"}, ["searcher.kind='bayes'", "'grid', 'random', 'optuna'"]),
+        ({"searcher": {"kind": "grid", "storage": "x"}}, ["unknown key 'searcher.storage'"]),
         ({"space": {}}, ["nothing to search"]),
         ({"trails": 3}, ["trails", "trials"]),
         ({"variants": {"patch": {"discriminator.kind": "patch"}}}, ["per-pixel logits"]),
@@ -110,6 +113,106 @@ def test_a_range_with_invalid_values_is_rejected(
         checked(tmp_path, searcher="random", space={key: domain})
     for word in words:
         assert word in str(caught.value)
+
+
+CONDITIONAL = {
+    "priority_cut.mask": {"choice": ["priority", "cutmix"]},
+    "priority_cut.top_k": {"uniform": [1, 100], "when": {"priority_cut.mask": "priority"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ({"priority_cut.maks": "priority"}, ["priority_cut.maks", "mean priority_cut.mask?"]),
+        ({"optim.lr": 1}, ["optim.lr is not in the space", "add it, or remove the condition"]),
+        ({"priority_cut.top_k": 20}, ["priority_cut.top_k is not a `choice`"]),
+        ({"priority_cut.mask": "cut"}, ["is never 'cut'", "'priority', 'cutmix'"]),
+        ({"priority_cut.mask": ["priority", "cut"]}, ["is never 'cut'"]),
+        ({"priority_cut.mask": []}, ["lists no value of priority_cut.mask"]),
+        ("priority", ["must be a mapping"]),
+    ],
+)
+def test_a_condition_that_cannot_hold_is_rejected(
+    when: object, words: list[str], tmp_path: Path
+) -> None:
+    space = CONDITIONAL | {"priority_cut.background_threshold": {"uniform": [0, 1], "when": when}}
+    with pytest.raises(UserError) as caught:
+        checked(tmp_path, searcher="optuna", space=space)
+    assert "\n" not in str(caught.value)
+    for word in ["priority_cut.background_threshold.when", *words]:
+        assert word in str(caught.value)
+
+
+def test_conditions_that_depend_on_each_other_are_rejected(tmp_path: Path) -> None:
+    space = {
+        "priority_cut.mask": {"choice": ["cutmix"], "when": {"data.visit": "clip"}},
+        "data.visit": {"choice": ["clip"], "when": {"priority_cut.mask": "cutmix"}},
+    }
+    with pytest.raises(UserError, match=r"conditions of .*mask.* depend on each other"):
+        checked(tmp_path, searcher="optuna", space=space)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"searcher": "random"},
+        {"searcher": "optuna", "scheduler": {"kind": "pbt"}, "trials": 2, "reports": 2},
+    ],
+)
+def test_conditions_need_optuna(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"space.priority_cut.top_k.when needs searcher=optuna"):
+        checked(tmp_path, space=CONDITIONAL, **changes)
+
+
+def test_dimensions_whose_condition_is_false_are_left_out_of_what_is_checked(
+    tmp_path: Path,
+) -> None:
+    space = {
+        **CONDITIONAL,
+        "priority_cut.background_threshold": {
+            **{"choice": [0.25, 0.75]},
+            "when": {"priority_cut.mask": "priority", "priority_cut.top_k": [5, 10]},
+        },
+    }
+    space["priority_cut.top_k"] = {
+        **{"choice": [5, 10, 20]},
+        "when": {"priority_cut.mask": ["priority"]},
+    }
+    search = checked(tmp_path, searcher="optuna", space=space)
+    configs = check_space(search, load_base(search, ["priority_cut.top_k=50"]))
+    found = sorted(
+        (c.priority_cut.mask, c.priority_cut.top_k, c.priority_cut.background_threshold)
+        for c in configs
+        if c.priority_cut
+    )
+    assert found == [
+        ("cutmix", 50.0, 0.5),
+        *(("priority", k, m) for k in (5.0, 10.0) for m in (0.25, 0.75)),
+        ("priority", 20.0, 0.5),
+    ]
+    space["priority_cut.mask"] = {"choice": ["cutmix", "priority"]}
+    space["model.num_keypoints"] = {"uniform": [5, 15], "when": {"priority_cut.top_k": 5}}
+    with pytest.raises(UserError, match=r"space\.model.num_keypoints: must be an integer"):
+        checked(tmp_path, searcher="optuna", space=space)
+
+
+def test_the_path_of_a_database_does_not_depend_on_where_a_search_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, expected in [
+        ("sqlite:///optuna.db", f"sqlite:///{tmp_path}/optuna.db"),
+        ("sqlite:////shared/optuna.db", "sqlite:////shared/optuna.db"),
+        ("postgresql://host/optuna", "postgresql://host/optuna"),
+    ]:
+        searcher = checked(
+            tmp_path,
+            searcher={"kind": "optuna", "storage": given},
+            space={"optim.lr": {"uniform": [0, 1]}},
+        ).searcher
+        assert isinstance(searcher, Optuna)
+        assert searcher.storage == expected
 
 
 def test_valid_ranges_are_accepted(tmp_path: Path) -> None:
