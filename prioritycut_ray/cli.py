@@ -574,6 +574,10 @@ def animate_verb(
             "--best-frame", help="Start from the driving frame whose pose best matches the source."
         ),
     ] = False,
+    smooth: Annotated[
+        bool,
+        typer.Option("--smooth", help="Smooth the driving keypoints over 1/3 s, against jitter."),
+    ] = False,
     crop: Annotated[
         str,
         typer.Option(
@@ -599,7 +603,7 @@ def animate_verb(
             source,
             driving,
             out,
-            motion=Motion(relative, adapt_scale, best_frame),
+            motion=Motion(relative, adapt_scale, best_frame, smooth),
             crop=crop,
             source_crop=source_crop,
             panel=panel,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prioritycut_ray.errors import UserError
+from prioritycut_ray.inference.smoothing import Detected, smoothed
 from prioritycut_ray.models.animator import Animation, Animator, FramePair
 from prioritycut_ray.models.blocks import in_float32
 from prioritycut_ray.models.keypoints import moved_keypoints, movement_scale, pose_distance
@@ -91,13 +92,14 @@ def animate(
     relative: bool,
     adapt_scale: bool,
     initial: NDArray[np.uint8] | None = None,
+    smooth: int = 0,
     precision: Precision = "float32",
 ) -> Iterator[Rendered]:
     """Animate a source image with the motion of a driving video (method §6), in batches.
 
-    A rendered frame depends only on the source, its own driving frame and the initial frame.
-    Animating outward from the best frame in both directions therefore gives the same frames as
-    animating them in order.
+    A rendered frame depends only on the source, its own driving frame and the initial frame; with
+    ``smooth``, also on the driving frames of its window. Animating outward from the best frame in
+    both directions therefore gives the same frames as animating them in order.
 
     Args:
         animator: in evaluation mode.
@@ -108,31 +110,47 @@ def animate(
         adapt_scale: scale that change by the ratio of the two keypoint hulls (relative only).
         initial: the driving frame whose pose matches the source, `[H, W, 3]`; the first one by
             default.
+        smooth: window in frames of :func:`~prioritycut_ray.inference.smoothing.smoothed`, which
+            filters the driving keypoints; 0 leaves them as they are.
         precision: of the networks.
 
     Raises:
-        UserError: the network outputs NaN or infinite values.
+        UserError: the network outputs NaN or infinite values, or ``smooth`` is invalid.
     """
-    driving = iter(driving)
-    if initial is None:
-        initial = next(driving, None)
-        if initial is None:
-            return
-        driving = chain([initial], driving)
+    detected = _detected(animator, driving, source.device, precision)
+    if smooth:
+        detected = smoothed(detected, smooth)
+    first = next(detected, None)
+    if first is None:
+        return
     with _number_formats(precision, source.device):
         prepared = animator.encode(source)
-        start = animator.detect(to_tensor(initial[None], source.device))
+        if initial is None:
+            start = first[1].first()
+        else:
+            start = animator.detect(to_tensor(initial[None], source.device))
     # Once: the hulls are computed on the CPU, which would wait for the GPU at every batch.
     scale = movement_scale(prepared.keypoints, start) if relative and adapt_scale else 1.0
-    for frames in _batches(driving, source.device):
+    for frames, keypoints in chain([first], detected):
         with _number_formats(precision, source.device):
-            keypoints = animator.detect(frames)
             if relative:
                 with in_float32(source):
                     keypoints = moved_keypoints(prepared.keypoints, keypoints, start, scale)
             animation = animator.render(prepared, keypoints)
         require_finite(animation.prediction)
         yield Rendered(FramePair(source.expand(len(frames), -1, -1, -1), frames), animation)
+
+
+def _detected(
+    animator: Animator,
+    driving: Iterable[NDArray[np.uint8]],
+    device: torch.device,
+    precision: Precision,
+) -> Iterator[Detected]:
+    for frames in _batches(driving, device):
+        with _number_formats(precision, device):
+            keypoints = animator.detect(frames)
+        yield frames, keypoints
 
 
 @contextmanager

@@ -105,6 +105,7 @@ class Animator:
         relative: bool = True,
         adapt_scale: bool = False,
         initial: Frame | None = None,
+        smooth: int = 0,
     ) -> Iterator[Frame]:
         """Animate a source picture with the motion of a driving video.
 
@@ -119,13 +120,15 @@ class Animator:
             adapt_scale: scale relative motion to the size of the source.
             initial: the driving frame whose pose matches the source, such as the one that
                 :meth:`best_frame` finds; the first one by default.
+            smooth: smooth the driving keypoints over a window of this many frames, an odd number
+                such as 9; by default they are used as they are.
 
         Yields:
             One frame ``uint8 [size, size, 3]`` for each driving frame.
 
         Raises:
-            UserError: ``adapt_scale`` is set and the keypoints span no area, or the network
-                outputs NaN or infinite values.
+            UserError: ``adapt_scale`` is set and the keypoints span no area, ``smooth`` is
+                invalid, or the network outputs NaN or infinite values.
         """
         for rendered in self.render(
             self._square(source),
@@ -133,6 +136,7 @@ class Animator:
             relative=relative,
             adapt_scale=adapt_scale,
             initial=None if initial is None else self._square(initial),
+            smooth=smooth,
         ):
             yield from tiles([rendered.animation.prediction]).numpy()
 
@@ -154,6 +158,7 @@ class Animator:
         relative: bool,
         adapt_scale: bool,
         initial: Frame | None = None,
+        smooth: int = 0,
     ) -> Iterator[Rendered]:
         """Like :meth:`animate`, for squares of the model's size; yield all intermediate results."""
         return animate(
@@ -163,6 +168,7 @@ class Animator:
             relative=relative,
             adapt_scale=adapt_scale,
             initial=initial,
+            smooth=smooth,
             precision=self.config.train.precision,
         )
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from prioritycut_ray.inference.animate import BATCH, Rendered, find_best_frame, to_tensor
 from prioritycut_ray.inference.footage import Footage, cut_picture, squares
 from prioritycut_ray.inference.pretrained import Animator
+from prioritycut_ray.inference.smoothing import window_of
 from prioritycut_ray.prefetch import prefetch
 from prioritycut_ray.video.boxes import Box, Crop, box_of
 from prioritycut_ray.video.decoding import read_picture
@@ -23,11 +24,13 @@ class Motion(NamedTuple):
             driving pose itself.
         adapt_scale: scale relative motion to the size of the source.
         best_frame: start from the driving frame whose pose is nearest to the source's.
+        smooth: smooth the driving keypoints, which jitter from frame to frame.
     """
 
     relative: bool = True
     adapt_scale: bool = False
     best_frame: bool = False
+    smooth: bool = False
 
 
 class Scene(NamedTuple):
@@ -96,6 +99,7 @@ def render_scene(animator: Animator, scene: Scene, motion: Motion) -> Iterator[R
         relative=motion.relative,
         adapt_scale=motion.adapt_scale,
         initial=initial,
+        smooth=window_of(scene.driving.fps) if motion.smooth else 0,
     )
     return prefetch(rendered)
 

@@ -32,6 +32,11 @@ class Keypoints(NamedTuple):
         value, jacobian = self
         return Keypoints(value.detach(), None if jacobian is None else jacobian.detach())
 
+    def first(self) -> "Keypoints":
+        """Return the keypoints of the first frame, as a batch of one."""
+        value, jacobian = self
+        return Keypoints(value[:1], None if jacobian is None else jacobian[:1])
+
     def expand_like(self, other: "Keypoints") -> "Keypoints":
         """Return the keypoints of one frame (B = 1) once for each frame of another batch."""
         value, jacobian = self

@@ -474,6 +474,7 @@ def test_a_thin_plate_run_animates_with_every_option(
         "absolute": ["--no-relative"],
         "scaled": ["--adapt-scale"],
         "best": ["--best-frame", "--panel"],
+        "smooth": ["--smooth"],
     }
     pictures = {}
     for name, words in options.items():
@@ -484,7 +485,7 @@ def test_a_thin_plate_run_animates_with_every_option(
     assert pictures["best"].shape == (32, 96, 3)
     plain = pictures["relative"]
     assert plain.shape == (32, 32, 3)
-    for name in ("absolute", "scaled"):
+    for name in ("absolute", "scaled", "smooth"):
         assert (pictures[name] != plain).any(), name
     assert (pictures["best"][:, 64:] != plain).any()
 
