@@ -480,6 +480,14 @@ def evaluate_verb(
             "--faces", help="Also measure AKD, MKR and AED; slow, requires the extra `faces`."
         ),
     ] = False,
+    transfer: Annotated[
+        bool,
+        typer.Option(
+            "--transfer",
+            help="Also animate another identity with each clip; measure identity distance, pose "
+            "transfer and flicker, which need no ground truth.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None, local_path("Folder of the report; RUN/evaluation/SPLIT by default.")
     ] = None,
@@ -497,6 +505,7 @@ def evaluate_verb(
             workers=workers,
             lpips=lpips,
             faces=faces,
+            transfer=transfer,
             out=out,
             console=console,
         )

@@ -21,6 +21,7 @@ def evaluate_and_print(
     workers: int | None = None,
     lpips: str = "proxy",
     faces: bool = False,
+    transfer: bool = False,
     out: Path | None = None,
     console: Console,
 ) -> None:
@@ -36,6 +37,7 @@ def evaluate_and_print(
         workers=workers,
         lpips=lpips,
         faces=faces,
+        transfer=transfer,
         out=out,
     )
     print_summary(evaluation, console)

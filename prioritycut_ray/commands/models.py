@@ -146,7 +146,7 @@ def diff_models(
         split or (settings.holdout if settings else ""),
         slices or [*(settings.gate.slices if settings else ())] or [IDENTITY],
         out,
-        Measures(settings.lpips, settings.faces) if settings else Measures(),
+        Measures(settings.lpips, settings.faces, settings.transfer) if settings else Measures(),
         task_mapper(workers),
     )
     print_summary(evaluation, console)

@@ -16,6 +16,7 @@ from prioritycut_ray.evaluation.summary import (
     summary_warnings,
 )
 from prioritycut_ray.metrics.aggregate import Metric
+from prioritycut_ray.metrics.transfer import unvalidated_warnings
 from prioritycut_ray.runs.locate import local_copy, locate_checkpoint, read_config
 from prioritycut_ray.video.random_access import decoder_version
 
@@ -67,8 +68,16 @@ def evaluate_runs(
     clips = clips_of(index, split)
     metrics = selected_metrics(measures)
     groups = _group_by_size(runs, split, index.fingerprint, metrics)
+    sources = _other_identities(clips, split) if measures.transfer else {}
     tasks = [
-        ClipTask(data, clip, group.protocol.size, tuple(group.checkpoints.values()), measures)
+        ClipTask(
+            data,
+            clip,
+            group.protocol.size,
+            tuple(group.checkpoints.values()),
+            measures,
+            sources.get(clip.identity),
+        )
         for group in groups
         for clip in clips
     ]
@@ -93,6 +102,24 @@ def short_names(runs: Sequence[str]) -> list[str]:
     while len({path[-parts:] for path in paths}) < len(runs):
         parts += 1
     return ["/".join(path[-parts:]) for path in paths]
+
+
+def _other_identities(clips: Sequence[Clip], split: str) -> dict[str, Clip]:
+    """Return the first clip of the next identity, by identity, in the order of the index.
+
+    Raises:
+        UserError: all clips show one identity.
+    """
+    firsts: dict[str, Clip] = {}
+    for clip in clips:
+        firsts.setdefault(clip.identity, clip)
+    if len(firsts) == 1:
+        raise UserError(
+            f"split {split!r} has one identity, and --transfer animates another one: drop "
+            "--transfer, or choose a split of several identities"
+        )
+    others = [*firsts.values()][1:] + [*firsts.values()][:1]
+    return dict(zip(firsts, others, strict=True))
 
 
 def _group_by_size(
@@ -170,5 +197,9 @@ def _evaluation(
         ],
         differences=differences(list(checkpoints), protocol_of, clips, table),
         skipped=skipped,
-        warnings=[*summary_warnings(protocols, skipped, clips), *not_finite_warnings(table)],
+        warnings=[
+            *summary_warnings(protocols, skipped, clips),
+            *not_finite_warnings(table),
+            *unvalidated_warnings(metrics),
+        ],
     )

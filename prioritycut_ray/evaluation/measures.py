@@ -7,6 +7,7 @@ from prioritycut_ray.metrics.aggregate import Metric
 from prioritycut_ray.metrics.identity import identity_metric
 from prioritycut_ray.metrics.landmarks import landmark_metrics, require_faces_extra
 from prioritycut_ray.metrics.perceptual import PROXY, perceptual_metric
+from prioritycut_ray.metrics.transfer import transfer_metrics
 
 
 class Measures(NamedTuple):
@@ -15,10 +16,13 @@ class Measures(NamedTuple):
     Attributes:
         perceptual: see :func:`prioritycut_ray.metrics.perceptual.perceptual_metric`.
         faces: whether to measure AKD, MKR and AED; needs the extra ``faces``.
+        transfer: whether to animate another identity, and measure identity distance, pose transfer
+            and flicker.
     """
 
     perceptual: str = PROXY
     faces: bool = False
+    transfer: bool = False
 
 
 def selected_metrics(measures: Measures) -> tuple[Metric, ...]:
@@ -46,7 +50,8 @@ def selected_metrics(measures: Measures) -> tuple[Metric, ...]:
         Metric(key="ssim", label="SSIM", definition=ssim, decimals=4, higher_is_better=True),
         perceptual_metric(measures.perceptual),
     )
+    transfer = transfer_metrics() if measures.transfer else ()
     if not measures.faces:
-        return basic
+        return (*basic, *transfer)
     require_faces_extra()
-    return (*basic, *landmark_metrics(), identity_metric())
+    return (*basic, *landmark_metrics(), identity_metric(), *transfer)

@@ -43,6 +43,12 @@ from prioritycut_ray.metrics.aggregate import (
     concatenate,
     mask_not_finite,
 )
+from prioritycut_ray.metrics.transfer import (
+    pose_errors,
+    transfer_metrics,
+    transfer_scores,
+    unvalidated_warnings,
+)
 from prioritycut_ray.metrics.truth import (
     FLICKER,
     MotionTruth,
@@ -62,6 +68,7 @@ FIRST_MOTION = 2_000_000
 """Seed of the first motion that puppets are moved by."""
 TRUE_FRAMES = "true frames"
 """Their flicker is what remains of a perfect prediction: edges and bilinear sampling."""
+MEASURES = Measures(transfer=True)
 SHOWN = 3
 """Number of puppets whose columns are shown."""
 
@@ -130,7 +137,8 @@ class SceneScores(NamedTuple):
     """The scores of one scene.
 
     Attributes:
-        models: of the copied source, the model and the true frames (flicker only).
+        models: of the copied source, the model and the true frames (of the latter, only metrics
+            that do not compare with the true frames).
         shares: share of the pixels in each region.
         columns: the six columns of the middle frame, with the true frame as the driving one; None
             if they are not shown.
@@ -215,7 +223,7 @@ def benchmark_on_puppets(
 def score_puppet(task: PuppetTask) -> dict[str, SceneScores]:
     """Render one puppet, move it in all ways, and score the result; a pure function."""
     animator = _loaded(task.model)
-    extractors = cached_extractors(Measures(), animator.device)
+    extractors = cached_extractors(MEASURES, animator.device)
     with one_thread():
         return {
             name: _score(scene, animator, extractors, shown=task.number < SHOWN)
@@ -269,15 +277,22 @@ def _scene(clip: PuppetClip, driving: NDArray[np.uint8], *, relative: bool) -> S
 def _score(scene: Scene, animator: Animator, extractors: Extractors, *, shown: bool) -> SceneScores:
     device, network = animator.device, animator.network
     source, true = to_tensor(scene.source[None], device), to_tensor(scene.true, device)
-    moved = transfer(network, scene.source, scene.driving, relative=scene.relative)
+    moved = list(transfer(network, scene.source, scene.driving, relative=scene.relative))
     predicted = torch.cat([rendered.animation.prediction for rendered in moved])
-    scores = _frame_scores(predicted, true, scene, extractors)
+    poses = torch.cat([pose_errors(rendered.animation, network) for rendered in moved])
     finite = predicted.isfinite().flatten(1).all(dim=1).cpu().numpy()
+
+    def without_truth(frames: Tensor, poses: Tensor | None) -> FrameScores:
+        assert extractors.features is not None
+        return transfer_scores(source, frames, poses, extractors.features) if scene.relative else {}
+
+    copied = source.expand_as(true)
+    scores = _frame_scores(predicted, true, scene, extractors) | without_truth(predicted, poses)
     return SceneScores(
         models=(
-            _frame_scores(source.expand_as(true), true, scene, extractors),
+            _frame_scores(copied, true, scene, extractors) | without_truth(copied, None),
             mask_not_finite(scores, finite),
-            {FLICKER: warping_error(true, scene.motion)},
+            {FLICKER: warping_error(true, scene.motion)} | without_truth(true, None),
         ),
         shares={name: float(mask.mean()) for name, mask in scene.masks.items()},
         columns=_columns(scene, animator) if shown else None,
@@ -323,8 +338,10 @@ def _mean_shares(scenes: Sequence[SceneScores]) -> dict[str, float]:
     return {name: float(np.mean([scene.shares[name] for scene in scenes])) for name in names}
 
 
-def _metrics(size: int) -> tuple[Metric, ...]:
-    return (*selected_metrics(Measures()), *truth_metrics(size))
+def _metrics(task: str, size: int) -> tuple[Metric, ...]:
+    """Return what is measured in a task; metrics without truth stand beside the true errors."""
+    without_truth = transfer_metrics() if task == "relative" else ()
+    return (*selected_metrics(Measures()), *truth_metrics(size), *without_truth)
 
 
 def _evaluation(
@@ -340,7 +357,7 @@ def _evaluation(
         size=size,
         frames=f"{frames}, the first included",
         decode_path="rendered, without a codec",
-        metrics={metric.key: metric.definition for metric in _metrics(size)},
+        metrics={metric.key: metric.definition for metric in _metrics(task, size)},
     )
     table: FrameTable = {
         which: {one.key: scene.models[place] for one, scene in zip(puppets, scenes, strict=True)}
@@ -349,7 +366,7 @@ def _evaluation(
     scored = {which: table[which] for which in (BASELINE, run)}
     return Evaluation(
         split=task,
-        metrics=_metrics(size),
+        metrics=_metrics(task, size),
         protocols={protocol.hash(): protocol},
         models=[
             summarise(which, model if which == run else "", protocol.hash(), puppets, scores)
@@ -357,5 +374,9 @@ def _evaluation(
         ],
         differences=[difference(run, other, puppets, table) for other in (BASELINE, TRUE_FRAMES)],
         skipped={},
-        warnings=[*summary_warnings({}, {}, puppets), *not_finite_warnings(scored)],
+        warnings=[
+            *summary_warnings({}, {}, puppets),
+            *not_finite_warnings(scored),
+            *unvalidated_warnings(_metrics(task, size)),
+        ],
     )

@@ -1,5 +1,7 @@
 """Score one clip: rebuild it from its first frame by every model, beside the naive baseline.
 
+On request, each model also animates another identity with the motion of the clip.
+
 :func:`score_clip` is a pure function of its arguments: scored in any process, in any order, a clip
 has the same scores to the last bit, and so has everything that is computed from them.
 """
@@ -18,18 +20,20 @@ from torch import Tensor, nn
 from prioritycut_ray.data.shards import Clip, read_clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.measures import Measures
-from prioritycut_ray.inference.animate import default_device, reconstruct
+from prioritycut_ray.inference.animate import default_device, reconstruct, to_tensor, transfer
 from prioritycut_ray.metrics.aggregate import FrameScores, concatenate, every_frame, mask_not_finite
 from prioritycut_ray.metrics.identity import identity_scores
 from prioritycut_ray.metrics.landmarks import Face, FaceFinder, landmark_scores
 from prioritycut_ray.metrics.perceptual import perceptual_distance, perceptual_metric
 from prioritycut_ray.metrics.reconstruction import reconstruction_scores
+from prioritycut_ray.metrics.transfer import pose_errors, transfer_scores
 from prioritycut_ray.models.animator import Animator
+from prioritycut_ray.models.perceptual import perceptual_features
 from prioritycut_ray.precision import float32_products
 from prioritycut_ray.runs.locate import local_copy
 from prioritycut_ray.runs.manifest import MANIFEST
 from prioritycut_ray.training.checkpoint import load_animator
-from prioritycut_ray.video.random_access import read_all
+from prioritycut_ray.video.random_access import read_all, read_frames
 from prioritycut_ray.visualize import to_uint8
 
 Mapper = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -45,6 +49,8 @@ class ClipTask(NamedTuple):
         size: side of the frames in pixels.
         checkpoints: of the models that rebuild the clip, all of this size.
         measures: what to measure.
+        source: clip of another identity, whose first frame is animated; None unless
+            ``measures.transfer``.
     """
 
     data: str
@@ -52,6 +58,7 @@ class ClipTask(NamedTuple):
     size: int
     checkpoints: tuple[str, ...]
     measures: Measures
+    source: Clip | None = None
 
 
 class ScoredClip(NamedTuple):
@@ -73,11 +80,13 @@ class Extractors(NamedTuple):
         distance: perceptual distance of images in [0, 1].
         key: of the metric that the distance gives.
         finder: of faces; None if faces are not measured.
+        features: of identities; None if no other identity is animated.
     """
 
     distance: nn.Module
     key: str
     finder: FaceFinder | None = None
+    features: nn.Module | None = None
 
 
 def load_extractors(measures: Measures, device: torch.device) -> Extractors:
@@ -88,7 +97,9 @@ def load_extractors(measures: Measures, device: torch.device) -> Extractors:
     """
     distance = perceptual_distance(measures.perceptual).to(device)
     key = perceptual_metric(measures.perceptual).key
-    return Extractors(distance, key, FaceFinder() if measures.faces else None)
+    finder = FaceFinder() if measures.faces else None
+    features = perceptual_features("efficientnet_lite0").to(device) if measures.transfer else None
+    return Extractors(distance, key, finder, features)
 
 
 @lru_cache(maxsize=1)  # A process scores many clips and loads their networks once.
@@ -112,13 +123,22 @@ def score_clip(task: ClipTask) -> ScoredClip:
     """Rebuild one clip by every model of a task, and score it beside the baseline."""
     try:
         frames = read_all(read_clip(task.data, task.clip), task.size)
+        source = _first_frame(task, task.source) if task.source else None
     except UserError as error:
         return ScoredClip([], str(error))
     device = default_device()
     animators = [_cached_animator(checkpoint, device) for checkpoint in task.checkpoints]
     extractors = cached_extractors(task.measures, device)
     with one_thread():
-        return ScoredClip(score_frames(frames, animators, extractors))
+        scores = score_frames(frames, animators, extractors)
+        if source is not None:
+            moved = _score_transfer(source, frames, animators, extractors)
+            scores = [a | b for a, b in zip(scores, moved, strict=True)]
+        return ScoredClip(scores)
+
+
+def _first_frame(task: ClipTask, clip: Clip) -> NDArray[np.uint8]:
+    return read_frames(read_clip(task.data, clip), [0], task.size)[0]
 
 
 @contextmanager
@@ -165,6 +185,33 @@ def score_frames(
         models.append(mask_not_finite(scores, torch.cat(finite).numpy()))
     copied = true_faces[:1] * len(true_faces)
     return [concatenate(baseline) | _face_scores(true_faces, copied), *models]
+
+
+@float32_products(convolutions="ieee")
+@torch.inference_mode()
+def _score_transfer(
+    source: NDArray[np.uint8],
+    frames: NDArray[np.uint8],
+    animators: Sequence[Animator],
+    extractors: Extractors,
+) -> list[FrameScores]:
+    """Animate a source with the motion of a clip; scores as those of :func:`score_frames`."""
+    assert extractors.features is not None
+    device = next(extractors.features.buffers()).device
+    picture = to_tensor(source[None], device)
+    copied = picture.expand(len(frames), -1, -1, -1)
+    scores = [transfer_scores(picture, copied, None, extractors.features)]
+    for animator in animators:
+        moved = list(transfer(animator, source, frames, relative=True))
+        generated = torch.cat([rendered.animation.prediction for rendered in moved])
+        distances = torch.cat([pose_errors(rendered.animation, animator) for rendered in moved])
+        scores.append(
+            mask_not_finite(
+                transfer_scores(picture, generated, distances, extractors.features),
+                generated.isfinite().flatten(1).all(dim=1).cpu().numpy(),
+            )
+        )
+    return scores
 
 
 def similarity(

@@ -45,6 +45,7 @@ def benchmark_puppets(
     folder = report_folder(run, out, "benchmark", "puppets")
     if out is None and not Path(model).exists():
         raise UserError(f"{run}: is a model on the Hub; set --out to a folder for the results")
+    folder.mkdir(parents=True, exist_ok=True)
     with ProgressBar("scoring puppets", identities) as bar:
         benchmark, columns = benchmark_on_puppets(
             model,
@@ -54,7 +55,6 @@ def benchmark_puppets(
             mapper=task_mapper(workers),
             on_puppet=lambda done: bar.update(done, f"{done}/{identities}"),
         )
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / COLUMNS_NAME, png_bytes(columns))
     write_atomically(folder / SCORES_NAME, benchmark.model_dump_json(indent=1).encode())
     return benchmark, folder

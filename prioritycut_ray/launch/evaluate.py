@@ -25,6 +25,7 @@ def evaluate(
     workers: int | None = None,
     lpips: str = "proxy",
     faces: bool = False,
+    transfer: bool = False,
     out: str | Path | None = None,
 ) -> Evaluation:
     """Score runs on held-out clips and write the report; see docs/evaluation.md.
@@ -41,6 +42,8 @@ def evaluate(
         lpips: ``proxy`` (EfficientNet-Lite0, not LPIPS), ``hub`` (LPIPS with torchvision's
             AlexNet), or a file of torchvision's AlexNet or VGG-16 weights.
         faces: also measure AKD, MKR and AED; needs the extra ``faces``.
+        transfer: also animate the first frame of another identity with each clip's motion, and
+            measure identity distance, pose transfer and flicker.
         out: folder of the report; ``RUN/evaluation/SPLIT`` by default.
 
     Returns:
@@ -59,7 +62,7 @@ def evaluate(
             runs,
             data,
             split=split,
-            measures=Measures(lpips, faces),
+            measures=Measures(lpips, faces, transfer),
             mapper=mapper,
             on_clip=lambda done, total, key: bar.update(done / total, f"{done}/{total} {key}"),
         )

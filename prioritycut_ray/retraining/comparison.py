@@ -116,7 +116,7 @@ def compare(
             runs,
             settings.data,
             split=settings.holdout,
-            measures=Measures(settings.lpips, settings.faces),
+            measures=Measures(settings.lpips, settings.faces, settings.transfer),
             mapper=mapper,
             on_clip=lambda done, total, key: bar.update(done / total, f"{done}/{total} {key}"),
             index=index,

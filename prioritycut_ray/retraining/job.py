@@ -116,7 +116,9 @@ def find_job(models: Folder, settings: RetrainSettings, lease: Lease) -> Retrain
     )
     # Reject invalid settings before anything is written.
     candidate_config(models, job)
-    check_rules(selected_metrics(Measures(settings.lpips, settings.faces)), settings.gate)
+    check_rules(
+        selected_metrics(Measures(settings.lpips, settings.faces, settings.transfer)), settings.gate
+    )
     # Without a verdict it was abandoned, because another model had become the current one.
     if models.exists(f"{job.candidate}/{VERDICT}"):
         verdict = read_record(models, f"{job.candidate}/{VERDICT}", Verdict)

@@ -69,6 +69,7 @@ class RetrainSettings(Section):
         data_gate: see :class:`DataGate`.
         lpips: as in ``evaluate --lpips``.
         faces: as in ``evaluate --faces``.
+        transfer: as in ``evaluate --transfer``.
         lease_seconds: seconds after which the lease of a dead process expires.
         keep: number of refused candidates and of former models whose weights are kept.
         command: shell command that is run at the end, with the report as JSON on its stdin.
@@ -86,6 +87,7 @@ class RetrainSettings(Section):
     data_gate: DataGate = DataGate()
     lpips: Place = "proxy"
     faces: bool = False
+    transfer: bool = False
     lease_seconds: Annotated[float, Field(gt=0)] = 60.0
     keep: Count = 3
     command: str | None = None

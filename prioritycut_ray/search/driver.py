@@ -145,7 +145,8 @@ def check_objective(search: SearchConfig, configs: list[Config]) -> Metric:
     """
     objective = search.objective
     is_validated = objective.metric.startswith(VALIDATION)
-    measures = Measures() if is_validated else Measures(objective.lpips, objective.faces)
+    chosen = Measures(objective.lpips, objective.faces, objective.transfer)
+    measures = Measures() if is_validated else chosen
     metrics = {metric.key: metric for metric in selected_metrics(measures)}
     key = objective.metric.removeprefix(VALIDATION)
     if key not in metrics:

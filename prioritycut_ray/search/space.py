@@ -125,12 +125,14 @@ class Objective(Section):
         split: the split to evaluate on; never the one that results are reported on.
         lpips: as in ``evaluate --lpips``.
         faces: as in ``evaluate --faces``.
+        transfer: as in ``evaluate --transfer``.
     """
 
     metric: str = "l1"
     split: str = "val"
     lpips: Place = "proxy"
     faces: bool = False
+    transfer: bool = False
 
 
 class ASHA(Section):

@@ -194,7 +194,7 @@ def _measured(config: Config, objective: Objective, checkpoint: str) -> dict[str
         [checkpoint],
         config.data.url,
         split=objective.split,
-        measures=Measures(objective.lpips, objective.faces),
+        measures=Measures(objective.lpips, objective.faces, objective.transfer),
         # The workers that have just ended leave this trial their resources.
         mapper=partial(map_tasks, workers=config.train.worker_range[0]),
         on_clip=lambda done, total, key: None,

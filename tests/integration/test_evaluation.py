@@ -19,6 +19,7 @@ from prioritycut_ray.config import load_config
 from prioritycut_ray.data.index import clips_of, read_index
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.records import Evaluation
+from prioritycut_ray.launch.benchmark import benchmark_puppets
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
 from tests.browser import chromium
@@ -96,6 +97,16 @@ def test_results_are_equal_for_any_number_of_workers(
     )
     for file in report.iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_scores_on_puppets_are_equal_for_any_number_of_workers(
+    runs: tuple[Path, Path], local_ray: None, tmp_path: Path
+) -> None:
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        benchmark_puppets(runs[1], identities=2, frames=3, workers=workers, out=out)
+    for name in ("puppets.json", "columns.png"):
+        assert (tmp_path / "2" / name).read_bytes() == (tmp_path / "0" / name).read_bytes()
 
 
 def test_more_workers_than_the_cluster_has_room_for_are_an_error(
