@@ -24,6 +24,8 @@ from prioritycut_ray.inference.animate import to_tensor
 from prioritycut_ray.metrics.aggregate import value_of
 from prioritycut_ray.metrics.transfer import CORRELATIONS
 from prioritycut_ray.metrics.truth import warping_error
+from prioritycut_ray.runs.verdicts import Verdict, write_verdict
+from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
 from tests.conftest import Prioritycut, assert_one_line
@@ -34,9 +36,9 @@ CPU = torch.device("cpu")
 FEW = ("--identities", "2", "--frames", "3", "--workers", "0")
 
 
-def random_run(folder: Path, family: str) -> Path:
+def random_run(folder: Path, family: str, *words: str) -> Path:
     """A run with one checkpoint of random weights."""
-    config = load_config(str(FAMILIES[family]), ["train.seed=1"])
+    config = load_config(str(FAMILIES[family]), ["train.seed=1", *words])
     state = new_state(config, CPU)
     for network in (state.animator, state.ema.module):
         spread_keypoints(network)
@@ -102,18 +104,21 @@ def test_all_tasks_are_scored_beside_the_copied_source(
 def test_an_export_and_another_number_of_puppets_give_the_same_scores(
     prioritycut: Prioritycut, tmp_path: Path
 ) -> None:
-    run = random_run(tmp_path / "runs" / "mine", "first_order")
+    run = random_run(tmp_path / "runs" / "mine", "first_order", "train.validate_every=1")
+    scores = {"val/l1": 0.1}
+    write_verdict(Folder(run), Verdict(step=1, sample="", clips=1, skipped={}, scores=scores))
     assert prioritycut("export", str(run), "--out", "exported").returncode == 0
     for words in (
         [str(run), *FEW, "--out", "both"],
         ["exported", *FEW],
-        [str(run / "step_0000001"), *FEW, "--identities", "1", "--out", "one"],
+        [str(run / "best"), *FEW, "--identities", "1"],
     ):
         result = prioritycut("benchmark", "puppets", *words)
         assert result.returncode == 0, result.stderr
     both = scores_in(tmp_path / "both")
     exported = scores_in(tmp_path / "exported" / "benchmark" / "puppets")
-    one = scores_in(tmp_path / "one")
+    one = scores_in(run / "benchmark" / "puppets")
+    assert one["model"] == str(run / "step_0000001")
     for task in TASKS:
         assert means(exported, task, "exported") == means(both, task, "mine")
         clips, (clip,) = (x["tasks"][task]["models"][1]["clips"] for x in (both, one))
