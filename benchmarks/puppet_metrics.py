@@ -1,7 +1,7 @@
 """How well metrics without ground truth rank models, measured on puppets; in Markdown.
 
     python benchmarks/puppet_metrics.py runs/a runs/b ...   # trained models, at least 20
-    python benchmarks/puppet_metrics.py --train 20          # trains small ones first, about an hour
+    python benchmarks/puppet_metrics.py --train 20          # trains small ones first
 
 Identity distance, pose transfer and estimated flicker are what is left where the right picture is
 unknown. `prioritycut benchmark puppets` knows it, so that each can be compared with the true error

@@ -138,7 +138,8 @@ def score_clip(task: ClipTask) -> ScoredClip:
 
 
 def _first_frame(task: ClipTask, clip: Clip) -> NDArray[np.uint8]:
-    return read_frames(read_clip(task.data, clip), [0], task.size)[0]
+    frame: NDArray[np.uint8] = read_frames(read_clip(task.data, clip), [0], task.size)[0]
+    return frame
 
 
 @contextmanager

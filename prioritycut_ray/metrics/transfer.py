@@ -120,8 +120,8 @@ def pose_errors(animation: Animation, animator: Animator) -> Float[Tensor, " T"]
         The mean distance in each frame, as a share of the frame's side.
     """
     asked, found = animation.driving_keypoints, animator.detect(animation.prediction)
-    # Coordinates span two units over the frame's side.
-    return (asked.value - found.value).norm(dim=-1).mean(1) / 2
+    distances: Tensor = (asked.value - found.value).norm(dim=-1)
+    return distances.mean(1) / 2  # coordinates span two units over the frame's side
 
 
 def _identity_distance(source: Tensor, generated: Tensor, features: nn.Module) -> Tensor:
