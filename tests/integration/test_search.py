@@ -305,7 +305,8 @@ def test_a_failing_trial_is_retried_then_failed_and_the_search_continues(
     tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
     failed, finished = search.rows()
     assert (failed["status"], finished["status"]) == ("failed", "finished")
-    assert "not finite" in failed["reason"]
+    # The losses or the score come first: that depends on the CPU's arithmetic.
+    assert re.search("not finite|l1 is (nan|inf)", failed["reason"])
     assert load_config(str(search.folder / "best.yaml")).optim.lr == 0.005
     said = capsys.readouterr().err
     for what in ("failed, retrying from its last report", "failed, not retrying"):
