@@ -157,9 +157,12 @@ class TrialReport(BaseModel):
         }
 
 
-def _samples(run: str) -> int:
-    """Return the number of frame pairs of a run's newest checkpoint; 0 without one."""
-    return read_progress(find_checkpoint(run)).samples if has_checkpoint(run) else 0
+def _is_trained(config: Config) -> bool:
+    """Whether the run has a checkpoint with all its samples, and was still learning at its end."""
+    if not has_checkpoint(config.run):
+        return False
+    progress = read_progress(find_checkpoint(config.run))
+    return progress.samples >= config.train.samples and not any(progress.skipped_in_a_row.values())
 
 
 def _evaluated(config: Config, objective: Objective) -> TrialReport:
@@ -167,7 +170,7 @@ def _evaluated(config: Config, objective: Objective) -> TrialReport:
     folder, name = Folder(config.run), f"reports/{config.train.samples:09d}.json"
     if folder.exists(name):
         return _checked(TrialReport.model_validate_json(folder.read(name)), config, objective)
-    if _samples(config.run) < config.train.samples:
+    if not _is_trained(config):
         try:
             launch(config, lambda metrics: None, partial(logger.warning, "%s: %s", config.name))
         except RunFailed as failed:

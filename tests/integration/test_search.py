@@ -305,8 +305,7 @@ def test_a_failing_trial_is_retried_then_failed_and_the_search_continues(
     tune(search.file, search.words, smoke=False, resume=False, console=QUIET)
     failed, finished = search.rows()
     assert (failed["status"], finished["status"]) == ("failed", "finished")
-    # The losses or the score come first: that depends on the CPU's arithmetic.
-    assert re.search("not finite|l1 is (nan|inf)", failed["reason"])
+    assert "not finite" in failed["reason"]
     assert load_config(str(search.folder / "best.yaml")).optim.lr == 0.005
     said = capsys.readouterr().err
     for what in ("failed, retrying from its last report", "failed, not retrying"):
@@ -533,7 +532,8 @@ def test_a_search_in_a_bucket_resumes_after_kill_9(
     assert "data:image/png;base64," in (search.folder / "search.html").read_text()
     assert (search.folder / "learning_curves.png").exists()
     best = load_config(f"{folder}/best.yaml")
-    assert (best.optim.lr, best.run) == (0.005, f"{bucket}/runs/asha-best")
+    leader = min(rows, key=lambda row: float(row["objective"]))
+    assert (best.optim.lr, best.run) == (float(leader["optim.lr"]), f"{bucket}/runs/asha-best")
 
 
 def start_driver(

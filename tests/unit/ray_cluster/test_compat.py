@@ -175,8 +175,10 @@ def test_a_process_does_not_wait_long_for_a_local_ray_that_has_ended() -> None:
         "from ray._private import worker\n"
         "from prioritycut_ray.ray_cluster.session import start_ray\n"
         "start_ray()\n"
-        "for kind in worker.global_worker.node.all_processes.values():\n"
-        "    for info in kind: os.kill(info.process.pid, signal.SIGTERM)\n"
+        "kinds = worker.global_worker.node.all_processes.values()\n"
+        "processes = [info.process for kind in kinds for info in kind]\n"
+        "for process in processes: os.kill(process.pid, signal.SIGTERM)\n"
+        "for process in processes: process.wait()\n"
         "print('ended', flush=True)\n"
         "ray.nodes()\n"
     )
