@@ -178,8 +178,8 @@ def test_a_process_does_not_wait_long_for_a_local_ray_that_has_ended() -> None:
         "kinds = worker.global_worker.node.all_processes.values()\n"
         "processes = [info.process for kind in kinds for info in kind]\n"
         "for process in processes: os.kill(process.pid, signal.SIGTERM)\n"
-        "for process in processes: process.wait()\n"
         "print('ended', flush=True)\n"
+        "for process in processes: process.wait()\n"  # or it still answers
         "ray.nodes()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
