@@ -173,7 +173,7 @@ def interval(x: Any, y: Any) -> tuple[float, float] | None:
     found = bootstrap(
         (x, y),
         spearman,
-        n_resamples=2000,
+        n_resamples=1000,
         paired=True,
         vectorized=False,
         method="percentile",
