@@ -376,7 +376,7 @@ def train(setup: Setup) -> None:
         batch, total = (2, 24) if setup.dry else (32, 320)
         words = [
             "quickstart" if setup.dry else setup.config,
-            *("name=real", f"storage={runs}", f"data.url={data}"),
+            *("name=real", f"storage={runs}", f"data.url={data}", "data.decoder=decord"),
             *("loss.perceptual.weights=random", "priority_cut.warmup_samples=0"),
             *("train.workers=1", f"train.use_gpu={'no' if setup.dry else 'yes'}"),
             *(f"train.batch_size={batch}", f"train.samples={batch * total}"),
@@ -439,7 +439,9 @@ def loader(setup: Setup) -> None:
     """Pairs per second that are decoded, and that reach the device."""
     batch, size = (2, 64) if setup.dry else (32, 256)
     with shards(setup) as data:
-        pairs = FramePairs(data, read_index(data), "train", size=size, seed=0, num_repeats=1000)
+        pairs = FramePairs(
+            data, read_index(data), "train", size=size, seed=0, num_repeats=1000, decoder="decord"
+        )
         for workers in (0, 1) if setup.dry else (0, 2, 4, 8, 12):
             speed = batch * loader_rate(pairs, batch, workers, 2 if setup.dry else 8)
             print(f"data.loader_workers={workers}: {speed:.0f} pairs/s")

@@ -335,8 +335,8 @@ class DataConfig(Section):
     """Visits to each clip, or to each identity, per epoch."""
     pairs_per_visit: Count = 1
     """Consecutive frame pairs from a clip that is opened: more is cheaper, but they are similar."""
-    decoder: Literal["decord", "pyav"] = "decord"
-    """Library that decodes the shards; use pyav where decord is not available (ARM)."""
+    decoder: Literal["decord", "pyav", "torchcodec"] = "pyav"
+    """Library that decodes the shards; all give the same frames (docs/data.md)."""
     cache_dir: Place | None = None
     """Local folder that caches clips of remote shards; null fetches them every time."""
     cache_gb: Annotated[float, Field(gt=0)] = 20.0

@@ -8,6 +8,7 @@ from tests.places import TINY
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import functools
 import shutil
 import sys
 import uuid
@@ -20,6 +21,7 @@ import pytest
 
 from prioritycut_ray import cli
 from prioritycut_ray.config import Config, load_config
+from prioritycut_ray.errors import UserError
 from tests.s3_server import S3, s3_server
 
 
@@ -40,6 +42,25 @@ def puppet_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         frames = render_clip(seed, size=32, frames=12).frames
         write_video(folder / f"puppet_{seed}.mp4", frames, 12.0)
     return folder
+
+
+@pytest.fixture(params=["decord", "pyav", "torchcodec"])
+def decoder(request: pytest.FixtureRequest) -> str:
+    """Each library that decodes clips, if it is installed here."""
+    if reason := why_not_usable(request.param):
+        pytest.skip(reason)
+    return str(request.param)
+
+
+@functools.cache
+def why_not_usable(decoder: str) -> str:
+    from prioritycut_ray.video.random_access import check_decoder
+
+    try:
+        check_decoder(decoder)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @pytest.fixture(scope="session")

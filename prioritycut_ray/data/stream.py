@@ -100,7 +100,7 @@ class FramePairs:
             num_repeats: how often an epoch visits each clip or identity, on average.
             pairs_per_visit: consecutive samples from a clip, fetched and opened once.
             visit: whether all clips, or all identities, are visited equally often.
-            decoder: ``decord`` or ``pyav``.
+            decoder: ``decord``, ``pyav`` or ``torchcodec``.
             cache: for clips of a remote data set.
             known: index of the clips that an earlier model has seen; None treats all clips alike.
             replay: share of an epoch for known clips; the rest is for new ones.

@@ -21,7 +21,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video import VideoStream
 from av.video.codeccontext import VideoCodecContext
-from av.video.reformatter import Colorspace
+from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -126,6 +126,7 @@ def _frames_from(source: Source, skip: int, *, seek: bool) -> Iterator[TimedFram
             start = _seek_before(container, stream, skip) if seek else _Start(0, 0, None)
             packets, decoded = start.packets, start.number
             decoder = _decoder(stream)
+            reformatter = VideoReformatter()
             for packet in container.demux(stream):
                 packets += packet.size > 0
                 seconds = max(seconds, _end(packet))
@@ -140,7 +141,8 @@ def _frames_from(source: Source, skip: int, *, seek: bool) -> Iterator[TimedFram
                         if frame.pts != start.time:
                             raise _KeyFrameMissed
                     if decoded >= skip:
-                        yield TimedFrame(_displayed(frame, aspect), frame.time, _duration(frame))
+                        image = _displayed(frame, aspect, reformatter)
+                        yield TimedFrame(image, frame.time, _duration(frame))
                     decoded += 1
         except _KeyFrameMissed:
             raise
@@ -345,18 +347,22 @@ def _end(packet: Any) -> float:
     return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
-def _displayed(frame: av.VideoFrame, aspect: Fraction) -> Frame:
+def _displayed(frame: av.VideoFrame, aspect: Fraction, reformatter: VideoReformatter) -> Frame:
     """Convert a decoded frame to what a viewer would show: RGB ``uint8 [H, W, 3]``."""
-    image = scaled(_rgb(frame), round(frame.width * aspect), frame.height)
+    image = scaled(_rgb(frame, reformatter), round(frame.width * aspect), frame.height)
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return image if matrix is None else _turned(image, np.frombuffer(matrix, np.int32))
 
 
-def _rgb(frame: av.VideoFrame) -> Frame:
+def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frame:
     has_alpha = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
     form = "rgba" if has_alpha else "rgb24"
     try:
-        image = frame.reformat(format=form, src_colorspace=guessed_colours(frame)).to_ndarray()
+        # In this thread: by default, each frame would start threads of its own.
+        converted = reformatter.reformat(
+            frame, format=form, src_colorspace=guessed_colours(frame), threads=1
+        )
+        image = converted.to_ndarray()
     except av.FFmpegError as error:
         reason = (
             f"has colours that cannot be converted (matrix {frame.colorspace}): {reason_of(error)}"

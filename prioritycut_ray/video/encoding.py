@@ -11,7 +11,13 @@ import av
 import numpy as np
 from av.audio import AudioStream
 from av.container import OutputContainer
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    VideoReformatter,
+)
 
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage.atomic import write_atomically
@@ -111,6 +117,7 @@ def _encode(
         if timing is not None:
             codec.time_base = TICK
         track = None if sound is None else container.add_stream("aac", SOUND_RATE, layout="stereo")
+        reformatter = VideoReformatter()
         shape, count = None, 0
         for image in frames:
             if shape is None:
@@ -122,10 +129,12 @@ def _encode(
             if image.shape != shape:
                 raise UserError(f"cannot write a video: frames of {shape} and of {image.shape}")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            planes = frame.reformat(
+            planes = reformatter.reformat(
+                frame,
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
+                threads=1,  # By default, each frame would start threads of its own.
             )
             if timing is not None:
                 planes.time_base, planes.pts = TICK, _ticks(timing, count)

@@ -22,7 +22,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage import reading
 from prioritycut_ray.training.trainer import prepare, training_batches
 from prioritycut_ray.training.worker import Worker
-from prioritycut_ray.video.random_access import DECODERS
+from prioritycut_ray.video.random_access import DECODERS, DEFAULT_DECODER
 from prioritycut_ray.video.source import Frame
 from tests.clip_sets import clip_member, damage, write_members, write_set
 from tests.s3_server import S3
@@ -111,14 +111,14 @@ def test_order_resumes_on_another_number_of_ranks(tiny: Config, tmp_path: Path) 
 @pytest.fixture
 def deadly(monkeypatch: pytest.MonkeyPatch) -> Member:
     """A clip with a valid checksum that kills its decoder with a real SIGSEGV."""
-    clip, decode = clip_member(6)._replace(key="deadly"), DECODERS["decord"]
+    clip, decode = clip_member(6)._replace(key="deadly"), DECODERS[DEFAULT_DECODER]
 
     def decode_or_die(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
         if data == clip.data:
             os.kill(os.getpid(), signal.SIGSEGV)
         return decode(data, indices, size)
 
-    monkeypatch.setitem(DECODERS, "decord", decode_or_die)
+    monkeypatch.setitem(DECODERS, DEFAULT_DECODER, decode_or_die)
     return clip
 
 
