@@ -1,9 +1,11 @@
 """The stream beside other ways of feeding a training, on the same clips; in Markdown.
 
-    python benchmarks/data.py                        # synthetic puppets, rendered first
-    python benchmarks/data.py speed --data DATA      # your own shards
+    python benchmarks/data.py                      # synthetic puppets, rendered first
+    python benchmarks/data.py speed --data DATA    # your own shards; so take presets and sizing
     python benchmarks/data.py start memory encoding
-    python benchmarks/data.py scale                  # indexes of 10⁴ to 10⁷ clips, in minutes
+    python benchmarks/data.py presets              # presets of `shard` beside PNG files, by decoder
+    python benchmarks/data.py sizing               # what VoxCeleb2 takes, by rates measured here
+    python benchmarks/data.py scale                # indexes of 10⁴ to 10⁷ clips, in minutes
 
 The ways alternate, and the best turn of each counts. Unless stated otherwise, seconds are CPU
 seconds of this process and its loader workers, which other work on the machine hardly changes. One
@@ -35,6 +37,7 @@ import pyarrow.compute as pc
 import torch
 import typer
 import webdataset
+from numpy.typing import NDArray
 from PIL import Image
 from puppet_shards import pack_puppets
 
@@ -48,14 +51,24 @@ from prioritycut_ray.data.index import (
 )
 from prioritycut_ray.data.old_index import OLD_INDEX_NAME, read_old_clips
 from prioritycut_ray.data.puppets import render_clip
+from prioritycut_ray.data.shard_writer import Member, ShardWriter
 from prioritycut_ray.data.shards import Clip, read_clip
 from prioritycut_ray.data.stream import Batch, FramePairs, batches, two_frames
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.packing.clips import Recipe, make_part
+from prioritycut_ray.packing.entries import Entry
 from prioritycut_ray.packing.inspection import summarise
-from prioritycut_ray.video.encoding import write_video
-from prioritycut_ray.video.random_access import DECODERS, read_all
+from prioritycut_ray.video.encoding import PRESETS, write_video
+from prioritycut_ray.video.images import resize
+from prioritycut_ray.video.random_access import (
+    DECODERS,
+    DEFAULT_DECODER,
+    check_decoder,
+    read_all,
+)
 from prioritycut_ray.video.source import Frame
 
-PARTS = ("speed", "start", "memory", "encoding", "scale")
+PARTS = ("speed", "start", "memory", "encoding", "presets", "sizing", "scale")
 SIZES = (64, 128, 256, 512)
 ROWS = (10**4, 10**5, 10**6, 10**7)
 OLD_ROWS = 200_000
@@ -80,6 +93,9 @@ def main(
     rows: Annotated[
         list[int] | None, typer.Option(help="Numbers of clips of the scale table.")
     ] = None,
+    rate: Annotated[
+        float, typer.Option(help="Samples per second of the training in the sizing table.")
+    ] = 128.0,
 ) -> None:
     """Measure the named parts, or all of them."""
     torch.set_num_threads(1)
@@ -98,6 +114,12 @@ def main(
             _print_memory(pack_puppets(f"{folder}/small", 8, 32, 64))
         if "encoding" in chosen:
             _print_encoding(sizes or SIZES, turns)
+        if "presets" in chosen:
+            originals = _originals(url, size, clips, frames)
+            _print_presets(originals, size, samples, turns, Path(folder))
+        if "sizing" in chosen:
+            originals = _originals(url, size, 2, VOXCELEB2.frames_per_clip)
+            _print_sizing(originals, size, samples, turns, rate, Path(folder))
         if "scale" in chosen:
             _print_scale(Path(folder), rows or ROWS)
 
@@ -121,7 +143,7 @@ def _print_speed(url: str, size: int, samples: int, turns: int, folder: Path) ->
     stored = {clip.key: read_clip(url, clip) for clip in pairs.clips}
     used = {item.clip.key: item.clip for item in wanted}
     png = _write_png(folder / "png", {key: stored[key] for key in used}, size)
-    by_pyav = _pairs_of(url, size, decoder="pyav")
+    by_decord = _pairs_of(url, size, decoder="decord")
     visits = _pairs_of(url, size, pairs_per_visit=4)
     of_visits = [
         [_item_of(visits, number) for number in range(first, first + 4)]
@@ -134,7 +156,7 @@ def _print_speed(url: str, size: int, samples: int, turns: int, folder: Path) ->
         ],
         "stream": lambda: _drain(_batches_of(pairs, samples, 0)),
         "stream, 2 loader workers": lambda: _drain(_batches_of(pairs, samples, 2)),
-        "stream, pyav": lambda: _drain(_batches_of(by_pyav, samples, 0)),
+        "stream, decord": lambda: _drain(_batches_of(by_decord, samples, 0)),
         "stock webdataset + decord": lambda: _by_webdataset(url, pairs.clips, samples, size),
         "PNG frames on local disk (Pillow)": lambda: [
             _by_png(png / item.clip.key, item.indices) for item in wanted
@@ -473,9 +495,13 @@ def _private_bytes() -> int:
 
 def _print_encoding(sizes: Sequence[int], turns: int, frames: int = 48, samples: int = 12) -> None:
     """Bytes and speed by key-frame distance (GOP) and size, and with x264's default settings."""
-    print(f"\n{frames} frames of a synthetic puppet, CRF 18; times include opening the clip.\n")
-    print("| size | GOP | bytes per frame | PSNR dB | pairs per CPU second: decord | pyav | PNG |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        f"\n{frames} frames of a synthetic puppet, CRF 18; pairs per CPU second by decoder, "
+        "including opening the clip.\n"
+    )
+    decoders = _usable_decoders()
+    print(f"| size | GOP | bytes per frame | PSNR dB | {' | '.join(decoders)} | PNG |")
+    print("|---|---|---|---|---|" + "---|" * len(decoders))
     rng = np.random.default_rng(0)
     wanted = [rng.choice(frames, 2, replace=False).tolist() for _ in range(samples)]
     for size in sizes:
@@ -485,15 +511,30 @@ def _print_encoding(sizes: Sequence[int], turns: int, frames: int = 48, samples:
         clips = {str(gop): _encoded(original, gop) for gop in (1, 4, 8, 12, 25)}
         clips["12, x264's defaults"] = _encoded_by_defaults(original, 12)
         for label, clip in clips.items():
-            ways = {name: partial(_decode_all, name, clip, wanted, size) for name in DECODERS}
+            ways = {name: partial(_decode_all, name, clip, wanted, size) for name in decoders}
             seconds = _in_turns(ways, turns)
-            error = np.square(original.astype(float) - read_all(clip, size)).mean()
             print(
                 f"| {size} | {label} | {len(clip) / frames:.0f} "
-                f"| {10 * np.log10(255**2 / error):.1f} "
-                + "".join(f"| {samples / seconds[name]:.0f} " for name in DECODERS)
+                f"| {_psnr(original, read_all(clip, size)):.1f} "
+                + "".join(f"| {samples / seconds[name]:.0f} " for name in decoders)
                 + f"| {samples / png:.0f} |"
             )
+
+
+def _usable_decoders() -> list[str]:
+    usable = []
+    for name in DECODERS:
+        try:
+            check_decoder(name)
+        except UserError as error:
+            print(f"Not measured: {error}")
+        else:
+            usable.append(name)
+    return usable
+
+
+def _psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    return float(10 * np.log10(255**2 / np.square(one.astype(float) - other).mean()))
 
 
 def _decode_all(decoder: str, clip: bytes, wanted: Sequence[Sequence[int]], size: int) -> None:
@@ -529,6 +570,182 @@ def _encoded_by_defaults(frames: Sequence[Frame], gop: int) -> bytes:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         file.mux(stream.encode())
     return target.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------
+# Presets
+# ---------------------------------------------------------------------------------------------
+
+
+def _originals(url: str, size: int, clips: int, frames: int) -> dict[str, NDArray[np.uint8]]:
+    """Return clips to encode, ``uint8 [T, size, size, 3]``: of a data set, or synthetic puppets."""
+    if not url:
+        made = (render_clip(seed, size=size, frames=frames).frames for seed in range(clips))
+        return {f"puppet{seed}": np.stack(list(shown)) for seed, shown in enumerate(made)}
+    chosen = itertools.islice(clips_of(read_index(url), "train"), clips)
+    return {clip.key: read_all(read_clip(url, clip), size)[:frames] for clip in chosen}
+
+
+def _write_set(url: str, originals: dict[str, NDArray[np.uint8]], preset: str) -> FramePairs:
+    """Write a data set of clips that are encoded by a preset."""
+    with ShardWriter(url) as writer:
+        for key, frames in originals.items():
+            encoded = io.BytesIO()
+            write_video(encoded, frames, 25.0, **PRESETS[preset]._asdict())
+            size, count = frames.shape[1], len(frames)
+            data = encoded.getvalue()
+            writer.add(Member(key, data, count, 25.0, size, size, key, key, False))
+        writer.finish(dict.fromkeys(originals, "train"))
+    return _pairs_of(url, originals[key].shape[1])
+
+
+def _print_presets(
+    originals: dict[str, NDArray[np.uint8]], size: int, samples: int, turns: int, folder: Path
+) -> None:
+    """The stream of each preset, by decoder, beside the same frames as PNG files."""
+    for key, frames in originals.items():
+        (folder / "originals" / key).mkdir(parents=True)
+        for index, frame in enumerate(frames):
+            Image.fromarray(frame).save(folder / "originals" / key / f"{index:07d}.png")
+    paths = [*(folder / "originals").glob("*/*.png")]
+    png_bytes = sum(path.stat().st_size for path in paths) / len(paths)
+    sets = {preset: _write_set(str(folder / preset), originals, preset) for preset in PRESETS}
+    wanted = [_item_of(sets["default"], number) for number in range(samples)]
+    decoders = _usable_decoders()
+    ways: dict[str, Callable[[], object]] = {
+        "PNG": lambda: [
+            _by_png(folder / "originals" / item.clip.key, item.indices) for item in wanted
+        ]
+    }
+    for preset, decoder in itertools.product(PRESETS, decoders):
+        pairs = _pairs_of(sets[preset].url, size, decoder=decoder)
+        ways[f"{preset} {decoder}"] = partial(_stream_all, pairs, samples)
+    seconds = _in_turns(ways, turns)
+    count = len(next(iter(originals.values())))
+    print(
+        f"\nThe stream in one process: {samples} samples of {size}x{size}, {len(originals)} clips "
+        f"of {count} frames. PNG: {samples / seconds['PNG']:.0f} samples per CPU second, "
+        f"{png_bytes:.0f} bytes per frame.\n"
+    )
+    titles = [f"{decoder}: samples per CPU second | ÷ PNG" for decoder in decoders]
+    print(f"| preset | bytes per frame | PNG ÷ bytes | PSNR dB | {' | '.join(titles)} |")
+    print("|---|---|---|---|" + "---|---|" * len(decoders))
+    for preset, pairs in sets.items():
+        size_bytes = sum(clip.size for clip in pairs.clips) / sum(c.frames for c in pairs.clips)
+        likeness = [
+            _psnr(originals[clip.key], read_all(read_clip(pairs.url, clip), size))
+            for clip in pairs.clips
+        ]
+        print(
+            f"| {preset} | {size_bytes:.0f} | {png_bytes / size_bytes:.1f} "
+            f"| {np.mean(likeness):.1f} "
+            + "".join(
+                f"| {samples / seconds[f'{preset} {decoder}']:.0f} "
+                f"| {seconds['PNG'] / seconds[f'{preset} {decoder}']:.2f} "
+                for decoder in decoders
+            )
+            + "|"
+        )
+
+
+def _stream_all(pairs: FramePairs, samples: int) -> None:
+    _drain(_batches_of(pairs, samples, 0))
+
+
+# ---------------------------------------------------------------------------------------------
+# Sizing
+# ---------------------------------------------------------------------------------------------
+
+
+class _Published(NamedTuple):
+    """A data set, as its authors describe it."""
+
+    clips: int
+    hours: float
+    fps: int
+    size: int
+
+    @property
+    def frames(self) -> int:
+        return round(self.hours * 3600 * self.fps)
+
+    @property
+    def frames_per_clip(self) -> int:
+        return round(self.frames / self.clips)
+
+
+VOXCELEB2 = _Published(clips=1_128_246, hours=2442, fps=25, size=224)
+"""Chung, Nagrani and Zisserman, "VoxCeleb2: Deep Speaker Recognition", 2018, table 1."""
+CPUS = (8, 64, 512)
+INDEX_BYTES = 108
+"""Of a clip, by the scale table."""
+
+
+def _print_sizing(
+    originals: dict[str, NDArray[np.uint8]],
+    size: int,
+    samples: int,
+    turns: int,
+    rate: float,
+    folder: Path,
+) -> None:
+    """What VoxCeleb2 takes, at the rates and sizes of a few clips of its length and frame size."""
+    whole = VOXCELEB2
+    count = len(next(iter(originals.values())))
+    published = [
+        np.stack([resize(frame, whole.size) for frame in frames]) for frames in originals.values()
+    ]
+    entries = []
+    for number, frames in enumerate(published):
+        path = folder / f"published{number}.mp4"
+        path.write_bytes(_encoded_by_defaults(frames, 250))
+        entries.append(Entry(source=str(path), name=path.stem))
+    recipes = {preset: Recipe(size, False, 1024, preset) for preset in PRESETS}
+    sets = {
+        preset: _write_set(str(folder / f"s-{preset}"), originals, preset) for preset in PRESETS
+    }
+    seconds = _in_turns(
+        {
+            **{f"pack {p}": partial(_pack_all, entries, recipe) for p, recipe in recipes.items()},
+            **{f"read {p}": partial(_stream_all, pairs, samples) for p, pairs in sets.items()},
+        },
+        turns,
+    )
+    print(
+        f"\nVoxCeleb2: {whole.clips:,} clips, {whole.hours:,} h at {whole.fps} fps, so "
+        f"{whole.frames:,} frames, {whole.frames_per_clip} a clip, {whole.size}x{whole.size}, "
+        f"packed at {size}x{size}.\nRates of {len(originals)} clips of {count} frames on one CPU "
+        f"of this machine; decoder {DEFAULT_DECODER}, data.pairs_per_visit=1. Training: {rate:g} "
+        "samples per second.\n"
+    )
+    print(
+        "| preset | frames packed per CPU second | CPU hours "
+        + "".join(f"| hours on {cpus} CPUs " for cpus in CPUS)
+        + "| shards GB | KB per clip | training: samples per CPU second | CPUs that decode "
+        "| requests per second | MB per second |"
+    )
+    print("|---|---|---|" + "---|" * len(CPUS) + "---|---|---|---|---|---|")
+    for preset, pairs in sets.items():
+        packed = count * len(originals) / seconds[f"pack {preset}"]
+        hours = whole.frames / packed / 3600
+        per_frame = sum(clip.size for clip in pairs.clips) / sum(c.frames for c in pairs.clips)
+        clip_bytes = per_frame * whole.frames_per_clip
+        read = samples / seconds[f"read {preset}"]
+        print(
+            f"| {preset} | {packed:.0f} | {hours:.0f} "
+            + "".join(f"| {hours / cpus:.1f} " for cpus in CPUS)
+            + f"| {per_frame * whole.frames / 1e9:.0f} | {clip_bytes / 1e3:.0f} | {read:.0f} "
+            f"| {rate / read:.1f} | {rate:g} | {rate * clip_bytes / 1e6:.0f} |"
+        )
+    print(
+        f"\nPacking reads each video with one request, and writes shards of 256 MiB. The index has "
+        f"{whole.clips * INDEX_BYTES / 1e6:.0f} MB."
+    )
+
+
+def _pack_all(entries: Sequence[Entry], recipe: Recipe) -> None:
+    for entry in entries:
+        make_part(entry, recipe)
 
 
 if __name__ == "__main__":

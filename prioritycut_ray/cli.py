@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
@@ -94,6 +94,10 @@ Copy = Annotated[
     bool,
     typer.Option("--copy", help="Copy H.264 streams of the right size; reject all other videos."),
 ]
+Preset = Annotated[
+    Literal["default", "random-access"],
+    typer.Option(help="How clips are encoded. `random-access`: read faster, with more bytes."),
+]
 MaxFrames = Annotated[
     int, typer.Option(min=2, help="Split longer videos into equal clips of at most this length.")
 ]
@@ -129,6 +133,7 @@ def shard_verb(
         int, typer.Option(min=32, help="Width and height of the frames in pixels.")
     ] = 256,
     copy: Copy = False,
+    preset: Preset = "default",
     max_frames: MaxFrames = 1024,
     fps: Fps = None,
     strip_width: StripWidth = None,
@@ -146,6 +151,7 @@ def shard_verb(
             out,
             size=size,
             copy=copy,
+            preset=preset,
             max_frames=max_frames,
             layout=Layout(fps, strip_width, identity_from),
             strict=strict,
@@ -264,6 +270,7 @@ def data_append(
     url: Data,
     videos: Videos,
     copy: Copy = False,
+    preset: Preset = "default",
     max_frames: MaxFrames = 1024,
     fps: Fps = None,
     strip_width: StripWidth = None,
@@ -280,6 +287,7 @@ def data_append(
             url,
             videos,
             copy=copy,
+            preset=preset,
             max_frames=max_frames,
             layout=Layout(fps, strip_width, identity_from),
             strict=strict,

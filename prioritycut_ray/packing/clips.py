@@ -35,7 +35,7 @@ from prioritycut_ray.packing.scenes import (
 from prioritycut_ray.storage.paths import is_url
 from prioritycut_ray.video.boxes import Box, Region, square_around
 from prioritycut_ray.video.decoding import VideoInfo, frames_upright, probe
-from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.encoding import PRESETS, write_video
 from prioritycut_ray.video.images import center_square, crop_beyond, resize
 from prioritycut_ray.video.random_access import read_frames
 from prioritycut_ray.video.remux import copy_stream
@@ -54,11 +54,13 @@ class Recipe(NamedTuple):
         size: side of the frames in pixels, a multiple of 32.
         copy: keep the streams that are fit for training as they are.
         max_frames: longer videos are cut into segments; 2 or more.
+        preset: one of :data:`~prioritycut_ray.video.encoding.PRESETS`, unless copied.
     """
 
     size: int
     copy: bool
     max_frames: int
+    preset: str = "default"
 
 
 class Segment(BaseModel):
@@ -219,7 +221,8 @@ def _encoded(shown: Iterator[Frame], info: VideoInfo, entry: Entry, recipe: Reci
     for _, group in itertools.groupby(numbered_segments(squares, longest), lambda item: item[0]):
         # Frames are encoded one by one: a whole video would not fit into memory.
         encoded = io.BytesIO()
-        length = write_video(encoded, (frame for _, frame in group), info.fps)
+        preset = PRESETS[recipe.preset]
+        length = write_video(encoded, (frame for _, frame in group), info.fps, **preset._asdict())
         if length >= 2:
             clips.append(encoded.getvalue())
             segments.append(_segment(clips[-1], length, start + frames))

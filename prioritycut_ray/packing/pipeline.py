@@ -29,6 +29,7 @@ from prioritycut_ray.packing.splits import (
 from prioritycut_ray.packing.tasks import make_part_within, make_parts
 from prioritycut_ray.packing.workspace import Workspace
 from prioritycut_ray.storage.paths import absolute
+from prioritycut_ray.video.encoding import PRESETS
 from prioritycut_ray.video.random_access import check_size
 
 # As long as VoxCeleb's clips are usually cut: 34 s at 30 fps.
@@ -107,6 +108,7 @@ def pack_videos(
     *,
     size: int,
     copy: bool = False,
+    preset: str = "default",
     max_frames: int = MAX_FRAMES,
     layout: Layout = PLAIN,
     strict: bool = False,
@@ -131,6 +133,8 @@ def pack_videos(
         out: folder to create, a local path or any fsspec URL.
         size: side of the packed frames in pixels, a multiple of 32.
         copy: keep the streams as they are; those unfit for training are rejected.
+        preset: how clips are encoded: ``default``, or ``random-access``: key frames only, which
+            are read faster and take more bytes.
         max_frames: longer videos are cut into segments of equal length; 2 or more.
         layout: how clips are stored as pictures, and what names an identity.
         strict: fail if anything is rejected.
@@ -144,7 +148,7 @@ def pack_videos(
             video is usable, or (with ``strict``) one is not.
     """
     check_size(size)
-    recipe = Recipe(size, copy, max_frames)
+    recipe = _recipe(size, copy, preset, max_frames)
     return _run("shard", inputs, layout, out, recipe, None, strict, on_progress)
 
 
@@ -153,6 +157,7 @@ def append_videos(
     inputs: Sequence[str],
     *,
     copy: bool = False,
+    preset: str = "default",
     max_frames: int = MAX_FRAMES,
     layout: Layout = PLAIN,
     strict: bool = False,
@@ -168,6 +173,7 @@ def append_videos(
         url: the folder of the data set, a local path or any fsspec URL.
         inputs: as for :func:`pack_videos`.
         copy: as for :func:`pack_videos`.
+        preset: as for :func:`pack_videos`, for the new clips.
         max_frames: as for :func:`pack_videos`.
         layout: as for :func:`pack_videos`.
         strict: fail if anything is rejected.
@@ -184,8 +190,16 @@ def append_videos(
     if len(sizes) > 1:
         raise UserError(f"{url}: its clips have several sizes; pack a new data set instead")
     [(size, _)] = sizes
-    recipe = Recipe(size, copy, max_frames)
+    recipe = _recipe(size, copy, preset, max_frames)
     return _run("data append", inputs, layout, url, recipe, base, strict, on_progress)
+
+
+def _recipe(size: int, copy: bool, preset: str, max_frames: int) -> Recipe:
+    if preset not in PRESETS:
+        raise UserError(f"preset {preset!r} is unknown: choose {' or '.join(PRESETS)}")
+    if copy and preset != "default":
+        raise UserError(f"--copy does not encode: omit it, or omit --preset {preset}")
+    return Recipe(size, copy, max_frames, preset)
 
 
 def _run(

@@ -32,6 +32,21 @@ AAC_SAMPLES = 1024
 _MP4_OPTIONS = {"movflags": "+faststart", "max_interleave_delta": "0"}
 
 
+class Preset(NamedTuple):
+    """How clips are encoded; see :func:`write_video`."""
+
+    gop: int
+    crf: int
+
+
+PRESETS = {
+    "default": Preset(gop=8, crf=18),
+    # A key frame takes more bits for the same quality than one that is predicted.
+    "random-access": Preset(gop=1, crf=14),
+}
+"""For small data sets, or for fast reading; both look alike (``benchmarks/data.py presets``)."""
+
+
 class Timing(NamedTuple):
     """When the frames of a video are shown.
 
@@ -49,8 +64,8 @@ def write_video(
     frames: Iterable[Frame],
     fps: float,
     *,
-    gop: int = 8,
-    crf: int = 18,
+    gop: int = PRESETS["default"].gop,
+    crf: int = PRESETS["default"].crf,
     timing: Timing | None = None,
     sound: Sound | None = None,
 ) -> int:

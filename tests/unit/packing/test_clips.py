@@ -9,13 +9,15 @@ import av
 import numpy as np
 import pytest
 
+from prioritycut_ray.errors import UserError
 from prioritycut_ray.packing.clips import Outcome, Recipe, make_part, read_part, write_part
 from prioritycut_ray.packing.entries import Entry, Span
 from prioritycut_ray.packing.manifest import FrameRange
+from prioritycut_ray.packing.pipeline import pack_videos
 from prioritycut_ray.packing.tasks import make_part_within
 from prioritycut_ray.video.boxes import Box
 from prioritycut_ray.video.decoding import frames_upright
-from prioritycut_ray.video.encoding import write_video
+from prioritycut_ray.video.encoding import PRESETS, write_video
 from prioritycut_ray.video.random_access import read_all
 from tests.packing_inputs import moving_rectangle as film
 
@@ -61,6 +63,26 @@ def test_long_video_becomes_even_segments(tmp_path: Path) -> None:
     assert [(s.first_frame, s.frames) for s in found.segments] == [(0, 9), (9, 9), (18, 7)]
     joined = np.concatenate([read_all(clip, 64) for clip in clips]).astype(int)
     assert np.abs(joined - np.stack(film(25))).mean() < 4
+
+
+def test_preset_for_random_access_has_key_frames_only(tmp_path: Path) -> None:
+    original = film(17)
+    path = written(tmp_path / "a.mp4", original)
+    keys, errors = {}, {}
+    for preset in PRESETS:
+        _, [clip] = read_part(make_part(entry(path), ENCODE._replace(preset=preset)))
+        with av.open(io.BytesIO(clip)) as file:
+            keys[preset] = sum(packet.is_keyframe for packet in file.demux() if packet.size)
+        errors[preset] = np.square(read_all(clip, 64).astype(float) - np.stack(original)).mean()
+    assert keys == {"default": 3, "random-access": 17}
+    assert errors["random-access"] < 1.2 * errors["default"]
+
+
+def test_preset_is_known_and_not_for_copies() -> None:
+    with pytest.raises(UserError, match="preset 'gop1' is unknown: choose default or random-acc"):
+        pack_videos(["a.mp4"], "out", size=64, preset="gop1")
+    with pytest.raises(UserError, match="--copy does not encode"):
+        pack_videos(["a.mp4"], "out", size=64, copy=True, preset="random-access")
 
 
 def test_video_is_split_at_a_hard_cut_and_lone_frames_left_out(tmp_path: Path) -> None:
