@@ -253,8 +253,12 @@ class _Open(NamedTuple):
 
 
 @contextmanager
-def open_video(source: Source) -> Iterator[_Open]:
+def open_video(source: Source, container_format: str | None = None) -> Iterator[_Open]:
     """Open a container and choose its video stream.
+
+    Args:
+        source: a file path, or a seekable binary file.
+        container_format: FFmpeg's name of the format; None detects it, which takes longer.
 
     Raises:
         VideoError: it cannot be opened, or has no video.
@@ -265,7 +269,7 @@ def open_video(source: Source) -> Iterator[_Open]:
     if not isinstance(source, str | Path):
         source.seek(0)
     try:
-        container = av.open(file, options=_OPEN_OPTIONS)
+        container = av.open(file, format=container_format, options=_OPEN_OPTIONS)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(name_of(source), _why_not_opened(source, error)) from None
     with container:

@@ -169,7 +169,7 @@ def _by_pyav(data: bytes, indices: Sequence[int] | None, size: int) -> Frame:
     """Decode chosen frames, or all: ``uint8 [N, size, size, 3]``."""
     _check_mp4(data)
     try:
-        with open_video(io.BytesIO(data)) as (container, stream):
+        with open_video(io.BytesIO(data), "mp4") as (container, stream):
             stream.codec_context.thread_count = 1  # Loader workers are the parallelism.
             try:
                 return _chosen(container, stream, _order_in_index(stream), indices, size)
