@@ -249,6 +249,7 @@ def _frames_at(
 
 def _converter(stream: VideoStream, size: int) -> Callable[[av.VideoFrame], Frame]:
     """Return the conversion of frames to RGB of a size, ``uint8 [size, size, 3]``."""
+    convert: Callable[[av.VideoFrame], av.VideoFrame]
     if (stream.width, stream.height) == (size, size):
         # One for all frames, and in this thread: by default each frame would start threads.
         convert = partial(VideoReformatter().reformat, format="rgb24", threads=1)
