@@ -638,13 +638,20 @@ def export_verb(
             "--torch-export", help="Also export a torch.export graph, checked against the model."
         ),
     ] = False,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx",
+            help="Also export two ONNX graphs, checked against the model (extra `onnx`).",
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Export a model for the Hugging Face Hub: safetensors, config.json, model card."""
     from prioritycut_ray.commands.export import export
 
     with writing_to(out):
-        export(run, out, graph=torch_export, console=console)
+        export(run, out, graph=torch_export, onnx=onnx, console=console)
 
 
 @app.command("app", epilog="Example: `prioritycut app runs/vox runs/baseline`")

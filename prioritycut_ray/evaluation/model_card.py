@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from prioritycut_ray.evaluation.records import Evaluation, ModelScores, Protocol
 from prioritycut_ray.evaluation.tables import difference_text, estimate_text, metric_label
+from prioritycut_ray.inference.onnx_export import OnnxGraphs
 from prioritycut_ray.inference.pretrained import Animator
 from prioritycut_ray.runs.locate import read_progress
 from prioritycut_ray.templates import render
@@ -34,7 +35,11 @@ class CardScores(NamedTuple):
 
 
 def model_card(
-    animator: Animator, checkpoint: Path, scores: Sequence[CardScores], difference: float | None
+    animator: Animator,
+    checkpoint: Path,
+    scores: Sequence[CardScores],
+    difference: float | None,
+    graphs: OnnxGraphs | None,
 ) -> str:
     """Return the model card as Markdown, for the ``README.md`` of an export.
 
@@ -43,6 +48,7 @@ def model_card(
         checkpoint: from which it was loaded.
         scores: see :func:`card_scores`.
         difference: largest difference between the exported graph and the model; None without one.
+        graphs: the ONNX graphs in the export; None without them.
     """
     progress = read_progress(checkpoint)
     fingerprints = {score.protocol.data for score in scores}
@@ -54,6 +60,7 @@ def model_card(
         fingerprint=progress.data or " or ".join(sorted(fingerprints)),
         scores=scores,
         difference=difference,
+        graphs=graphs,
     )
 
 

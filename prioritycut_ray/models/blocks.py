@@ -304,6 +304,10 @@ def inverse_2x2(matrix: Float[Tensor, "*B 2 2"]) -> Float[Tensor, "*B 2 2"]:
     a, b, c, d = matrix.flatten(-2).unbind(-1)
     det = a * d - b * c
     bound = torch.full_like(det, _SMALLEST_DETERMINANT)
-    det = torch.where(det.abs() < bound, torch.copysign(bound, det.detach()), det)
+    if torch.compiler.is_exporting():  # ONNX has no copysign
+        signed = torch.where(det < 0, -bound, bound)
+    else:
+        signed = torch.copysign(bound, det.detach())
+    det = torch.where(det.abs() < bound, signed, det)
     adjugate: Tensor = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2))
     return adjugate / det[..., None, None]

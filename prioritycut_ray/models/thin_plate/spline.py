@@ -42,9 +42,42 @@ def fit_splines(source: Float[Tensor, "B K 5 2"], target: Float[Tensor, "B K 5 2
     identity = torch.eye(POINTS + 3, dtype=points.dtype, device=points.device)
     matrix = torch.cat([upper, lower], dim=-2) + _REGULARISATION * identity
     values = torch.cat([target.double(), zeros[..., :2]], dim=-2)
-    # Unchecked: to report a singular matrix, the host would wait for a GPU.
-    solution = torch.linalg.solve_ex(matrix, values).result.to(source.dtype)
+    solution = _solved(matrix, values).to(source.dtype)
     return Splines(source, solution[..., :POINTS, :], solution[..., POINTS:, :].mT)
+
+
+def _solved(matrix: Float[Tensor, "*B N N"], values: Float[Tensor, "*B N M"]) -> Tensor:
+    if torch.compiler.is_exporting():
+        return eliminated(matrix, values)
+    # Unchecked: to report a singular matrix, the host would wait for a GPU.
+    solution: Tensor = torch.linalg.solve_ex(matrix, values).result
+    return solution
+
+
+def eliminated(
+    matrix: Float[Tensor, "*B N N"], values: Float[Tensor, "*B N M"]
+) -> Float[Tensor, "*B N M"]:
+    """Solve linear systems by Gauss–Jordan elimination with partial pivoting.
+
+    It consists of elementary tensor operations, for graphs in formats without a solver (ONNX), and
+    is as accurate as :func:`torch.linalg.solve`.
+    """
+    size = matrix.shape[-1]
+    system = torch.cat([matrix, values], dim=-1)
+    rows = torch.arange(size, device=matrix.device)
+    is_left = torch.ones_like(matrix[..., 0], dtype=torch.bool)
+    pivots = []
+    for column in range(size):
+        heights = torch.where(is_left, system[..., column].abs(), -1)
+        is_pivot = heights.argmax(dim=-1, keepdim=True) == rows
+        is_left = is_left & ~is_pivot
+        pivots.append(is_pivot.to(matrix.dtype))
+        pivot = pivots[-1][..., None, :] @ system
+        pivot = pivot / pivot[..., column, None]
+        # The pivot's own row becomes `pivot`, all others zero in this column.
+        system = system - (system[..., column] - pivots[-1])[..., None] * pivot
+    # Row i of the solution is in the pivot's row of column i.
+    return torch.stack(pivots, dim=-2) @ system[..., size:]
 
 
 def evaluate_splines(splines: Splines, points: Float[Tensor, "N 2"]) -> Float[Tensor, "B K N 2"]:

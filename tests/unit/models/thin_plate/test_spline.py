@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prioritycut_ray.models.thin_plate.spline import Splines, evaluate_splines, fit_splines
+from prioritycut_ray.models.thin_plate.spline import (
+    Splines,
+    eliminated,
+    evaluate_splines,
+    fit_splines,
+)
 
 
 def spread(seed: int, groups: int = 3) -> Tensor:
@@ -104,3 +109,22 @@ def test_groups_and_samples_do_not_depend_on_each_other() -> None:
     both = evaluate_splines(fit_splines(points, wanted), grid)
     alone = evaluate_splines(fit_splines(points[1:, 2:], wanted[1:, 2:]), grid)
     torch.testing.assert_close(both[1:, 2:], alone)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_elimination_solves_what_torch_solves(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    matrix = torch.randn(6, 4, size, size, generator=generator, dtype=torch.float64)
+    values = torch.randn(6, 4, size, 2, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(
+        eliminated(matrix, values), torch.linalg.solve(matrix, values), atol=1e-9, rtol=1e-9
+    )
+
+
+def test_zeros_on_the_diagonal_need_pivots() -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    matrix = torch.eye(4, dtype=torch.float64)[order] * torch.tensor([[2.0], [1e-12], [3.0], [5.0]])
+    values = torch.arange(8, dtype=torch.float64).view(4, 2)
+    expected = torch.linalg.solve(matrix, values)
+    solution = eliminated(matrix[None, None], values[None, None])[0, 0]
+    torch.testing.assert_close(solution, expected, atol=0, rtol=1e-12)
