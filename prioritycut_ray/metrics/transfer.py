@@ -126,7 +126,7 @@ def pose_errors(animation: Animation, animator: Animator) -> Float[Tensor, " T"]
 
 def _identity_distance(source: Tensor, generated: Tensor, features: nn.Module) -> Tensor:
     one, many = (features(images)[-1].mean((2, 3)) for images in (source, generated))
-    return 1 - F.cosine_similarity(one, many)
+    return (1 - F.cosine_similarity(one, many)).clamp_min(0)  # rounding makes it negative
 
 
 def _estimated_flicker(generated: Float[Tensor, "T 3 H W"]) -> Tally:
