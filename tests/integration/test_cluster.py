@@ -429,23 +429,6 @@ def test_a_job_that_cannot_continue_fails_with_its_reason(stage: Stage) -> None:
         assert "Traceback" not in job.output()
 
 
-def test_retrain(stage: Stage, trained: str) -> None:
-    models = f"s3://{BUCKET}/models"
-    stage.run("models", "promote", f"s3://{BUCKET}/runs/{trained}", "--models", models)
-    videos = stage.write_videos("second", ["train", "train", "val"])
-    stage.run("data", "append", f"s3://{BUCKET}/data", str(videos))
-    with Pods(stage, "retrain") as pods:
-        job = pods.submit("retrain", "budget=64")
-        assert job.end() == 0, job.output()
-        again = pods.submit("retrain-again", "budget=64")
-        assert again.end() == 0, again.output()
-    assert "[6/6] reporting" in job.output()
-    assert re.search("nothing new: .* (has seen|was made from)", again.output())
-    assert any(key.endswith("/report.html") for key in stage.bucket.keys("models/"))
-    history = json.loads(stage.bucket.request("/models/current.json"))["history"]
-    assert history[0]["model"] == trained
-
-
 def test_tune(stage: Stage) -> None:
     with Pods(stage, "tune") as pods:
         job = pods.submit("tune", "--smoke", "train.samples=16")
@@ -514,3 +497,21 @@ def test_the_head_dies_and_a_new_cluster_resumes_the_run(stage: Stage, trained: 
             second = new.submit("head-dies-1", "name=head-dies")
             assert second.end() == 0, second.output()
     assert stage.bucket.weights("head-dies") == stage.bucket.weights(trained)
+
+
+def test_retrain(stage: Stage, trained: str) -> None:
+    """The last test: it appends clips to the data that the other runs were compared on."""
+    models = f"s3://{BUCKET}/models"
+    stage.run("models", "promote", f"s3://{BUCKET}/runs/{trained}", "--models", models)
+    videos = stage.write_videos("second", ["train", "train", "val"])
+    stage.run("data", "append", f"s3://{BUCKET}/data", str(videos))
+    with Pods(stage, "retrain") as pods:
+        job = pods.submit("retrain", "budget=64")
+        assert job.end() == 0, job.output()
+        again = pods.submit("retrain-again", "budget=64")
+        assert again.end() == 0, again.output()
+    assert "[6/6] reporting" in job.output()
+    assert re.search("nothing new: .* (has seen|was made from)", again.output())
+    assert any(key.endswith("/report.html") for key in stage.bucket.keys("models/"))
+    history = json.loads(stage.bucket.request("/models/current.json"))["history"]
+    assert history[0]["model"] == trained
