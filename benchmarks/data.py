@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from puppet_shards import pack_puppets
 
+from prioritycut_ray.config import DEFAULT_DECODER
 from prioritycut_ray.data.index import (
     INDEX_NAME,
     PLAIN_SCHEMA,
@@ -62,7 +63,6 @@ from prioritycut_ray.video.encoding import PRESETS, write_video
 from prioritycut_ray.video.images import resize
 from prioritycut_ray.video.random_access import (
     DECODERS,
-    DEFAULT_DECODER,
     check_decoder,
     read_all,
 )

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -29,6 +30,10 @@ from prioritycut_ray.errors import UserError, reason_of
 from prioritycut_ray.storage.paths import expanded, is_url, resolved
 from prioritycut_ray.validation import describe_problems, keys_of, mapping_values, section_type
 from prioritycut_ray.yaml_text import Loader, Number, TextLoader, parse_yaml
+
+Decoder = Literal["decord", "pyav", "torchcodec"]
+DEFAULT_DECODER: Decoder = "decord" if find_spec("decord") else "pyav"
+"""decord has no build for ARM and macOS, where everything else works."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -335,7 +340,7 @@ class DataConfig(Section):
     """Visits to each clip, or to each identity, per epoch."""
     pairs_per_visit: Count = 1
     """Consecutive frame pairs from a clip that is opened: more is cheaper, but they are similar."""
-    decoder: Literal["decord", "pyav", "torchcodec"] = "pyav"
+    decoder: Decoder = DEFAULT_DECODER
     """Library that decodes the shards; all give the same frames (docs/data.md)."""
     cache_dir: Place | None = None
     """Local folder that caches clips of remote shards; null fetches them every time."""

@@ -17,6 +17,7 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prioritycut_ray.config import DEFAULT_DECODER
 from prioritycut_ray.data.cache import ClipCache
 from prioritycut_ray.data.index import ClipIndex, clips_of
 from prioritycut_ray.data.loader import Decoding, load, unwatched
@@ -24,7 +25,7 @@ from prioritycut_ray.data.permutation import key_of, random_bits, random_fractio
 from prioritycut_ray.data.shards import Clip, ShardError, is_whole, read_clip
 from prioritycut_ray.data.visits import VisitBy, Visits
 from prioritycut_ray.errors import DataError, UserError
-from prioritycut_ray.video.random_access import DEFAULT_DECODER, check_decoder, read_frames
+from prioritycut_ray.video.random_access import check_decoder, read_frames
 from prioritycut_ray.video.source import VideoError
 
 log = logging.getLogger(__name__)

@@ -52,7 +52,7 @@ def checks_failed(place: str, error: BaseException) -> CheckResult:
     """Return the result for a node where the checks could not run."""
     reason = describe(error)
     if isinstance(error, WorkerCrashedError):
-        fix = "run there: python -c 'import torch, av'; reinstall the one that crashes"
+        fix = "run there: python -c 'import torch, decord, av'; reinstall the one that crashes"
         return CheckResult(place, "checks", False, f"their process died ({reason})", fix)
     if isinstance(error, RayTaskError):
         fix = "install the same version of prioritycut_ray there, or use one image for all nodes"

@@ -31,6 +31,7 @@ PACKAGES = (
     "safetensors",
     "fsspec",
     "s3fs",
+    "decord",
     "av",
 )
 """Packages whose versions must be the same on all nodes."""
@@ -81,7 +82,7 @@ def check_this_node(storage: str | None, data: str | None, marker: str | None = 
     """
     checks: dict[str, tuple[Callable[[], str], str]] = {
         "torch": (_torch, "reinstall torch; for GPUs, a build for the driver's CUDA version"),
-        "decoder": (_decoder, "reinstall av"),
+        "decoder": (_decoder, "reinstall decord and av"),
         "/dev/shm": (_shm, "mount a tmpfs on /dev/shm"),
         "disk": (_disk, "free space on Ray's disk"),
         "memory": (_memory, "see `free -m`"),
@@ -153,7 +154,7 @@ def _decoder() -> str:
     write_video(buffer, gray, 25.0)
     error = np.abs(read_frames(buffer.getvalue(), [1], 32).astype(float) - 128).max()
     if error > 8:
-        raise _CheckFailed(f"a frame is off by {error:.0f} of 255", "reinstall av")
+        raise _CheckFailed(f"a frame is off by {error:.0f} of 255", "reinstall decord and av")
     return "a frame was encoded and decoded"
 
 

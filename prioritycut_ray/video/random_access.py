@@ -11,6 +11,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,14 +22,13 @@ from av.container import InputContainer
 from av.video import VideoStream
 from av.video.reformatter import VideoReformatter
 
+from prioritycut_ray.config import DEFAULT_DECODER
 from prioritycut_ray.errors import UserError, reason_of
 from prioritycut_ray.video.decoding import open_video
 from prioritycut_ray.video.encoding import write_video
 from prioritycut_ray.video.source import Frame, VideoError
 
 SIZE_STEP = 32
-# It is the fastest at most lengths (benchmarks/data.py), reports damage, and exists for ARM too.
-DEFAULT_DECODER = "pyav"
 _DAMAGED = "cannot be decoded: the data is damaged"
 
 
@@ -83,7 +83,8 @@ def check_decoder(decoder: str) -> None:
 
 def decoder_version() -> str:
     """Return the name and version of the default decoder."""
-    return f"{DEFAULT_DECODER} {av.__version__}"
+    packages = {"decord": "decord", "pyav": "av"}
+    return f"{DEFAULT_DECODER} {version(packages[DEFAULT_DECODER])}"
 
 
 def read_all(data: bytes, size: int, decoder: str = DEFAULT_DECODER) -> Frame:

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 import torch
 
-from prioritycut_ray.config import Config
+from prioritycut_ray.config import DEFAULT_DECODER, Config
 from prioritycut_ray.data.index import clips_of, read_index
 from prioritycut_ray.data.shard_writer import Member
 from prioritycut_ray.data.shards import read_clip
@@ -22,7 +22,7 @@ from prioritycut_ray.errors import UserError
 from prioritycut_ray.storage import reading
 from prioritycut_ray.training.trainer import prepare, training_batches
 from prioritycut_ray.training.worker import Worker
-from prioritycut_ray.video.random_access import DECODERS, DEFAULT_DECODER
+from prioritycut_ray.video.random_access import DECODERS
 from prioritycut_ray.video.source import Frame
 from tests.clip_sets import clip_member, damage, write_members, write_set
 from tests.s3_server import S3
