@@ -83,10 +83,11 @@ def _train(way: str, out: Path, data: Path, steps: int) -> dict[str, Any]:
         "train.max_failures=10",
     ]
     begin = time.monotonic()
-    with Cluster(ENVIRON) as cluster:
+    environ = {**ENVIRON, "SEEDS_FOLDER": str(seeds)}  # of the nodes, hence of the workers
+    with Cluster(environ) as cluster:
         cluster.add()
         cluster.add()
-        environ = {**ENVIRON, "RAY_ADDRESS": cluster.address, "SEEDS_FOLDER": str(seeds)}
+        environ = {**environ, "RAY_ADDRESS": cluster.address}
         with Training(out / f"{way}-output", words, environ) as training:
             for number, place in enumerate(RAYS_PREEMPTIONS if way != "undisturbed" else ()):
                 ranks = training.at_step(place * steps // RAYS_STEPS)

@@ -53,4 +53,8 @@ def test_its_losses_are_ours(
     computed = training_step(ours, ours.animator, ours.discriminator, perceptual, [batch], tiny)
     found = {name: computed.losses[name].item() for name in expected}
     assert len(expected) == count
-    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    # Rounding may move a pixel across the border of the top k percent, so of the mask.
+    masked = {"discriminator/mixed", "discriminator/consistency"}
+    for name, loss in expected.items():
+        tolerance = 2e-3 if name in masked else 1e-4
+        assert found[name] == pytest.approx(loss, rel=tolerance, abs=1e-6), name
