@@ -84,6 +84,7 @@ def test_the_others_continue_without_a_failed_trial(
     assert sorted(trial.status for trial in trials) == ["failed", "finished", "finished"]
 
 
+@pytest.mark.slow
 def test_cloned_values_stay_in_their_lists(restarted_ray: None, tmp_path: Path) -> None:
     space = {
         "objective": tune.grid_search([1.0, 2.0, 3.0, 4.0]),

@@ -188,6 +188,7 @@ def test_invalid_settings_are_rejected_before_training(
     assert {path.name for path in project.models.iterdir()} == {"current.json", "first", "lease"}
 
 
+@pytest.mark.slow
 def test_an_improvement_is_promoted_once_and_reported(
     project: Project, prioritycut: Prioritycut
 ) -> None:

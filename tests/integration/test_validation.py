@@ -52,6 +52,7 @@ def scores_of_evaluation(run: str, data: Path) -> dict[str, float | None]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_tasks_score_what_the_process_itself_would(shards: Path, tmp_path: Path) -> None:
     """One worker leaves one of the two CPUs free."""

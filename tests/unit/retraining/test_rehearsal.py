@@ -31,6 +31,7 @@ def clip() -> Frames:
     return np.stack([*render_clip(3, size=32, frames=4).frames])
 
 
+@pytest.mark.slow
 def test_a_sound_candidate_passes_and_its_cost_is_stated(checkpoint: str, clip: Frames) -> None:
     checks = rehearse(checkpoint, checkpoint, clip, GATE)
     assert [check.passed for check in checks] == [True] * 3, checks

@@ -57,7 +57,7 @@ def test_left_out_motions_have_no_weight_and_the_background_stays() -> None:
     assert (mask[0, 2] == 0).all()
     assert (mask[1, 1:] == 0).all()
     torch.testing.assert_close(mask[0, :2], torch.softmax(logits[0, :2], dim=0), rtol=1e-4, atol=0)
-    torch.testing.assert_close(mask[1, 0], torch.ones(4, 4), rtol=1e-4, atol=0)
+    torch.testing.assert_close(mask[1, 0], torch.ones(4, 4), rtol=1e-3, atol=0)
 
 
 def test_motions_are_left_out_in_training_alone_and_until_the_end() -> None:
@@ -92,8 +92,7 @@ def test_the_part_of_training_that_animation_uses_gives_the_same_frames() -> Non
     with torch.no_grad():
         whole = animator(pair).animation
         parts = animator.render(animator.encode(pair.source), animator.detect(pair.driving))
-    # The splines may amplify rounding.
-    torch.testing.assert_close(parts.prediction, whole.prediction, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(parts.prediction, whole.prediction)
     assert parts.occlusion_map.shape == parts.background_mask.shape == (2, 1, 16, 16)
 
 
