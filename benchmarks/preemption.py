@@ -1,6 +1,6 @@
 """Ray's protocol of a preempted run at CPU size: steps that are wasted; in Markdown.
 
-    python benchmarks/preemption.py --out results             # all ways, ten minutes or so
+    python benchmarks/preemption.py --out results             # all ways, twenty minutes or so
     python benchmarks/preemption.py undisturbed --out results # one at a time
 
 Ray's release test (github.com/ray-project/ray/pull/65047) trains 1600 steps with a checkpoint every
