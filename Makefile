@@ -25,8 +25,8 @@ check: .venv/ready-dev  ## Lint, format, types, import layers.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready  ## Benchmarks on the CPU, each beside its baseline. For a GPU: benchmarks/gpu.py.
-	for script in $(filter-out benchmarks/gpu.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+bench: .venv/ready  ## Benchmarks on the CPU, each beside its baseline. For a GPU: benchmarks/gpu.py; for your clips: benchmarks/families.py.
+	for script in $(filter-out benchmarks/gpu.py benchmarks/families.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove the environment and the quickstart's output.
 	rm -rf .venv quickstart

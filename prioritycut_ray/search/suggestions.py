@@ -116,6 +116,8 @@ class Suggestions(OptunaSearch):  # type: ignore[misc]  # ray is untyped
         """Store how a trial ended."""
         if self._stored(trial_id).state.is_finished():
             return
+        if result is not None:
+            self.on_trial_result(trial_id, result)  # Ray Tune passes the last report here alone
         ended_early = result is not None and result[SAMPLES] < self._samples
         super().on_trial_complete(trial_id, None if ended_early else result, error)
 
