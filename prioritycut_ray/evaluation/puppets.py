@@ -25,6 +25,7 @@ from prioritycut_ray.evaluation.scoring import (
     Extractors,
     Mapper,
     cached_extractors,
+    move,
     one_thread,
     similarity,
 )
@@ -44,7 +45,6 @@ from prioritycut_ray.metrics.aggregate import (
     mask_not_finite,
 )
 from prioritycut_ray.metrics.transfer import (
-    pose_errors,
     transfer_metrics,
     transfer_scores,
     unvalidated_warnings,
@@ -277,21 +277,19 @@ def _scene(clip: PuppetClip, driving: NDArray[np.uint8], *, relative: bool) -> S
 def _score(scene: Scene, animator: Animator, extractors: Extractors, *, shown: bool) -> SceneScores:
     device, network = animator.device, animator.network
     source, true = to_tensor(scene.source[None], device), to_tensor(scene.true, device)
-    moved = list(transfer(network, scene.source, scene.driving, relative=scene.relative))
-    predicted = torch.cat([rendered.animation.prediction for rendered in moved])
-    poses = torch.cat([pose_errors(rendered.animation, network) for rendered in moved])
-    finite = predicted.isfinite().flatten(1).all(dim=1).cpu().numpy()
+    moved = move(network, scene.source, scene.driving, relative=scene.relative)
 
     def without_truth(frames: Tensor, poses: Tensor | None) -> FrameScores:
         assert extractors.features is not None
         return transfer_scores(source, frames, poses, extractors.features) if scene.relative else {}
 
     copied = source.expand_as(true)
-    scores = _frame_scores(predicted, true, scene, extractors) | without_truth(predicted, poses)
+    scores = _frame_scores(moved.frames, true, scene, extractors)
+    scores |= without_truth(moved.frames, moved.poses)
     return SceneScores(
         models=(
             _frame_scores(copied, true, scene, extractors) | without_truth(copied, None),
-            mask_not_finite(scores, finite),
+            mask_not_finite(scores, moved.finite),
             {FLICKER: warping_error(true, scene.motion)} | without_truth(true, None),
         ),
         shares={name: float(mask.mean()) for name, mask in scene.masks.items()},

@@ -203,16 +203,37 @@ def _score_transfer(
     copied = picture.expand(len(frames), -1, -1, -1)
     scores = [transfer_scores(picture, copied, None, extractors.features)]
     for animator in animators:
-        moved = list(transfer(animator, source, frames, relative=True))
-        generated = torch.cat([rendered.animation.prediction for rendered in moved])
-        distances = torch.cat([pose_errors(rendered.animation, animator) for rendered in moved])
-        scores.append(
-            mask_not_finite(
-                transfer_scores(picture, generated, distances, extractors.features),
-                generated.isfinite().flatten(1).all(dim=1).cpu().numpy(),
-            )
-        )
+        moved = move(animator, source, frames, relative=True)
+        found = transfer_scores(picture, moved.frames, moved.poses, extractors.features)
+        scores.append(mask_not_finite(found, moved.finite))
     return scores
+
+
+class Moved(NamedTuple):
+    """What a model makes of a source and a clip's motion.
+
+    Attributes:
+        frames: the generated frames, `[T, 3, H, W]`.
+        finite: which of them have no NaN and no infinite value, `[T]`.
+        poses: their pose errors, `[T]`; None with absolute motion, where they are not measured.
+    """
+
+    frames: Tensor
+    finite: NDArray[np.bool_]
+    poses: Tensor | None
+
+
+def move(
+    animator: Animator, source: NDArray[np.uint8], driving: NDArray[np.uint8], *, relative: bool
+) -> Moved:
+    """Move a source to the motion of a whole clip; the arguments are those of :func:`transfer`."""
+    moved = [
+        rendered.animation for rendered in transfer(animator, source, driving, relative=relative)
+    ]
+    frames = torch.cat([animation.prediction for animation in moved])
+    finite = frames.isfinite().flatten(1).all(dim=1).cpu().numpy()
+    poses = torch.cat([pose_errors(each, animator) for each in moved]) if relative else None
+    return Moved(frames, finite, poses)
 
 
 def similarity(
