@@ -33,11 +33,13 @@ from prioritycut_ray.search.space import (
     PBT,
     VARIANT,
     Domain,
+    Grid,
     Optuna,
     SearchConfig,
     boundaries,
     check_space,
     describe,
+    grid_points,
     max_concurrent_trials,
 )
 from prioritycut_ray.search.suggestions import Suggestions, check_study
@@ -238,7 +240,7 @@ def _tuner(
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode=mode,
-            num_samples=search.trials,
+            num_samples=len(_presets(search)) or search.trials,
             search_alg=_searcher(search, base, metric, concurrent),
             scheduler=_scheduler(search, base),
             # Importing torch takes longer than a short trial.
@@ -303,7 +305,21 @@ def _searcher(search: SearchConfig, base: Config, metric: Metric, concurrent: in
         return tune.search.ConcurrencyLimiter(suggestions, max_concurrent=concurrent)
     # PBT needs all its trials: those that wait hold no resources.
     limit = 0 if isinstance(search.scheduler, PBT) else concurrent
-    return BasicVariantGenerator(max_concurrent=limit, random_state=search.seed)
+    return BasicVariantGenerator(
+        points_to_evaluate=_presets(search), max_concurrent=limit, random_state=search.seed
+    )
+
+
+def _presets(search: SearchConfig) -> list[dict[str, Any]]:
+    """Return the points of a grid in their order, each of which Ray Tune crosses with the variants.
+
+    Ray Tune alone would vary the dimensions in alphabetical order, and so train all seeds of one
+    variant before the next variant: a search that is stopped early could not compare them. The
+    presets cannot have lists or mappings; Ray Tune crosses those too.
+    """
+    if not isinstance(search.searcher, Grid):
+        return []
+    return grid_points(search.space) * search.trials
 
 
 def _scheduler(search: SearchConfig, base: Config) -> Any:

@@ -423,6 +423,19 @@ def _enabling(space: Mapping[str, Domain], key: str) -> dict[str, Any]:
     return values
 
 
+def grid_points(space: Mapping[str, Domain]) -> list[dict[str, Any]]:
+    """Return the points of a grid in the order of its file; the last dimension varies fastest.
+
+    Dimensions whose values are lists or mappings are left out.
+    """
+    plain = {
+        key: domain.grid
+        for key, domain in space.items()
+        if domain.grid and not any(isinstance(value, list | dict) for value in domain.grid)
+    }
+    return [dict(zip(plain, point, strict=True)) for point in itertools.product(*plain.values())]
+
+
 def _corners(search: SearchConfig) -> Iterator[dict[str, Any]]:
     dimensions = {key: domain.probes for key, domain in search.space.items()}
     if search.variants:

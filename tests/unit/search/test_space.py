@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from prioritycut_ray.config import load_config
@@ -13,11 +14,15 @@ from prioritycut_ray.search.space import (
     SearchConfig,
     boundaries,
     check_space,
+    grid_points,
     load_base,
     load_search,
     max_concurrent_trials,
     trial_config,
 )
+from prioritycut_ray.training.state import new_state
+from prioritycut_ray.training.steps import draw_randomness
+from prioritycut_ray.training.worker import Worker
 from tests.conftest import TINY
 from tests.places import ROOT
 
@@ -53,6 +58,38 @@ def test_the_ablation_has_the_four_rows_of_the_paper_with_three_seeds_each() -> 
     }
     ways = [("patch", None), ("unet", None), ("unet", "cutmix"), ("unet", "priority")]
     assert rows == {(*way, seed) for way in ways for seed in (0, 1, 2)}
+
+
+def test_a_grid_runs_in_the_order_of_its_file() -> None:
+    space = {
+        "train.seed": {"grid": [0, 1]},
+        "loss.perceptual.scales": {"grid": [[1.0], [0.5]]},  # Ray Tune crosses lists itself
+        "optim.lr": {"grid": [0.1, None]},
+    }
+    search = SearchConfig.model_validate({"name": "s", "base": str(TINY), "space": space})
+    assert [tuple(point.items()) for point in grid_points(search.space)] == [
+        (("train.seed", seed), ("optim.lr", lr)) for seed in (0, 1) for lr in (0.1, None)
+    ]
+
+
+ABLATION_OF_PUPPETS = [path for path in SHIPPED if path.stem.startswith("ablation_puppets")]
+
+
+@pytest.mark.parametrize("file", ABLATION_OF_PUPPETS, ids=lambda path: path.stem)
+def test_the_rows_of_a_seed_differ_in_nothing_but_the_row(file: Path) -> None:
+    search = load_search(file, smoke=False)
+    rows = [c for c in check_space(search, load_base(search, [])) if c.train.seed == 1]
+    assert len(rows) == len(search.variants) > 3
+    shared = [
+        row.model_dump(exclude={"priority_cut": True, "discriminator": {"kind"}}) for row in rows
+    ]
+    assert all(each == shared[0] for each in shared)
+    device, ends = torch.device("cpu"), (rows[0], rows[-1])
+    for drawn in (
+        [draw_randomness(row, 7, Worker(0, 1, device)) for row in ends],
+        [new_state(row, device).animator.state_dict() for row in ends],
+    ):
+        torch.testing.assert_close(*drawn, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
