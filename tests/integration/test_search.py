@@ -261,12 +261,19 @@ def test_the_smoke_size_of_every_shipped_search_runs(
     rows = Search(file, words, folder).rows()
     trials = {
         **{"ablation": 4, "ablation_tps": 5, "top_k": 2, "loss_weights": 3},
-        **{"prioritycut": 3, "pbt": 2},
+        **{"prioritycut": 3, "pbt": 2, "ablation_puppets": 8},
+        **{"ablation_puppets_tps": 5, "ablation_puppets_curves": 6},
     }
     assert len(rows) == trials[file.stem]
     assert {row["status"] for row in rows} <= {"finished", "stopped early"}
     assert load_config(str(folder / "best.yaml")).data.url == str(held_out)
     assert "data:image/png;base64," in (folder / "search.html").read_text()
+    if file.stem == "ablation_puppets":  # all rows of a seed finish before the next seed begins
+        assert [(row["train.seed"], row["variant"]) for row in rows] == [
+            (str(seed), variant)
+            for seed in (0, 1)
+            for variant in ("baseline", "unet", "cutmix", "prioritycut")
+        ]
     if file.stem == "pbt":
         assert_weights_were_taken_over(folder)
 
