@@ -1,0 +1,242 @@
+"""The ablation of docs/ablation.md: score trained trials on puppets, and compare their rows.
+
+    prioritycut tune tune_configs/ablation_puppets.yaml data.url=data/puppets storage=runs
+    python benchmarks/ablation.py runs/ablation_puppets    # score what has finished; compare
+    python benchmarks/ablation.py                          # compare what is scored
+    python benchmarks/ablation.py --remaining tune_configs/ablation_puppets.yaml > rest.yaml
+
+Scores are kept for each trial and puppet in ``OUT/NAME.csv``, where NAME is the name of the search.
+Trials that have been scored are not scored again, and their checkpoints may be lost: the last
+command writes the search of the seeds that are still to be trained, whose scores belong to the
+same table.
+"""
+
+import hashlib
+import json
+import math
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+import yaml
+from ablation_report import COPY, report
+
+from prioritycut_ray.config import Config
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.evaluation.measures import Measures
+from prioritycut_ray.evaluation.puppets import Scene, scenes
+from prioritycut_ray.evaluation.scoring import cached_extractors, move, similarity
+from prioritycut_ray.inference.animate import to_tensor
+from prioritycut_ray.metrics.aggregate import mask_not_finite, value_of
+from prioritycut_ray.metrics.truth import region_errors
+from prioritycut_ray.models.animator import Animator
+from prioritycut_ray.precision import float32_products
+from prioritycut_ray.progress import ProgressBar
+from prioritycut_ray.runs.compatibility import MAY_CHANGE
+from prioritycut_ray.runs.locate import find_checkpoint
+from prioritycut_ray.search.results import collect
+from prioritycut_ray.search.space import VARIANT, describe, load_search
+from prioritycut_ray.storage.atomic import write_atomically
+from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.training.checkpoint import load_animator
+
+TASKS = ("reconstruction", "relative")
+FRAMES = 32
+EVERY = 4
+"""Frames 0, 4, 8, … of each clip are scored; consecutive frames hardly differ."""
+SEED = "train.seed"
+CPU = torch.device("cpu")
+
+
+def main(
+    searches: Annotated[list[str] | None, typer.Argument(help="Folders STORAGE/NAME.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the scores and pictures.")] = Path(
+        "docs/ablation"
+    ),
+    puppets: Annotated[int, typer.Option(min=2, help="Number of held-out puppets.")] = 50,
+    remaining: Annotated[
+        Path | None, typer.Option(help="Search file whose missing seeds to print, as a search.")
+    ] = None,
+) -> None:
+    """Score the finished trials of searches, and print the comparison of all that is scored."""
+    if remaining is not None:
+        print(missing_seeds(remaining, out), end="")
+        return
+    for search in searches or []:
+        score_search(Folder(search.rstrip("/")), out, puppets)
+    tables = {path.stem: read_scores(path) for path in sorted(out.glob("*.csv"))}
+    print(report(tables, out))
+
+
+def score_search(search: Folder, out: Path, puppets: int) -> None:
+    """Score the finished trials of a search that have not been scored yet."""
+    name = search.url.rpartition("/")[2]
+    samples = json.loads(search.read("search.json"))["train"]["samples"]
+    found = collect(Folder(f"{search.url}/tune"), samples)
+    trials = [trial for trial in found if trial.status == "finished"]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.csv"
+    known = read_scores(path).to_dict("records") if path.exists() else []
+    with ProgressBar(f"scoring {name}", len(trials)) as bar:
+        for done, trial in enumerate(trials, start=1):
+            row, seed = row_of(trial.parameters), int(trial.parameters[SEED])
+            if (row, seed) not in {(line["row"], line["seed"]) for line in known}:
+                known += score_trial(f"{search.url}/runs/{trial.key}", row, seed, puppets, known)
+                write_scores(known, path)
+            bar.update(done, f"{done}/{len(trials)}")
+
+
+def row_of(parameters: dict[str, Any]) -> str:
+    """Name a trial by its parameters without the seed, and a variant by its name alone."""
+    others = {key: value for key, value in parameters.items() if key not in (SEED, VARIANT)}
+    return ", ".join(filter(None, [str(parameters.get(VARIANT, "")), describe(others)]))
+
+
+def score_trial(
+    run: str, row: str, seed: int, puppets: int, known: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the scores of a trained run, and of the copied source unless they are known.
+
+    Args:
+        run: folder of the run.
+        row: name of the run's row.
+        seed: of the run.
+        puppets: number of held-out puppets.
+        known: lines of the same table.
+
+    Raises:
+        UserError: a run of the same row was trained with other values.
+    """
+    animator, config = load_animator(find_checkpoint(run), CPU)
+    setting = setting_of(config)
+    other = next((x for x in known if x["row"] == row and x["setting"] != setting), None)
+    if other is not None:
+        raise UserError(
+            f"{run}: was trained with other values than {row} with seed {other['seed']}; choose "
+            "another --out"
+        )
+    own = {"row": row, "seed": seed, "setting": setting}
+    lines = _lines(own, held_out(puppets, config.data.size), animator)
+    if not any(line["row"] == COPY for line in known):
+        own = {"row": COPY, "seed": 0, "setting": ""}
+        lines += _lines(own, held_out(puppets, config.data.size), None)
+    return lines
+
+
+def setting_of(config: Config) -> str:
+    """Return a digest of all values that change the result of a run, but for its seed."""
+    tree = config.model_dump(mode="json", exclude={"name": True, "train": {"seed"}})
+    values = {
+        key: value
+        for key, value in _flat(tree)
+        if key == "train.samples" or not key.startswith(MAY_CHANGE)
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@cache
+def held_out(puppets: int, size: int) -> list[dict[str, Scene]]:
+    """Render the scenes of the benchmark's puppets once, for all trials."""
+    rendered: list[dict[str, Scene]] = []
+    with ProgressBar("rendering puppets", puppets) as bar:
+        for number in range(puppets):
+            found = scenes(number, size, FRAMES)
+            rendered.append({task: thinned(scene) for task, scene in found if task in TASKS})
+            bar.update(number + 1, f"{number + 1}/{puppets}")
+    return rendered
+
+
+def thinned(scene: Scene) -> Scene:
+    """Keep every n-th frame of a scene, beginning with the first, which relative motion needs."""
+    return scene._replace(
+        driving=scene.driving[::EVERY],
+        true=scene.true[::EVERY],
+        masks={name: mask[::EVERY] for name, mask in scene.masks.items()},
+    )
+
+
+def _lines(
+    own: dict[str, Any], puppets: Sequence[dict[str, Scene]], animator: Animator | None
+) -> list[dict[str, Any]]:
+    return [
+        own
+        | {"puppet": number, "task": task, "share": float(scene.masks["disoccluded"].mean())}
+        | score_scene(scene, animator)
+        for number, found in enumerate(puppets)
+        for task, scene in found.items()
+    ]
+
+
+@float32_products(convolutions="ieee")
+@torch.inference_mode()
+def score_scene(scene: Scene, animator: Animator | None) -> dict[str, float | None]:
+    """Return the errors of an animator in a scene, by metric; without one, the source is copied.
+
+    An error is None where it is not defined, and infinite where a prediction is not finite.
+    """
+    true = to_tensor(scene.true, CPU)
+    if animator is None:
+        frames = to_tensor(scene.source[None], CPU).expand_as(true)
+        finite = np.ones(len(frames), dtype=bool)
+    else:
+        moved = move(animator, scene.source, scene.driving, relative=scene.relative)
+        frames, finite = moved.frames, moved.finite
+    scores = similarity(frames, true, cached_extractors(Measures(), CPU))
+    scores |= region_errors(frames, true, scene.masks)
+    found = {key: value_of(key, tally) for key, tally in mask_not_finite(scores, finite).items()}
+    return {key: math.inf if x is not None and math.isnan(x) else x for key, x in found.items()}
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read a table of scores."""
+    return pd.read_csv(path, dtype={"setting": str}, keep_default_na=False, na_values=[""])
+
+
+def write_scores(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a table of scores, with five digits of each."""
+    text = pd.DataFrame(lines).to_csv(index=False, float_format="%.5g", lineterminator="\n")
+    write_atomically(path, text.encode())
+
+
+def missing_seeds(file: Path, out: Path) -> str:
+    """Return a search file with the seeds of which a row has not been scored yet.
+
+    Raises:
+        UserError: nothing is missing.
+    """
+    search = load_search(file, smoke=False)
+    tree = yaml.safe_load(file.read_text())
+    path = out / f"{search.name}.csv"
+    scored = read_scores(path) if path.exists() else pd.DataFrame(columns=["row", "seed"])
+    rows = defaultdict(set)
+    for row, seed in zip(scored["row"], scored["seed"], strict=True):
+        rows[seed].add(row)
+    seeds = [
+        seed for seed in search.space[SEED].grid or () if not rows[seed].issuperset(search.variants)
+    ]
+    if not seeds:
+        raise UserError(f"{path}: has all seeds of {file}")
+    tree["space"][SEED] = {"grid": seeds}
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,204 @@
+"""benchmarks/ablation.py: scores of trials, their comparison, and what is left to train."""
+
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from prioritycut_ray.config import load_config
+from prioritycut_ray.errors import UserError
+from prioritycut_ray.search.space import load_search
+from prioritycut_ray.training.checkpoint import save_checkpoint
+from prioritycut_ray.training.state import new_state
+from tests.conftest import TINY
+from tests.places import ROOT
+
+SEARCH = ROOT / "tune_configs" / "ablation_puppets.yaml"
+ROWS = ("baseline", "unet", "cutmix", "prioritycut")
+METRICS = ("disoccluded", "rim", "elsewhere", "l1", "ssim", "proxy_efficientnet_lite0")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("ablation")
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("ablation_report")
+
+
+Error = Callable[[str, int, int], float]
+"""Error of a row, a seed and a puppet."""
+
+
+def scores(tables: Any, error: Error, *, seeds: int = 17, puppets: int = 20) -> pd.DataFrame:
+    """A table of scores in which every metric has the same errors."""
+    runs = [(row, seed) for row in ROWS for seed in range(seeds)]
+    return pd.DataFrame(
+        [
+            {"row": row, "seed": seed, "puppet": puppet, "task": task, "share": puppet / 100}
+            | dict.fromkeys(METRICS, error(row, seed, puppet))
+            for row, seed in [*runs, (tables.COPY, 0)]
+            for puppet in range(puppets)
+            for task in tables.TASKS
+        ]
+    )
+
+
+def noisy(effect: float, copied: float = 0.3) -> Error:
+    """PriorityCut changes an error of 0.1 by a share; seeds differ by 10 %, and pairs by 1 %."""
+
+    def error(row: str, seed: int, puppet: int) -> float:
+        if row == "copied source":
+            return copied
+        noise = np.random.default_rng([seed, puppet, ROWS.index(row)]).normal()
+        shared = np.random.default_rng(seed).normal()
+        change = effect if row == "prioritycut" else 0
+        return 0.1 * float(1 + 0.1 * shared + 0.01 * noise + change)
+
+    return error
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [
+        (-0.05, "PriorityCut lowers the error"),
+        (0.05, "PriorityCut raises the error"),
+        (0.0, "An effect of 2.5 % or more is excluded"),
+    ],
+)
+def test_an_effect_is_found_in_pairs_that_vary_less_than_seeds(
+    tables: Any, effect: float, words: str, tmp_path: Path
+) -> None:
+    table = scores(tables, noisy(effect))
+    found = tables.compare(table, tables.PRIMARY)
+    assert found.effect.mean / found.reference == pytest.approx(effect, abs=0.003)
+    assert (found.effect.seeds, found.effect.identities) == (17, 20)
+    text = tables.report({"ablation_puppets": table}, tmp_path)
+    assert f"**{words}.**" in text
+    assert "partial" not in text
+    assert (tmp_path / "seeds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_few_seeds_are_partial_and_a_seed_without_all_rows_is_not_compared(
+    tables: Any, tmp_path: Path
+) -> None:
+    table = scores(tables, noisy(-0.05), seeds=3)
+    table = table[(table["row"] != "prioritycut") | (table["seed"] < 2)]
+    text = tables.report({"ablation_puppets": table}, tmp_path)
+    assert "2 of 17 seeds with all rows: **partial**" in text
+    assert "2 of 17 seeds do not decide" in text
+    assert tables.complete_seeds(table) == [0, 1]
+
+
+def test_an_undecided_comparison_says_so(tables: Any) -> None:
+    table = scores(
+        tables,
+        lambda row, seed, puppet: (
+            float(np.random.default_rng([seed, puppet, ROWS.index(row)]).normal()) + 3
+            if row in ROWS
+            else 9.0
+        ),
+    )
+    assert tables.verdict(tables.compare(table, tables.PRIMARY)) == "undecided"
+
+
+def test_nothing_is_compared_if_a_row_does_not_beat_the_copied_source(
+    tables: Any, tmp_path: Path
+) -> None:
+    table = scores(tables, noisy(-0.2, copied=0.098))
+    text = tables.report({"ablation_puppets": table}, tmp_path)
+    assert "Not compared: baseline, + U-Net, + CutMix did not beat the copy" in text
+    assert "Primary comparison" not in text
+
+
+def test_the_most_hidden_half_and_puppets_without_hidden_pixels(tables: Any) -> None:
+    def error(row: str, seed: int, puppet: int) -> float:
+        if puppet == 3:
+            return math.nan
+        return float(puppet >= 10) if row == "prioritycut" else 2.0
+
+    table = scores(tables, error)
+    whole, half = (
+        tables.paired_differences(table, tables.PRIMARY._replace(most_hidden=most_hidden))[0]
+        for most_hidden in (False, True)
+    )
+    assert whole.shape == (17, 19)
+    assert half.shape == (17, 10)
+    assert (half == -1).all()
+
+
+def test_a_run_that_diverged_is_not_left_out_silently(tables: Any) -> None:
+    table = scores(tables, lambda row, seed, puppet: math.inf if seed == 5 else 1.0)
+    with pytest.raises(ValueError, match="finite"):
+        tables.compare(table, tables.PRIMARY)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run with random weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = load_config(str(TINY))
+    save_checkpoint(new_state(config, torch.device("cpu")), config, folder / "step_0000001")
+    return str(folder)
+
+
+def test_a_trial_is_scored_once_on_the_scenes_of_the_benchmark(
+    script: Any, run: str, tmp_path: Path
+) -> None:
+    lines = script.score_trial(run, "unet", 3, 1, [])
+    assert [(line["row"], line["seed"], line["task"]) for line in lines] == [
+        *(("unet", 3, task) for task in script.TASKS),
+        *(("copied source", 0, task) for task in script.TASKS),
+    ]
+    assert lines[0]["share"] == lines[2]["share"] > 0
+    assert lines[2]["l1"] > 0 < lines[0]["l1"] != lines[2]["l1"]
+    again = script.score_trial(run, "cutmix", 3, 1, lines)
+    assert [line["row"] for line in again] == ["cutmix"] * 2
+    script.write_scores(lines + again, tmp_path / "s.csv")
+    read = script.read_scores(tmp_path / "s.csv").to_dict("records")
+    assert read[0]["disoccluded"] == pytest.approx(lines[0]["disoccluded"], rel=1e-4)
+    with pytest.raises(UserError, match="other values than unet with seed 3"):
+        script.score_trial(run, "unet", 4, 1, [{**lines[0], "setting": "0"}])
+
+
+def test_the_setting_is_that_of_the_training_not_of_the_seed_or_the_place(script: Any) -> None:
+    base, *others = (
+        script.setting_of(load_config(str(TINY), words))
+        for words in (
+            [],
+            ["train.seed=1", "name=b", "data.url=elsewhere", "train.cpus_per_worker=2"],
+            ["train.samples=8"],
+            ["optim.lr=0.1"],
+        )
+    )
+    assert [other == base for other in others] == [True, False, False]
+
+
+def test_what_is_left_to_train_is_a_search_of_its_own(script: Any, tmp_path: Path) -> None:
+    assert load_search(written(script.missing_seeds(SEARCH, tmp_path), tmp_path), smoke=False) == (
+        load_search(SEARCH, smoke=False)
+    )
+    lines = [{"row": row, "seed": seed} for row in ROWS for seed in range(17)]
+    script.write_scores([x for x in lines if x != lines[5]], tmp_path / "ablation_puppets.csv")
+    rest = load_search(written(script.missing_seeds(SEARCH, tmp_path), tmp_path), smoke=False)
+    assert rest.space["train.seed"].grid == (5,)
+    assert set(rest.variants) == set(ROWS)
+    script.write_scores(lines, tmp_path / "ablation_puppets.csv")
+    with pytest.raises(UserError, match="has all seeds"):
+        script.missing_seeds(SEARCH, tmp_path)
+
+
+def written(text: str, folder: Path) -> Path:
+    file = folder / "rest.yaml"
+    file.write_text(text)
+    return file
