@@ -7,8 +7,9 @@ BIN := .venv/bin
 quickstart: .venv/ready  ## The whole job on synthetic puppets: minutes on two CPU cores.
 	$(BIN)/prioritycut quickstart
 
-test: .venv/ready-dev  ## The default tests, in minutes.
-	$(BIN)/python -m pytest
+test: .venv/ready-dev  ## The default tests, in minutes; those that start Ray clusters run one at a time.
+	$(BIN)/python -m pytest tests/unit --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest tests/integration
 
 test-slow: .venv/ready-dev  ## Long scenarios: killed processes, lost nodes, whole searches.
 	$(BIN)/python -m pytest -m slow --timeout 1200

@@ -28,7 +28,11 @@ from prioritycut_ray.storage.folder import Folder
 PUPPETS, HELD_OUT, FRAMES = 40, 8, 32
 SHARE = 4
 """The model with initial weights gets one part in so many of the samples."""
-AT_128 = ["data.size=128", "model.detector.scale_factor=0.25", "model.dense_motion.scale_factor=0.25"]
+AT_128 = [
+    "data.size=128",
+    "model.detector.scale_factor=0.25",
+    "model.dense_motion.scale_factor=0.25",
+]
 
 
 class Scores(NamedTuple):
