@@ -1,6 +1,7 @@
 # Two commands do everything: `make quickstart` and `make test`. Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+NEED_INPUT := gpu.py families.py puppet_metrics.py smoothing.py
 
 .PHONY: quickstart test test-slow test-cluster test-image check bench clean
 
@@ -26,8 +27,8 @@ check: .venv/ready-dev  ## Lint, format, types, import layers.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready  ## Benchmarks on the CPU, each beside its baseline. For a GPU: benchmarks/gpu.py; for your clips: benchmarks/families.py.
-	for script in $(filter-out benchmarks/gpu.py benchmarks/families.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+bench: .venv/ready  ## Benchmarks on the CPU, each beside its baseline, but for those that need a GPU, clips or models.
+	for script in $(filter-out $(addprefix benchmarks/,$(NEED_INPUT)),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove the environment and the quickstart's output.
 	rm -rf .venv quickstart

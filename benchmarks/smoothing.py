@@ -21,7 +21,6 @@ from prioritycut_ray import Animator
 from prioritycut_ray.evaluation.puppets import Scene, scenes
 from prioritycut_ray.inference.animate import animate, to_tensor
 from prioritycut_ray.metrics.aggregate import (
-    Estimate,
     FrameScores,
     Tally,
     difference_over_clips,
@@ -87,20 +86,18 @@ def _print_row(
     tallies: dict[tuple[str, int, str], list[Tally]],
 ) -> None:
     detected, smoothed = tallies[task, 0, metric], tallies[task, window, metric]
-    names = [str(number) for number in range(len(detected))]
     true = tallies[task, -1, metric]
-    floor = _text(mean_over_clips(metric, true, names)) if true else ""
+    names = [str(number) for number in range(len(detected))]
+    columns = (true, detected, smoothed)
+    means = [
+        f"{mean_over_clips(metric, each, names).value:.5f}" if each else "" for each in columns
+    ]
     change = difference_over_clips(metric, [*zip(smoothed, detected, strict=True)], names)
     print(
-        f"| {model} | {task} | {metric} | {floor} | {_text(mean_over_clips(metric, detected, names))} "
-        f"| {window} frames: {_text(mean_over_clips(metric, smoothed, names))} "
+        f"| {model} | {task} | {metric} | {means[0]} | {means[1]} | {window} frames: {means[2]} "
         f"| {change.value:+.5f} [{change.low:+.5f}, {change.high:+.5f}] |",
         flush=True,
     )
-
-
-def _text(estimate: Estimate) -> str:
-    return f"{estimate.value:.5f}"
 
 
 if __name__ == "__main__":
