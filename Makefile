@@ -1,7 +1,7 @@
 # Two commands do everything: `make quickstart` and `make test`. Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-NEED_INPUT := gpu.py families.py puppet_metrics.py smoothing.py
+NEED_INPUT := gpu.py ablation.py families.py puppet_metrics.py puppet_shards.py smoothing.py
 
 .PHONY: quickstart test test-slow test-cluster test-image check bench clean
 
