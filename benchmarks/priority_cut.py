@@ -142,7 +142,7 @@ def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
     mixing = config.priority_cut or PriorityCutConfig()
     random = torch.Generator().manual_seed(seed)
     seen = defaultdict(list)
-    for truth in _puppet_pairs(clips, config.data.size, seed):
+    for truth in puppet_pairs(clips, config.data.size, seed):
         with torch.inference_mode():
             animation = animator(truth.pair).animation
         ours = _foreground(animation, mixing)
@@ -163,7 +163,7 @@ def hits(run: Path, clips: int = 50, seed: int = 0) -> None:
         _print_hits(name, shown)
 
 
-def _puppet_pairs(clips: int, size: int, seed: int) -> Iterator[TruePair]:
+def puppet_pairs(clips: int, size: int, seed: int) -> Iterator[TruePair]:
     """Random frame pairs of puppets that are in no training set."""
     rng = np.random.default_rng(seed)
     for puppet in range(FIRST_SEED, FIRST_SEED + clips):
