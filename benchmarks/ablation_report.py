@@ -25,6 +25,8 @@ ROWS = {
     "prioritycut": "+ PriorityCut",
 }
 """Names of rows in tables, in their order."""
+COMPARED = {"baseline", "unet", "cutmix", "prioritycut"}
+"""Rows without which a family is not compared."""
 METRICS = {
     "disoccluded": "dis-occluded",
     "rim": "rim",
@@ -118,25 +120,27 @@ def report(tables: dict[str, pd.DataFrame], out: Path) -> str:
         tables: scores by the name of the search.
         out: folder of the pictures.
     """
-    parts = [
-        family_report(name, tables[name]) for name in (FIRST_ORDER, THIN_PLATE) if name in tables
+    families = [name for name in tables if name != CURVES and set(tables[name]["row"]) >= COMPARED]
+    parts = [family_report(name, tables[name]) for name in families]
+    others = [name for name in tables if name not in families]
+    parts += [
+        f"### {name}: nothing to compare yet\n\n{rows_table(tables[name])}" for name in others
     ]
-    others = [name for name in tables if name not in SEEDS]
-    parts += [f"### {name}\n\n{rows_table(tables[name])}" for name in others]
-    if FIRST_ORDER in tables:
-        both = pd.concat([tables[name] for name in (FIRST_ORDER, CURVES) if name in tables])
-        if CURVES in tables:
-            parts.append(f"### Curves\n\n{curves_table(both)}")
-            draw_curves(both, out / "curves.png")
+    if FIRST_ORDER in families:
         draw_seeds(tables[FIRST_ORDER], out / "seeds.png")
+    if FIRST_ORDER in families and CURVES in tables:
+        curves = with_middle(tables[CURVES], tables[FIRST_ORDER])
+        parts.append(f"### Curves\n\n{curves_table(curves)}")
+        draw_curves(curves, out / "curves.png")
     return "\n\n".join(parts) or "nothing is scored yet; give the folder of a search"
 
 
 def family_report(name: str, table: pd.DataFrame) -> str:
     """Report the rows of one family, and compare them if all pass the gate."""
     seeds = complete_seeds(table)
-    partial = "" if len(seeds) >= SEEDS[name] else ": **partial**, decides nothing yet"
-    title = f"### {name}: {len(seeds)} of {SEEDS[name]} seeds with all rows{partial}"
+    planned = SEEDS.get(name, len(seeds))
+    partial = "" if len(seeds) >= planned else ": **partial**, decides nothing yet"
+    title = f"### {name}: {len(seeds)} of {planned} seeds with all rows{partial}"
     parts = [title, rows_table(table)]
     gate = [
         compare(table, Comparison(row, COPY, "reconstruction", "l1")) for row in rows_of(table)[1:]
@@ -150,7 +154,7 @@ def family_report(name: str, table: pd.DataFrame) -> str:
     if not seeds:
         return "\n\n".join([*parts, "Not compared: no seed has all rows yet."])
     if name == FIRST_ORDER:
-        parts.append(primary_text(compare(paired, PRIMARY), seeds_planned=SEEDS[name]))
+        parts.append(primary_text(compare(paired, PRIMARY), seeds_planned=planned))
     others = SECONDARY if name == FIRST_ORDER else [PRIMARY, *SECONDARY]
     found = [compare(paired, one) for one in others]
     parts.append(effects_table(found, corrected=holm([one.effect.p for one in found])))
@@ -167,9 +171,9 @@ def rows_of(table: pd.DataFrame) -> list[str]:
 def complete_seeds(table: pd.DataFrame) -> list[int]:
     """Return the seeds that every row has been trained with."""
     trials = table[table["row"] != COPY]
-    rows = trials["row"].nunique()
-    counts = trials.groupby("seed")["row"].nunique()
-    return [int(seed) for seed, count in counts.items() if count == rows]
+    wanted = COMPARED | set(trials["row"])
+    rows = trials.groupby("seed")["row"].agg(set)
+    return [int(seed) for seed, present in rows.items() if present == wanted]
 
 
 def values(table: pd.DataFrame, row: str, task: str, metric: str) -> pd.DataFrame:
@@ -284,7 +288,7 @@ def primary_text(one: Compared, seeds_planned: int) -> str:
     """Return the result of the primary comparison in words."""
     result = verdict(one)
     if one.effect.seeds < seeds_planned:
-        result = f"{one.effect.seeds} of {seeds_planned} seeds do not decide (so far: {result})"
+        result = f"{one.effect.seeds} of {seeds_planned} seeds do not decide"
     width = one.percent(one.effect.half_width)
     deviation = one.deviation / one.reference
     needed = (
@@ -301,12 +305,18 @@ def primary_text(one: Compared, seeds_planned: int) -> str:
     )
 
 
+def with_middle(curves: pd.DataFrame, family: pd.DataFrame) -> pd.DataFrame:
+    """Add the rows of the family that the curves share, with the seeds of the curves."""
+    shared = family["row"].isin(["prioritycut", "cutmix"]) & family["seed"].isin(curves["seed"])
+    return pd.concat([curves[curves["row"] != COPY], family[shared]])
+
+
 def curves_table(table: pd.DataFrame) -> str:
     """Return the differences of each point of the curves to CutMix."""
     found = [
         compare(table, Comparison(row, "cutmix", "reconstruction", "disoccluded"))
         for row in rows_of(table)
-        if row in {row for curve in CURVE_OF.values() for row in curve.values()}
+        if any(row in curve.values() for curve in CURVE_OF.values())
     ]
     return effects_table(found, corrected=None)
 

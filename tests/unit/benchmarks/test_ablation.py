@@ -100,6 +100,31 @@ def test_few_seeds_are_partial_and_a_seed_without_all_rows_is_not_compared(
     assert tables.complete_seeds(table) == [0, 1]
 
 
+def test_the_first_rows_of_a_search_are_listed_and_not_compared(
+    tables: Any, tmp_path: Path
+) -> None:
+    table = scores(tables, noisy(-0.05), seeds=1)
+    first = table[table["row"].isin(["baseline", "unet", tables.COPY])]
+    text = tables.report({"ablation_puppets": first}, tmp_path)
+    assert "ablation_puppets: nothing to compare yet" in text
+    assert "| + U-Net | 1 |" in text
+    assert "1 of 17 seeds do not decide" in tables.report({"ablation_puppets": table}, tmp_path)
+
+
+def test_the_curves_are_compared_with_cutmix_on_their_own_seeds(
+    tables: Any, tmp_path: Path
+) -> None:
+    family = scores(tables, noisy(-0.05), seeds=5)
+    curves = scores(tables, noisy(-0.1), seeds=4)
+    curves = curves[curves["row"].isin(["prioritycut", tables.COPY])].replace("prioritycut", "k5")
+    text = tables.report({tables.FIRST_ORDER: family, tables.CURVES: curves}, tmp_path)
+    lines = text[text.index("### Curves") :].splitlines()[4:]
+    assert [line.split(" | ")[0] for line in lines] == ["| PriorityCut − CutMix", "| k5 − CutMix"]
+    assert all("| 4 |" in line for line in lines)
+    assert "| −10." in lines[1] or "| −9." in lines[1]
+    assert (tmp_path / "curves.png").exists()
+
+
 def test_an_undecided_comparison_says_so(tables: Any) -> None:
     table = scores(
         tables,
