@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 import typer
 import yaml
-from ablation_report import COPY, report
+from ablation_report import COPY, draw_all, report
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
@@ -75,7 +75,8 @@ def main(
     for search in searches or []:
         score_search(Folder(search.rstrip("/")), out, puppets)
     tables = {path.stem: read_scores(path) for path in sorted(out.glob("*.csv"))}
-    print(report(tables, out))
+    print(report(tables))
+    draw_all(tables, out)
 
 
 def score_search(search: Folder, out: Path, puppets: int) -> None:

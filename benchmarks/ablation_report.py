@@ -113,26 +113,34 @@ class Compared(NamedTuple):
         return 100 * value / self.reference
 
 
-def report(tables: dict[str, pd.DataFrame], out: Path) -> str:
-    """Return the comparison of all rows in Markdown, and draw its pictures.
+def report(tables: dict[str, pd.DataFrame]) -> str:
+    """Return the comparison of all rows in Markdown.
 
     Args:
         tables: scores by the name of the search.
-        out: folder of the pictures.
     """
-    families = [name for name in tables if name != CURVES and set(tables[name]["row"]) >= COMPARED]
+    families = families_of(tables)
     parts = [family_report(name, tables[name]) for name in families]
     others = [name for name in tables if name not in families]
     parts += [
         f"### {name}: nothing to compare yet\n\n{rows_table(tables[name])}" for name in others
     ]
-    if FIRST_ORDER in families:
-        draw_seeds(tables[FIRST_ORDER], out / "seeds.png")
     if FIRST_ORDER in families and CURVES in tables:
-        curves = with_middle(tables[CURVES], tables[FIRST_ORDER])
-        parts.append(f"### Curves\n\n{curves_table(curves)}")
-        draw_curves(curves, out / "curves.png")
+        parts.append(f"### Curves\n\n{curves_table(with_middle(tables))}")
     return "\n\n".join(parts) or "nothing is scored yet; give the folder of a search"
+
+
+def draw_all(tables: dict[str, pd.DataFrame], out: Path) -> None:
+    """Draw the pictures of :func:`report` into a folder."""
+    if FIRST_ORDER in families_of(tables):
+        draw_seeds(tables[FIRST_ORDER], out / "seeds.png")
+        if CURVES in tables:
+            draw_curves(with_middle(tables), out / "curves.png")
+
+
+def families_of(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Return the names of the searches that have all rows to compare."""
+    return [name for name in tables if name != CURVES and set(tables[name]["row"]) >= COMPARED]
 
 
 def family_report(name: str, table: pd.DataFrame) -> str:
@@ -305,8 +313,9 @@ def primary_text(one: Compared, seeds_planned: int) -> str:
     )
 
 
-def with_middle(curves: pd.DataFrame, family: pd.DataFrame) -> pd.DataFrame:
+def with_middle(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Add the rows of the family that the curves share, with the seeds of the curves."""
+    curves, family = tables[CURVES], tables[FIRST_ORDER]
     shared = family["row"].isin(["prioritycut", "cutmix"]) & family["seed"].isin(curves["seed"])
     return pd.concat([curves[curves["row"] != COPY], family[shared]])
 

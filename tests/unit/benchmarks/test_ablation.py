@@ -73,55 +73,61 @@ def noisy(effect: float, copied: float = 0.3) -> Error:
     [
         (-0.05, "PriorityCut lowers the error"),
         (0.05, "PriorityCut raises the error"),
-        (0.0, "An effect of 2.5 % or more is excluded"),
+        (0.0, "an effect of 2.5 % or more is excluded"),
     ],
 )
 def test_an_effect_is_found_in_pairs_that_vary_less_than_seeds(
-    tables: Any, effect: float, words: str, tmp_path: Path
+    tables: Any, effect: float, words: str
 ) -> None:
     table = scores(tables, noisy(effect))
     found = tables.compare(table, tables.PRIMARY)
     assert found.effect.mean / found.reference == pytest.approx(effect, abs=0.003)
     assert (found.effect.seeds, found.effect.identities) == (17, 20)
-    text = tables.report({"ablation_puppets": table}, tmp_path)
-    assert f"**{words}.**" in text
+    assert tables.verdict(found) == words
+
+
+def test_the_report_compares_rows_and_draws_them(tables: Any, tmp_path: Path) -> None:
+    family = {tables.FIRST_ORDER: scores(tables, noisy(-0.05), puppets=6)}
+    text = tables.report(family)
+    assert "**PriorityCut lowers the error.**" in text
+    assert text.count("PriorityCut − CutMix | relative, most hidden half") == 2
     assert "partial" not in text
+    tables.draw_all(family, tmp_path)
     assert (tmp_path / "seeds.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_few_seeds_are_partial_and_a_seed_without_all_rows_is_not_compared(
-    tables: Any, tmp_path: Path
-) -> None:
-    table = scores(tables, noisy(-0.05), seeds=3)
+def test_few_seeds_are_partial_and_a_seed_without_all_rows_is_not_compared(tables: Any) -> None:
+    table = scores(tables, noisy(-0.05), seeds=3, puppets=4)
     table = table[(table["row"] != "prioritycut") | (table["seed"] < 2)]
-    text = tables.report({"ablation_puppets": table}, tmp_path)
+    text = tables.report({"ablation_puppets": table})
     assert "2 of 17 seeds with all rows: **partial**" in text
     assert "2 of 17 seeds do not decide" in text
     assert tables.complete_seeds(table) == [0, 1]
 
 
-def test_the_first_rows_of_a_search_are_listed_and_not_compared(
-    tables: Any, tmp_path: Path
-) -> None:
-    table = scores(tables, noisy(-0.05), seeds=1)
+def test_the_first_rows_of_a_search_are_listed_and_not_compared(tables: Any) -> None:
+    table = scores(tables, noisy(-0.05), seeds=1, puppets=4)
     first = table[table["row"].isin(["baseline", "unet", tables.COPY])]
-    text = tables.report({"ablation_puppets": first}, tmp_path)
+    text = tables.report({"ablation_puppets": first})
     assert "ablation_puppets: nothing to compare yet" in text
     assert "| + U-Net | 1 |" in text
-    assert "1 of 17 seeds do not decide" in tables.report({"ablation_puppets": table}, tmp_path)
+    assert "1 of 17 seeds do not decide" in tables.report({"ablation_puppets": table})
 
 
 def test_the_curves_are_compared_with_cutmix_on_their_own_seeds(
     tables: Any, tmp_path: Path
 ) -> None:
-    family = scores(tables, noisy(-0.05), seeds=5)
-    curves = scores(tables, noisy(-0.1), seeds=4)
+    family = scores(tables, noisy(-0.05), seeds=5, puppets=6)
+    curves = scores(tables, noisy(-0.1), seeds=4, puppets=6)
     curves = curves[curves["row"].isin(["prioritycut", tables.COPY])].replace("prioritycut", "k5")
-    text = tables.report({tables.FIRST_ORDER: family, tables.CURVES: curves}, tmp_path)
+    both = {tables.FIRST_ORDER: family, tables.CURVES: curves}
+    text = tables.report(both)
     lines = text[text.index("### Curves") :].splitlines()[4:]
     assert [line.split(" | ")[0] for line in lines] == ["| PriorityCut − CutMix", "| k5 − CutMix"]
     assert all("| 4 |" in line for line in lines)
-    assert "| −10." in lines[1] or "| −9." in lines[1]
+    found = [float(line.split(" | ")[3].split()[0].replace("−", "-")) for line in lines]
+    assert found == [pytest.approx(-5, abs=1.5), pytest.approx(-10, abs=2.5)]
+    tables.draw_all(both, tmp_path)
     assert (tmp_path / "curves.png").exists()
 
 
@@ -137,11 +143,9 @@ def test_an_undecided_comparison_says_so(tables: Any) -> None:
     assert tables.verdict(tables.compare(table, tables.PRIMARY)) == "undecided"
 
 
-def test_nothing_is_compared_if_a_row_does_not_beat_the_copied_source(
-    tables: Any, tmp_path: Path
-) -> None:
+def test_nothing_is_compared_if_a_row_does_not_beat_the_copied_source(tables: Any) -> None:
     table = scores(tables, noisy(-0.2, copied=0.098))
-    text = tables.report({"ablation_puppets": table}, tmp_path)
+    text = tables.report({"ablation_puppets": table})
     assert "Not compared: baseline, + U-Net, + CutMix did not beat the copy" in text
     assert "Primary comparison" not in text
 
