@@ -52,8 +52,8 @@ from prioritycut_ray.training.checkpoint import load_animator
 
 TASKS = ("reconstruction", "relative")
 FRAMES = 32
-EVERY = 4
-"""Frames 0, 4, 8, … of each clip are scored; consecutive frames hardly differ."""
+SCORED = slice(3, None, 4)
+"""Frames 3, 7, … of each clip: consecutive ones hardly differ, and the first is the source."""
 SEED = "train.seed"
 CPU = torch.device("cpu")
 
@@ -135,13 +135,14 @@ def score_trial(
 
 
 def setting_of(config: Config) -> str:
-    """Return a digest of all values that change the result of a run, but for its seed."""
+    """Return a digest of all that changes the scores of a run, but for its seed."""
     tree = config.model_dump(mode="json", exclude={"name": True, "train": {"seed"}})
     values = {
         key: value
         for key, value in _flat(tree)
         if key == "train.samples" or not key.startswith(MAY_CHANGE)
     }
+    values["scored"] = f"{SCORED} of {FRAMES}"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -166,11 +167,11 @@ def held_out(puppets: int, size: int) -> list[dict[str, Scene]]:
 
 
 def thinned(scene: Scene) -> Scene:
-    """Keep every n-th frame of a scene, beginning with the first, which relative motion needs."""
+    """Keep the frames that are scored, and the first driving frame, which relative motion needs."""
     return scene._replace(
-        driving=scene.driving[::EVERY],
-        true=scene.true[::EVERY],
-        masks={name: mask[::EVERY] for name, mask in scene.masks.items()},
+        driving=np.concatenate([scene.driving[:1], scene.driving[SCORED]]),
+        true=scene.true[SCORED],
+        masks={name: mask[SCORED] for name, mask in scene.masks.items()},
     )
 
 
@@ -199,7 +200,7 @@ def score_scene(scene: Scene, animator: Animator | None) -> dict[str, float | No
         finite = np.ones(len(frames), dtype=bool)
     else:
         moved = move(animator, scene.source, scene.driving, relative=scene.relative)
-        frames, finite = moved.frames, moved.finite
+        frames, finite = moved.frames[1:], moved.finite[1:]
     scores = similarity(frames, true, cached_extractors(Measures(), CPU))
     scores |= region_errors(frames, true, scene.masks)
     found = {key: value_of(key, tally) for key, tally in mask_not_finite(scores, finite).items()}
