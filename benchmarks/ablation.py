@@ -135,8 +135,12 @@ def score_trial(
 
 
 def setting_of(config: Config) -> str:
-    """Return a digest of all that changes the scores of a run, but for its seed."""
-    tree = config.model_dump(mode="json", exclude={"name": True, "train": {"seed"}})
+    """Return a digest of all that changes the scores of a run, but for its seed.
+
+    Defaults are left out: a later version may have more of them.
+    """
+    hidden = {"name": True, "train": {"seed"}}
+    tree = config.model_dump(mode="json", exclude=hidden, exclude_defaults=True)
     values = {
         key: value
         for key, value in _flat(tree)
