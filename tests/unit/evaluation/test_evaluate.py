@@ -14,6 +14,7 @@ from prioritycut_ray.evaluation.evaluate import evaluate_runs, short_names
 from prioritycut_ray.evaluation.measures import Measures, selected_metrics
 from prioritycut_ray.evaluation.records import Evaluation
 from prioritycut_ray.evaluation.report import markdown
+from prioritycut_ray.metrics import transfer
 from prioritycut_ray.metrics.transfer import CORRELATIONS, IDENTITY, POSE
 from prioritycut_ray.retraining.comparison import ClipChange
 from prioritycut_ray.retraining.gate import check_rules, judge
@@ -65,7 +66,15 @@ def scored(runs: list[str], data: str, measures: Measures) -> Evaluation:
     return evaluation
 
 
-def test_another_identity_is_animated_on_request(packed: str, tmp_path: Path) -> None:
+@pytest.fixture
+def no_correlations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics without truth as they are before their correlations have been measured."""
+    monkeypatch.setattr(transfer, "CORRELATIONS", dict.fromkeys(CORRELATIONS))
+
+
+def test_another_identity_is_animated_on_request(
+    no_correlations: None, packed: str, tmp_path: Path
+) -> None:
     runs = [random_run(tmp_path / family, family) for family in FAMILIES]
     evaluation = scored(runs, packed, Measures(transfer=True))
     baseline, *models = evaluation.models
@@ -96,7 +105,7 @@ def test_a_split_of_one_identity_has_no_other_one_to_animate(
     assert_one_line(prioritycut("evaluate", *words, "--transfer"), "'one'", "one identity")
 
 
-def test_searches_and_the_gate_name_the_metrics_and_their_label() -> None:
+def test_searches_and_the_gate_name_the_metrics_and_their_label(no_correlations: None) -> None:
     measured = selected_metrics(Measures(transfer=True))
     gate = Gate(target=IDENTITY, tolerances={"l1": 0.1})
     changes = [
