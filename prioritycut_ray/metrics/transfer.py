@@ -26,8 +26,8 @@ TRUE_ERRORS = {IDENTITY: "l1", POSE: "l1", FLICKER: "flicker"}
 """The true error on puppets, in relative motion, that each metric stands in for."""
 CORRELATIONS: dict[str, float | None] = {IDENTITY: 0.89, POSE: 0.80, FLICKER: 0.98}
 """Spearman's rank correlation with :data:`TRUE_ERRORS` over at least :data:`FEWEST_MODELS` trained
-models, as ``benchmarks/puppet_metrics.py`` prints it; None: not measured. See docs/evaluation.md for
-what it does not show."""
+models, as ``benchmarks/puppet_metrics.py`` prints it; None: not measured. What it does not show
+is in docs/evaluation.md."""
 LOWEST_CORRELATION = 0.8
 """A metric below it, or not measured, is labelled "unvalidated" wherever it shows."""
 FEWEST_MODELS = 20
