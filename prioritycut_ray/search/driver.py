@@ -252,7 +252,7 @@ def _tuner(
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=search.retries),
-            callbacks=[_Narrator()],
+            callbacks=[_Narrator(), _Hyperparameters()],
             verbose=0,
         ),
     )
@@ -271,8 +271,8 @@ def _explained(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-# Ray Tune stores references to _trial_name and _Narrator with the search: renaming or moving them
-# breaks --resume of older searches.
+# Ray Tune stores references to _trial_name, _Narrator and _Hyperparameters with the search:
+# renaming or moving them breaks --resume of older searches.
 
 
 def _trial_name(trial: Any) -> str:
@@ -387,6 +387,14 @@ class _Narrator(tune.Callback):  # type: ignore[misc]  # ray is untyped
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print why a trial has failed."""
         _say(f"trial {trial.trial_id}: failed, not retrying: {_why(trial)}")
+
+
+class _Hyperparameters(tune.Callback):  # type: ignore[misc]  # ray is untyped
+    """Give TensorBoard all parameters of a trial: Ray Tune leaves out those of :func:`_presets`."""
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Complete the parameters that are logged when the trial ends."""
+        trial.evaluated_params = dict(trial.config)
 
 
 def _why(trial: Any) -> str:
