@@ -19,7 +19,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +42,7 @@ from prioritycut_ray.metrics.truth import region_errors
 from prioritycut_ray.models.animator import Animator
 from prioritycut_ray.precision import float32_products
 from prioritycut_ray.progress import ProgressBar
-from prioritycut_ray.runs.compatibility import MAY_CHANGE
+from prioritycut_ray.runs.compatibility import MAY_CHANGE, flattened
 from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.search.results import collect
 from prioritycut_ray.search.space import VARIANT, describe, load_search
@@ -143,19 +143,11 @@ def setting_of(config: Config) -> str:
     tree = config.model_dump(mode="json", exclude=hidden, exclude_defaults=True)
     values = {
         key: value
-        for key, value in _flat(tree)
+        for key, value in flattened(tree).items()
         if key == "train.samples" or not key.startswith(MAY_CHANGE)
     }
     values["scored"] = f"{SCORED} of {FRAMES}"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @cache

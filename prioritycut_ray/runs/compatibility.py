@@ -83,15 +83,14 @@ def _version(fingerprint: str) -> str:
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the dotted keys that differ between two trees of ``model_dump(mode="json")``."""
-
-    def flatten(tree: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(tree, dict):
-            return {prefix: tree}
-        items = (
-            flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()
-        )
-        return {key: value for part in items for key, value in part.items()}
-
-    before, after = (flatten(dict(tree), "") for tree in (old, new))
+    before, after = (flattened(dict(tree)) for tree in (old, new))
     keys = before | after
     return [key for key in keys if before.get(key) != after.get(key)]
+
+
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a tree of dictionaries by their dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    items = (flattened(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items())
+    return {key: value for part in items for key, value in part.items()}
