@@ -51,13 +51,14 @@ def test_a_ramp_may_be_longer_than_the_dropout_or_absent() -> None:
 
 
 def test_left_out_motions_have_no_weight_and_the_background_stays() -> None:
-    logits = torch.randn(2, 3, 4, 4)
+    # The 1e-6 below weighs more where the kept motions are far less likely than the one left out.
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     uniform = torch.tensor([[0.99, 0.1, 0.71], [0.99, 0.99, 0.99]])
     mask = softmax_of_kept(logits, Dropout(uniform, rate=0.3))
     assert (mask[0, 2] == 0).all()
     assert (mask[1, 1:] == 0).all()
     torch.testing.assert_close(mask[0, :2], torch.softmax(logits[0, :2], dim=0), rtol=1e-4, atol=0)
-    torch.testing.assert_close(mask[1, 0], torch.ones(4, 4), rtol=1e-3, atol=0)
+    torch.testing.assert_close(mask[1, 0], torch.ones(4, 4), rtol=1e-4, atol=0)
 
 
 def test_motions_are_left_out_in_training_alone_and_until_the_end() -> None:
