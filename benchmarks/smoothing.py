@@ -18,7 +18,7 @@ import torch
 import typer
 
 from prioritycut_ray import Animator
-from prioritycut_ray.evaluation.puppets import Scene, scenes
+from prioritycut_ray.evaluation.puppets import TRUE_FRAMES, Scene, scenes
 from prioritycut_ray.inference.animate import animate, to_tensor
 from prioritycut_ray.metrics.aggregate import (
     FrameScores,
@@ -29,9 +29,13 @@ from prioritycut_ray.metrics.aggregate import (
 )
 from prioritycut_ray.metrics.truth import warping_error
 
-WINDOWS = (5, 9)
+DETECTED = "as detected"
+WINDOWS = {DETECTED: 0, "5 frames": 5, "9 frames": 9}
 TASKS = ("absolute", "relative")
 METRICS = ("flicker", "l1")
+
+Tallies = dict[tuple[str, str, str], list[Tally]]
+"""One tally for each puppet, by task, way and metric; of the true frames, there is only flicker."""
 
 
 def main(
@@ -44,22 +48,26 @@ def main(
     print("| model | motion | metric | true frames | as detected | smoothed | change |")
     print("|---|---|---|---|---|---|---|")
     for model in models:
-        animator = Animator.from_pretrained(model)
-        size = animator.config.data.size
-        tallies: dict[tuple[str, int, str], list[Tally]] = defaultdict(list)
-        for number in range(identities):
-            for task, scene in scenes(number, size, frames):
-                if task not in TASKS:
-                    continue
-                true = to_tensor(scene.true, animator.device)
-                tallies[task, -1, "flicker"].append(warping_error(true, scene.motion))
-                for window in (0, *WINDOWS):
-                    for metric, tally in _scores(animator, scene, window).items():
-                        tallies[task, window, metric].append(tally)
+        tallies = measure(Animator.from_pretrained(model), identities, frames)
         for task in TASKS:
-            for window in WINDOWS:
+            for way in list(WINDOWS)[1:]:
                 for metric in METRICS:
-                    _print_row(model, task, window, metric, tallies)
+                    _print_row(model, task, way, metric, tallies)
+
+
+def measure(animator: Animator, identities: int, frames: int) -> Tallies:
+    """Move all puppets in all ways."""
+    tallies: Tallies = defaultdict(list)
+    for number in range(identities):
+        for task, scene in scenes(number, animator.config.data.size, frames):
+            if task not in TASKS:
+                continue
+            true = to_tensor(scene.true, animator.device)
+            tallies[task, TRUE_FRAMES, "flicker"].append(warping_error(true, scene.motion))
+            for way, window in WINDOWS.items():
+                for metric, tally in _scores(animator, scene, window).items():
+                    tallies[task, way, metric].append(tally)
+    return tallies
 
 
 def _scores(animator: Animator, scene: Scene, window: int) -> FrameScores:
@@ -78,23 +86,16 @@ def _scores(animator: Animator, scene: Scene, window: int) -> FrameScores:
     return {"flicker": warping_error(predicted, scene.motion), "l1": every_frame(error)}
 
 
-def _print_row(
-    model: str,
-    task: str,
-    window: int,
-    metric: str,
-    tallies: dict[tuple[str, int, str], list[Tally]],
-) -> None:
-    detected, smoothed = tallies[task, 0, metric], tallies[task, window, metric]
-    true = tallies[task, -1, metric]
+def _print_row(model: str, task: str, way: str, metric: str, tallies: Tallies) -> None:
+    columns = [tallies[task, each, metric] for each in (TRUE_FRAMES, DETECTED, way)]
+    _, detected, smoothed = columns
     names = [str(number) for number in range(len(detected))]
-    columns = (true, detected, smoothed)
     means = [
         f"{mean_over_clips(metric, each, names).value:.5f}" if each else "" for each in columns
     ]
     change = difference_over_clips(metric, [*zip(smoothed, detected, strict=True)], names)
     print(
-        f"| {model} | {task} | {metric} | {means[0]} | {means[1]} | {window} frames: {means[2]} "
+        f"| {model} | {task} | {metric} | {means[0]} | {means[1]} | {way}: {means[2]} "
         f"| {change.value:+.5f} [{change.low:+.5f}, {change.high:+.5f}] |",
         flush=True,
     )
