@@ -17,11 +17,10 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
-from puppet_shards import pack_puppets
+from puppet_shards import packed_puppets
 
 from prioritycut_ray import load_config, train
 from prioritycut_ray.config import VAL_L1
-from prioritycut_ray.data.index import has_index
 from prioritycut_ray.runs.verdicts import read_verdicts
 from prioritycut_ray.storage.folder import Folder
 
@@ -51,9 +50,7 @@ def main(
     large: Annotated[int, typer.Option(help="Samples at 128x128 from scratch.")] = 3200,
 ) -> None:
     """Train all runs, and print a row for each seed."""
-    data = out / "data"
-    if not data.exists() or not has_index(path.name for path in data.iterdir()):
-        pack_puppets(str(data), PUPPETS, FRAMES, 128, validation=HELD_OUT)
+    packed_puppets(out / "data", PUPPETS, FRAMES, 128, validation=HELD_OUT)
     quarter = large // SHARE
     print(f"L1 on {HELD_OUT} held-out puppets, {PUPPETS} for training; {small} samples at 64x64\n")
     print(

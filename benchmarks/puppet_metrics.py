@@ -15,20 +15,20 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from puppet_shards import pack_puppets
+from puppet_shards import packed_puppets
 from scipy.stats import bootstrap, spearmanr
 
 from prioritycut_ray.config import load_config
-from prioritycut_ray.data.index import has_index
 from prioritycut_ray.evaluation.evaluate import short_names
 from prioritycut_ray.evaluation.puppets import PuppetBenchmark
-from prioritycut_ray.inference.pretrained import pinned_model
+from prioritycut_ray.inference.pretrained import locate_model, pinned_model, read_model_config
 from prioritycut_ray.launch.benchmark import SCORES_NAME, benchmark_puppets
 from prioritycut_ray.launch.train import train
 from prioritycut_ray.metrics.transfer import FEWEST_MODELS, LOWEST_CORRELATION, TRUE_ERRORS
@@ -92,13 +92,12 @@ def main(
     ]
     print_models(names, scores)
     print_rankings(rankings(scores))
+    print_equally_trained(models, scores)
 
 
 def train_model(out: Path, number: int, words: Sequence[str]) -> str:
     """Train one small model on puppets, or resume it; seeds, lengths and widths differ."""
-    data = out / "data"
-    if not data.exists() or not has_index(path.name for path in data.iterdir()):
-        pack_puppets(str(data), PUPPETS, 32, 64)
+    data = packed_puppets(out / "data", PUPPETS, 32, 64)
     width = WIDTHS[number // len(SAMPLES) % len(WIDTHS)]
     config = load_config(
         "quickstart",
@@ -204,6 +203,19 @@ def print_rankings(found: Sequence[Ranking]) -> None:
             f"| {row.name} | {row.truth} | {row.correlation:+.2f} | {ends} | {row.models} "
             f"| {verdict} |"
         )
+
+
+def print_equally_trained(models: Sequence[str], scores: Sequence[PuppetBenchmark]) -> None:
+    """Print the correlations among models that were trained for equally many samples."""
+    groups = defaultdict(list)
+    for model, each in zip(models, scores, strict=True):
+        groups[read_model_config(locate_model(model)).train.samples].append(each)
+    print("\nAmong models trained for equally many samples:\n")
+    print("| samples | models |", " | ".join(TRUE_ERRORS), "|")
+    print("| --- | --- |" + " --- |" * len(TRUE_ERRORS))
+    for samples, group in sorted(groups.items()):
+        found = [f"{row.correlation:+.2f}" for row in rankings(group) if row.name in TRUE_ERRORS]
+        print(f"| {samples} | {len(group)} |", " | ".join(found), "|")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ The same options write the same data set.
 """
 
 import io
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from prioritycut_ray.data.index import has_index
 from prioritycut_ray.data.puppets import render_clip
 from prioritycut_ray.data.shard_writer import Member, ShardWriter
 from prioritycut_ray.video.encoding import write_video
@@ -30,6 +32,13 @@ def pack_puppets(url: str, clips: int, frames: int, size: int, validation: int =
             writer.add(Member(key, encoded.getvalue(), frames, 25.0, size, size, key, key, False))
         writer.finish({f"puppet{seed}": split for seed, split in enumerate(splits)})
     return url
+
+
+def packed_puppets(folder: Path, clips: int, frames: int, size: int, validation: int = 0) -> str:
+    """Return the data set in a folder; it is written by :func:`pack_puppets` unless it is there."""
+    if not folder.exists() or not has_index(path.name for path in folder.iterdir()):
+        pack_puppets(str(folder), clips, frames, size, validation)
+    return str(folder)
 
 
 def main(
