@@ -30,6 +30,7 @@ import torch
 import typer
 import yaml
 from ablation_report import COPY, draw_all, report
+from command_line import run_command
 
 from prioritycut_ray.config import Config
 from prioritycut_ray.errors import UserError
@@ -237,4 +238,4 @@ def missing_seeds(file: Path, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -22,6 +22,7 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
+from command_line import run_command
 from matplotlib.figure import Figure
 from priority_cut import puppet_pairs
 from torch import Tensor
@@ -183,4 +184,4 @@ def draw(table: pd.DataFrame, columns: dict[str, str], title: str, path: Path) -
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

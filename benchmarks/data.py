@@ -37,6 +37,7 @@ import pyarrow.compute as pc
 import torch
 import typer
 import webdataset
+from command_line import run_command
 from numpy.typing import NDArray
 from PIL import Image
 from puppet_shards import pack_puppets
@@ -749,4 +750,4 @@ def _pack_all(entries: Sequence[Entry], recipe: Recipe) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -20,6 +20,7 @@ from typing import Annotated
 import ray
 import torch
 import typer
+from command_line import run_command
 
 from prioritycut_ray import evaluate, load_config, train
 from prioritycut_ray.config import Config
@@ -89,4 +90,4 @@ def _markdown(table: Table) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

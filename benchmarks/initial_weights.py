@@ -17,6 +17,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
+from command_line import run_command
 from puppet_shards import packed_puppets
 
 from prioritycut_ray import load_config, train
@@ -98,4 +99,4 @@ def trained(out: Path, name: str, seed: int, samples: int, *words: str) -> tuple
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

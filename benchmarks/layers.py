@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-import typer
+from command_line import run_command
 from torch import Tensor, nn
 from whole_step import Run, make_run
 
@@ -237,4 +237,4 @@ def _power(value: float) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

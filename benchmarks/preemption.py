@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from command_line import run_command
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -177,4 +178,4 @@ def _weights(out: Path, way: str) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -22,6 +22,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
+from command_line import run_command
 from puppet_shards import packed_puppets
 from scipy.stats import bootstrap, spearmanr
 
@@ -219,4 +220,4 @@ def print_equally_trained(models: Sequence[str], scores: Sequence[PuppetBenchmar
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from command_line import run_command
 
 from prioritycut_ray.data.index import has_index
 from prioritycut_ray.data.puppets import render_clip
@@ -53,4 +54,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

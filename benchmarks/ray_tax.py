@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import ray
 import torch
-import typer
+from command_line import run_command
 
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.index import read_index
@@ -183,4 +183,4 @@ if __name__ == "__main__":
     if not KEEP_FREED_MEMORY.items() <= os.environ.items():
         # So that both allocate in the same way; glibc reads these when a process starts.
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_FREED_MEMORY)
-    typer.run(main)
+    run_command(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-import typer
+from command_line import run_command
 
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.models.animator import FramePair
@@ -144,4 +144,4 @@ def _print_model(sizes: dict[str, int], compute: float) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

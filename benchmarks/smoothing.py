@@ -16,6 +16,7 @@ from typing import Annotated
 
 import torch
 import typer
+from command_line import run_command
 
 from prioritycut_ray import Animator
 from prioritycut_ray.evaluation.puppets import TRUE_FRAMES, Scene, scenes
@@ -102,4 +103,4 @@ def _print_row(model: str, task: str, way: str, metric: str, tallies: Tallies) -
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import typer
+from command_line import run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -187,4 +187,4 @@ def _logged_steps(run: Path) -> list[int]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 import torch
-import typer
+from command_line import run_command
 
 from prioritycut_ray.config import Config, load_config
 from prioritycut_ray.data.index import read_index
@@ -138,4 +138,4 @@ def _pack(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from prioritycut_ray.config import load_config
-from prioritycut_ray.errors import UserError
+from prioritycut_ray.errors import ExitCode, UserError
 from prioritycut_ray.search.space import load_search
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
@@ -231,3 +233,13 @@ def written(text: str, folder: Path) -> Path:
     file = folder / "rest.yaml"
     file.write_text(text)
     return file
+
+
+def test_an_error_is_one_line_and_an_exit_code() -> None:
+    file = "tune_configs/no_such_search.yaml"
+    command = [sys.executable, "benchmarks/ablation.py", "--remaining", file]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.USER_ERROR
+    assert done.stderr.startswith("error: ")
+    assert file in done.stderr
+    assert done.stderr.count("\n") == 1
