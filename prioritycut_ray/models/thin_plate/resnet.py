@@ -61,6 +61,7 @@ def _resnet(outputs: int, channels: int, *, in_channels: int = 3) -> ResNet:
         in_chans=in_channels,
         channels=tuple(channels * 2**stage for stage in range(4)),
         norm_layer=BatchNorm2d,
+        zero_init_last=False,  # As in the reference.
     )
     assert isinstance(network, ResNet)
     return network

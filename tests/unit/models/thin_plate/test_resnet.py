@@ -20,6 +20,19 @@ def test_keypoints_lie_in_the_frame() -> None:
     assert (detector(torch.rand(1, 3, 32, 32)).value <= 1).all()
 
 
+def test_residual_branches_start_at_work() -> None:
+    """As in the reference's ResNet; timm's default starts each branch at zero."""
+    encoder = PointDetector(num_splines=2, channels=8).fg_encoder
+    started = [
+        weight
+        for name, weight in encoder.named_parameters()
+        if name.startswith("layer") and "bn" in name and name.endswith("weight")
+    ]
+    assert len(started) == 16  # two in each of eight blocks
+    for weight in started:
+        torch.testing.assert_close(weight, torch.ones_like(weight))
+
+
 def test_the_background_starts_at_rest_and_stays_an_affine_map() -> None:
     background = BackgroundMotion()
     frames = torch.rand(2, 4, 3, 32, 32)
