@@ -17,6 +17,7 @@ from prioritycut_ray.launch.train import train
 from prioritycut_ray.progress import ProgressBar
 from prioritycut_ray.video.encoding import write_video
 
+CONFIG = "quickstart_tps"
 CLIPS = 40
 FPS = 16.0
 
@@ -35,7 +36,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     if out.exists() and any(out.iterdir()) and not (out / "videos").is_dir():
         raise UserError(f"{out}: contains other files; choose another --out")
     places = [f"data.url={out / 'data'}", f"storage={out / 'runs'}"]
-    config = load_config("quickstart", [*places, *overrides])
+    config = load_config(CONFIG, [*places, *overrides])
     size = config.data.size
     console.print("[1/5] rendering synthetic puppets")
     videos = render_videos(out / "videos", size)
@@ -44,7 +45,7 @@ def run_quickstart(out: Path, overrides: Sequence[str], console: Console) -> Non
     if not has_index(path.name for path in data.glob("*")):
         shard([str(out / "videos")], str(data), size=size, console=console)
     workers = config.train.workers
-    place = f"with Ray Train on {workers} workers" if workers else "in this process"
+    place = f"with Ray Train (train.workers={workers})" if workers else "in this process"
     console.print(f"[3/5] training {place}")
     run = Path(train(config))
     console.print("[4/5] evaluating on held-out clips")
