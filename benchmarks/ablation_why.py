@@ -5,10 +5,12 @@
 
 For every checkpoint that a run with the U-Net discriminator has kept, on pairs of frames of unseen
 puppets whose dis-occluded pixels are known: how much of the cut area is dis-occluded, for both
-kinds of mask; how often the discriminator is right about a pixel, there and elsewhere, and in mixed
-images inside and outside of the mask; and how large the gradient of its losses is that reaches the
-generated image there, as a ratio to elsewhere. Each stands beside what chance or the other region
-gives.
+kinds of mask, and how large that area is; how often the discriminator is right about a pixel, there
+and elsewhere, and in mixed images inside and outside of the mask; how well its logits tell real
+from generated pixels by whatever threshold, as the area under the ROC curve (a discriminator that
+calls every pixel real is right about half of them, and yet may rank them well); and how large the
+gradient of its losses is that reaches the generated image there. Each stands beside what chance or
+the other region gives.
 """
 
 import os
@@ -26,6 +28,7 @@ from command_line import run_command
 from matplotlib.figure import Figure
 from priority_cut import puppet_pairs
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 
 from prioritycut_ray import losses, priority_cut
 from prioritycut_ray.config import Config, PriorityCutConfig
@@ -52,12 +55,21 @@ PICTURES = {
         "accuracy, inside": "mixed, inside of the mask",
         "accuracy, outside": "mixed, outside of the mask",
     },
-    "gradients": {"gradient ratio": "dis-occluded pixels : elsewhere"},
+    "ranking": {
+        "AUROC, dis-occluded": "real and generated, dis-occluded pixels",
+        "AUROC, elsewhere": "real and generated, elsewhere",
+        "AUROC, mixed": "mixed, outside and inside of the mask",
+    },
+    "gradients": {
+        "gradient, dis-occluded": "dis-occluded pixels",
+        "gradient, elsewhere": "elsewhere",
+    },
 }
 """By file name: the columns of a picture, and what they show."""
 TITLES = {
     "masks": "share of the cut area that is dis-occluded",
     "accuracy": "share of pixels that the discriminator gets right",
+    "ranking": "area under the ROC curve of the pixels' logits",
     "gradients": "gradient of the discriminator's losses, mean |g| of a pixel",
 }
 
@@ -65,20 +77,20 @@ TITLES = {
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Trained runs with the U-Net discriminator.")],
     out: Annotated[Path, typer.Option(help="Folder of the table and the pictures.")] = Path(
-        "docs/ablation"
+        "docs/ablation/why"
     ),
     clips: Annotated[int, typer.Option(min=1, help="Number of unseen puppets, 4 pairs each.")] = 25,
 ) -> None:
     """Measure every checkpoint of some runs, and draw one picture of each question."""
     table = pd.DataFrame([line for run in runs for line in measured(run, clips)])
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "why.csv", table.to_csv(index=False, float_format="%.5g").encode())
+    write_atomically(out / "table.csv", table.to_csv(index=False, float_format="%.5g").encode())
     for name, columns in PICTURES.items():
         draw(table, columns, TITLES[name], out / f"{name}.png")
     print("| " + " | ".join(table.columns) + " |")
     print("| --- " * len(table.columns) + "|")
     for line in table.itertuples(index=False):
-        cells = (f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in line)
+        cells = (f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in line)
         print("| " + " | ".join(cells) + " |")
 
 
@@ -137,12 +149,25 @@ def measure(state: TrainState, config: Config, pair: FramePair, hidden: Tensor) 
     return {
         **{f"{kind} mask": mean_over(hidden, mask) for kind, mask in masks.items()},
         "chance": hidden.float().mean().item(),
+        "cut area": cut.float().mean().item(),
         "accuracy, dis-occluded": mean_over(right, hidden),
         "accuracy, elsewhere": mean_over(right, ~hidden),
         "accuracy, inside": mean_over(right_in_mix, cut),
         "accuracy, outside": mean_over(right_in_mix, ~cut),
-        "gradient ratio": mean_over(gradient, hidden) / mean_over(gradient, ~hidden),
+        "AUROC, dis-occluded": auroc(of_real[hidden], of_fake[hidden]),
+        "AUROC, elsewhere": auroc(of_real[~hidden], of_fake[~hidden]),
+        "AUROC, mixed": auroc(of_mixed[~cut], of_mixed[cut]),
+        "gradient, dis-occluded": mean_over(gradient, hidden),
+        "gradient, elsewhere": mean_over(gradient, ~hidden),
     }
+
+
+def auroc(real: Tensor, generated: Tensor) -> float:
+    """Return the area under the ROC curve of pixels' logits: 1 if all real ones are higher."""
+    targets = torch.cat([torch.ones_like(real), torch.zeros_like(generated)]).int()
+    # In [0, 1]: torchmetrics would apply a sigmoid, which rounds high logits to 1.
+    _, ranks = torch.cat([real, generated]).unique(return_inverse=True)
+    return binary_auroc(ranks / max(int(ranks.max()), 1), targets).item()
 
 
 def image_gradient(state: TrainState, config: Config, pair: FramePair, fake: Tensor) -> Tensor:

@@ -39,7 +39,16 @@ def test_a_discriminator_that_calls_everything_real_is_right_where_the_image_is_
     assert (found["accuracy, inside"], found["accuracy, outside"]) == (0, 1)
     assert 0 <= found["priority mask"] <= 1
     assert 0 < found["cutmix mask"] <= 1
-    assert found["gradient ratio"] > 0
+    assert found["gradient, dis-occluded"] > 0
+    assert found["gradient, elsewhere"] > 0
+
+
+def test_logits_that_are_all_positive_can_rank_pixels(script: Any) -> None:
+    high = torch.tensor([41.0, 43.0])
+    assert script.auroc(high, high - 10) == 1
+    assert script.auroc(high - 10, high) == 0
+    assert script.auroc(high, high) == 0.5
+    assert script.auroc(high, torch.tensor([42.0, 40.0])) == 0.75
 
 
 def test_every_kept_checkpoint_of_a_run_is_a_line_and_a_point(
@@ -52,7 +61,7 @@ def test_every_kept_checkpoint_of_a_run_is_a_line_and_a_point(
         save_checkpoint(state, config, tmp_path / "cut" / f"step_{step:07d}")
     script.main([tmp_path / "cut"], out=tmp_path / "out", clips=1)
     assert capsys.readouterr().out.count("| cut |") == 2
-    assert list(pd.read_csv(tmp_path / "out" / "why.csv")["samples"]) == [8, 16]
+    assert list(pd.read_csv(tmp_path / "out" / "table.csv")["samples"]) == [8, 16]
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set(script.PICTURES)
 
 
