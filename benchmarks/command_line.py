@@ -6,7 +6,6 @@ from typing import Any
 
 import typer
 
-from prioritycut_ray.cli import explain
 from prioritycut_ray.errors import UserError
 
 
@@ -15,5 +14,5 @@ def run_command(main: Callable[..., Any]) -> None:
     try:
         typer.run(main)
     except UserError as error:
-        sys.stderr.write(f"error: {explain(error)}\n")
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)

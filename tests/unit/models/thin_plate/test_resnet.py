@@ -20,8 +20,8 @@ def test_keypoints_lie_in_the_frame() -> None:
     assert (detector(torch.rand(1, 3, 32, 32)).value <= 1).all()
 
 
-def test_residual_branches_start_at_work() -> None:
-    """As in the reference's ResNet; timm's default starts each branch at zero."""
+def test_no_residual_branch_starts_at_zero() -> None:
+    """As in the reference; by timm's default they all do."""
     encoder = PointDetector(num_splines=2, channels=8).fg_encoder
     started = [
         weight
