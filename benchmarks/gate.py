@@ -12,7 +12,7 @@ that is no worse.
 
 The scores of a clip are those of its identity and its own. With L = ln(L1 of the candidate / L1 of
 the current model), on 24 unseen puppets of three clips each, `components` measured between
-checkpoints of the quickstart configuration (64x64, synthetic puppets; steps 250 → 500 → 625, and
+checkpoints of the configuration `quickstart` (64x64, synthetic puppets; steps 250 → 500 → 625, and
 625 → 625 of another run):
 
     standard deviation of L      identities 0.020 to 0.031, clips of an identity 0.013 to 0.017

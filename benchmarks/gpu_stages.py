@@ -52,7 +52,7 @@ class Setup(NamedTuple):
     Attributes:
         out: folder for files other than the text.
         data: folder of 256x256 shards; if empty, stages that need one pack puppets.
-        dry: rehearse on a CPU, with the quickstart's networks.
+        dry: rehearse on a CPU, with the networks of `quickstart`.
         config: the configuration whose networks are measured.
     """
 
@@ -179,7 +179,7 @@ def precision_of(way: str) -> str:
 def config_of(
     setup: Setup, kind: str = "unet", batch: int = 16, precision: str = "bfloat16", *words: str
 ) -> Config:
-    """The published sizes, mixing in every step; in the rehearsal, the quickstart's sizes."""
+    """The published sizes, mixing in every step; in the rehearsal, those of `quickstart`."""
     mixing = ["priority_cut.mix_prob=1", "priority_cut.warmup_samples=0"]
     return load_config(
         "quickstart" if setup.dry else setup.config,

@@ -2,7 +2,7 @@
 
     python benchmarks/initial_weights.py --out initial_weights
 
-For each seed, the quickstart's networks are trained at 64x64, then at 128x128 twice: from random
+For each seed, the networks of `quickstart` are trained at 64x64, then at 128x128 twice: from random
 weights, and from those of the model at 64x64 with a quarter of the samples. Keypoints and motion
 are computed at 32x32 throughout. Held-out puppets are scored while training; the L1 of both is
 that of the averaged weights after the last step. Runs in ``--out`` are resumed.

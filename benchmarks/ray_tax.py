@@ -2,7 +2,7 @@
 
     python benchmarks/ray_tax.py
 
-The quickstart's networks on a few synthetic puppets, one worker with one thread: under Ray Train,
+Networks of `quickstart` on a few synthetic puppets, one worker with one thread: under Ray Train,
 and at the same time the bare trainer in another process. Run one after the other, the variation of
 a shared machine exceeds the overhead; side by side, both runs share it.
 """

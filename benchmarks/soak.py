@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --minutes 30 --seed 0
 
-The quickstart's networks on a few synthetic puppets, two workers. The driver and either rank
+The networks of `quickstart` on a few synthetic puppets, two workers. The driver and either rank
 receive SIGKILL or SIGTERM at random times, scheduled by the seed; after the driver has ended, the
 same command starts it again. Then the same number of steps is trained without interruption: the
 weights must be equal bit for bit. The growth of memory during that run is printed.

@@ -139,7 +139,7 @@ def noise(steps: int = 200, seed: int = 0) -> None:
         "float32, another seed": _train("float32", steps, seed + 1),
     }
     names = list(rows["float32"])
-    print(f"{steps} steps of the quickstart's networks on random smooth frames, batch 8.\n")
+    print(f"{steps} steps of the networks of `quickstart` on random smooth frames, batch 8.\n")
     print(f"| | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
     for way, means in rows.items():
         print(f"| {way} | {' | '.join(f'{means[name]:.3f}' for name in names)} |")

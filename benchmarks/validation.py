@@ -2,7 +2,7 @@
 
     python benchmarks/validation.py
 
-The quickstart's networks on synthetic puppets, one thread. Both ways train the same steps in this
+Networks of `quickstart` on synthetic puppets, one thread. Both ways train the same steps in this
 process, one after the other; only shares of their own step times are compared.
 """
 
