@@ -3,12 +3,13 @@
     prioritycut tune tune_configs/ablation_puppets.yaml data.url=data/puppets storage=runs
     python benchmarks/ablation.py runs/ablation_puppets    # score what has finished; compare
     python benchmarks/ablation.py                          # compare what is scored
-    python benchmarks/ablation.py --remaining tune_configs/ablation_puppets.yaml > rest.yaml
+    python benchmarks/ablation.py --branches FILE runs/ablation_puppets > branches.yaml
+    python benchmarks/ablation.py --remaining FILE > rest.yaml
 
 Scores are kept for each trial and puppet in ``OUT/NAME.csv``, where NAME is the name of the search.
-Trials that have been scored are not scored again, and their checkpoints may be lost: the last
-command writes the search of the seeds that are still to be trained, whose scores belong to the
-same table.
+Trials that have been scored are not scored again, and their checkpoints may be lost. The last two
+commands write searches whose scores belong to the same table: of trials that start from the
+finished runs of another search, and of the seeds that are still to be trained.
 """
 
 import hashlib
@@ -18,7 +19,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -46,7 +46,7 @@ from prioritycut_ray.progress import ProgressBar
 from prioritycut_ray.runs.compatibility import MAY_CHANGE, flattened
 from prioritycut_ray.runs.locate import find_checkpoint
 from prioritycut_ray.search.results import collect
-from prioritycut_ray.search.space import VARIANT, describe, load_search
+from prioritycut_ray.search.space import VARIANT, SearchConfig, describe, load_search
 from prioritycut_ray.storage.atomic import write_atomically
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.training.checkpoint import load_animator
@@ -56,6 +56,12 @@ FRAMES = 32
 SCORED = slice(3, None, 4)
 """Frames 3, 7, … of each clip: consecutive ones hardly differ, and the first is the source."""
 SEED = "train.seed"
+OF_SEED = ", seed "
+"""Between the row and the seed in the name of a branch, which is a variant of its search."""
+TRUNK_OF = {"baseline": "baseline"}
+"""Row whose run a branch of a row starts from, where it is not + U-Net."""
+BRANCH_SEED = 200
+"""Added to the seed of a branch: it sees other pairs than the run that it starts from."""
 CPU = torch.device("cpu")
 
 
@@ -68,10 +74,17 @@ def main(
     remaining: Annotated[
         Path | None, typer.Option(help="Search file whose missing seeds to print, as a search.")
     ] = None,
+    branches: Annotated[
+        Path | None,
+        typer.Option(help="Search file to print with the runs of SEARCHES to start from."),
+    ] = None,
 ) -> None:
     """Score the finished trials of searches, and print the comparison of all that is scored."""
     if remaining is not None:
         print(missing_seeds(remaining, out), end="")
+        return
+    if branches is not None:
+        print(branched(branches, searches or [], out), end="")
         return
     for search in searches or []:
         score_search(Folder(search.rstrip("/")), out, puppets)
@@ -83,25 +96,34 @@ def main(
 def score_search(search: Folder, out: Path, puppets: int) -> None:
     """Score the finished trials of a search that have not been scored yet."""
     name = search.url.rpartition("/")[2]
-    samples = json.loads(search.read("search.json"))["train"]["samples"]
-    found = collect(Folder(f"{search.url}/tune"), samples)
-    trials = [trial for trial in found if trial.status == "finished"]
+    trials = finished_trials(search)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.csv"
     known = read_scores(path).to_dict("records") if path.exists() else []
     with ProgressBar(f"scoring {name}", len(trials)) as bar:
-        for done, trial in enumerate(trials, start=1):
-            row, seed = row_of(trial.parameters), int(trial.parameters[SEED])
+        for done, (row, seed, run) in enumerate(trials, start=1):
             if (row, seed) not in {(line["row"], line["seed"]) for line in known}:
-                known += score_trial(f"{search.url}/runs/{trial.key}", row, seed, puppets, known)
+                known += score_trial(run, row, seed, puppets, known)
                 write_scores(known, path)
             bar.update(done, f"{done}/{len(trials)}")
 
 
-def row_of(parameters: dict[str, Any]) -> str:
+def finished_trials(search: Folder) -> list[tuple[str, int, str]]:
+    """Return the row, the seed and the run's folder of every finished trial of a search."""
+    samples = json.loads(search.read("search.json"))["train"]["samples"]
+    return [
+        (*row_and_seed(trial.parameters), f"{search.url}/runs/{trial.key}")
+        for trial in collect(Folder(f"{search.url}/tune"), samples)
+        if trial.status == "finished"
+    ]
+
+
+def row_and_seed(parameters: dict[str, Any]) -> tuple[str, int]:
     """Name a trial by its parameters without the seed, and a variant by its name alone."""
+    row, _, branch = str(parameters.get(VARIANT, "")).partition(OF_SEED)
     others = {key: value for key, value in parameters.items() if key not in (SEED, VARIANT)}
-    return ", ".join(filter(None, [str(parameters.get(VARIANT, "")), describe(others)]))
+    seed = int(branch or parameters[SEED])
+    return ", ".join(filter(None, [row, describe(others)])), seed
 
 
 def score_trial(
@@ -138,9 +160,10 @@ def score_trial(
 def setting_of(config: Config) -> str:
     """Return a digest of all that changes the scores of a run, but for its seed.
 
-    Defaults are left out: a later version may have more of them.
+    Defaults are left out: a later version may have more of them. So is the run that a branch starts
+    from, which differs by its seed.
     """
-    hidden = {"name": True, "train": {"seed"}}
+    hidden = {"name": True, "init": True, "train": {"seed"}}
     tree = config.model_dump(mode="json", exclude=hidden, exclude_defaults=True)
     values = {
         key: value
@@ -223,18 +246,61 @@ def missing_seeds(file: Path, out: Path) -> str:
     """
     search = load_search(file, smoke=False)
     tree = yaml.safe_load(file.read_text())
-    path = out / f"{search.name}.csv"
-    scored = read_scores(path) if path.exists() else pd.DataFrame(columns=["row", "seed"])
-    rows = defaultdict(set)
-    for row, seed in zip(scored["row"], scored["seed"], strict=True):
-        rows[seed].add(row)
+    scored = scored_trials(search, out)
     seeds = [
-        seed for seed in search.space[SEED].grid or () if not rows[seed].issuperset(search.variants)
+        seed
+        for seed in search.space[SEED].grid or ()
+        if not scored.issuperset((row, seed) for row in search.variants)
     ]
     if not seeds:
-        raise UserError(f"{path}: has all seeds of {file}")
+        raise UserError(f"{file}: all its seeds are scored in {out}")
     tree["space"][SEED] = {"grid": seeds}
     return yaml.safe_dump(tree, sort_keys=False)
+
+
+def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
+    """Return a search file whose trials start from the finished runs of the same seed.
+
+    Trials that are scored are left out, and so are those whose run to start from is missing.
+
+    Args:
+        file: the search file with rows and seeds.
+        trunks: folders of the searches with the runs to start from.
+        out: folder of the scores.
+
+    Raises:
+        UserError: no trial is left.
+    """
+    search = load_search(file, smoke=False)
+    tree = yaml.safe_load(file.read_text())
+    runs = {
+        (row, seed): run
+        for trunk in trunks
+        for row, seed, run in finished_trials(Folder(os.path.abspath(trunk)))
+    }
+    left = [
+        (row, seed, runs[trunk])
+        for seed in search.space[SEED].grid or ()
+        for row in search.variants
+        if (trunk := (TRUNK_OF.get(row, "unet"), seed)) in runs
+        and (row, seed) not in scored_trials(search, out)
+    ]
+    if not left:
+        raise UserError(f"{file}: no trial is left that has a finished run to start from")
+    tree["variants"] = {
+        f"{row}{OF_SEED}{seed}": {**search.variants[row], "init": run, SEED: seed + BRANCH_SEED}
+        for row, seed, run in left
+    }
+    return yaml.safe_dump({key: tree[key] for key in tree if key != "space"}, sort_keys=False)
+
+
+def scored_trials(search: SearchConfig, out: Path) -> set[tuple[str, int]]:
+    """Return the row and the seed of every trial of a search that is scored."""
+    path = out / f"{search.name}.csv"
+    if not path.exists():
+        return set()
+    table = read_scores(path)
+    return set(zip(table["row"], table["seed"], strict=True))
 
 
 if __name__ == "__main__":
