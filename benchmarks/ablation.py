@@ -291,7 +291,8 @@ def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
         f"{row}{OF_SEED}{seed}": {**search.variants[row], "init": run, SEED: seed + BRANCH_SEED}
         for row, seed, run in left
     }
-    return yaml.safe_dump({key: tree[key] for key in tree if key != "space"}, sort_keys=False)
+    kept = {key: value for key, value in tree.items() if key not in ("space", "smoke")}
+    return yaml.safe_dump(kept, sort_keys=False)
 
 
 def scored_trials(search: SearchConfig, out: Path) -> set[tuple[str, int]]:

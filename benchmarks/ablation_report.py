@@ -12,9 +12,11 @@ from paired import Differences, Effect, effect, holm, seeds_for
 
 COPY = "copied source"
 FIRST_ORDER = "ablation_puppets"
+BRANCHES = "ablation_puppets_branches"
+"""The search of the primary comparison."""
 THIN_PLATE = "ablation_puppets_tps"
 CURVES = "ablation_puppets_curves"
-SEEDS = {FIRST_ORDER: 17, THIN_PLATE: 6, CURVES: 6}
+SEEDS = {BRANCHES: 17, THIN_PLATE: 6, CURVES: 6}
 """Number of seeds that the design asks for."""
 ROWS = {
     COPY: COPY,
@@ -23,10 +25,12 @@ ROWS = {
     "unet": "+ U-Net",
     "cutmix": "+ CutMix",
     "prioritycut": "+ PriorityCut",
+    "cutmix_additive": "+ CutMix, additive",
+    "prioritycut_additive": "+ PriorityCut, additive",
 }
 """Names of rows in tables, in their order."""
-COMPARED = {"baseline", "unet", "cutmix", "prioritycut"}
-"""Rows without which a family is not compared."""
+COMPARED = {"unet", "cutmix", "prioritycut"}
+"""Rows without which a search, or a seed of it, is not compared."""
 METRICS = {
     "disoccluded": "dis-occluded",
     "rim": "rim",
@@ -90,7 +94,12 @@ SECONDARY = [
         for rows in (("prioritycut", "unet"), ("unet", "baseline"), ("prioritycut", "baseline"))
     ),
 ]
-"""In the order of docs/ablation.md; in the thin-plate family the primary comparison joins them."""
+"""In the order of docs/ablation.md; the primary comparison joins them where it is not primary."""
+ADDITIVE = [
+    Comparison("prioritycut_additive", "cutmix_additive", "reconstruction", metric)
+    for metric in ("disoccluded", "l1", PROXY)
+]
+"""The two masks where mixing adds to the ordinary losses, corrected together."""
 
 
 class Compared(NamedTuple):
@@ -125,22 +134,24 @@ def report(tables: dict[str, pd.DataFrame]) -> str:
     parts += [
         f"### {name}: nothing to compare yet\n\n{rows_table(tables[name])}" for name in others
     ]
-    if FIRST_ORDER in families and CURVES in tables:
+    if BRANCHES in families and CURVES in tables:
         parts.append(f"### Curves\n\n{curves_table(with_middle(tables))}")
+        if additive := present(ADDITIVE, tables[CURVES]):
+            parts.append(f"Additive mixing:\n\n{corrected_table(tables[CURVES], additive)}")
     return "\n\n".join(parts) or "nothing is scored yet; give the folder of a search"
 
 
 def draw_all(tables: dict[str, pd.DataFrame], out: Path) -> None:
     """Draw the pictures of :func:`report` into a folder."""
-    if FIRST_ORDER in families_of(tables):
-        draw_seeds(tables[FIRST_ORDER], out / "seeds.png")
+    if BRANCHES in families_of(tables):
+        draw_seeds(tables[BRANCHES], out / "seeds.png")
         if CURVES in tables:
             draw_curves(with_middle(tables), out / "curves.png")
 
 
 def families_of(tables: dict[str, pd.DataFrame]) -> list[str]:
-    """Return the names of the searches that have all rows to compare."""
-    return [name for name in tables if name != CURVES and set(tables[name]["row"]) >= COMPARED]
+    """Return the names of the searches that have a seed with all rows to compare."""
+    return [name for name in tables if complete_seeds(tables[name])]
 
 
 def family_report(name: str, table: pd.DataFrame) -> str:
@@ -148,7 +159,8 @@ def family_report(name: str, table: pd.DataFrame) -> str:
     seeds = complete_seeds(table)
     planned = SEEDS.get(name, len(seeds))
     partial = "" if len(seeds) >= planned else ": **partial**, decides nothing yet"
-    title = f"### {name}: {len(seeds)} of {planned} seeds with all rows{partial}"
+    title = f"### {name}: {len(seeds)} of {planned} seeds with the rows to compare{partial}"
+    table = table[table["seed"].isin(seeds) | (table["row"] == COPY)]
     parts = [title, rows_table(table)]
     gate = [
         compare(table, Comparison(row, COPY, "reconstruction", "l1")) for row in rows_of(table)[1:]
@@ -158,14 +170,10 @@ def family_report(name: str, table: pd.DataFrame) -> str:
     parts.append(effects_table(gate, corrected=None))
     if failed:
         return "\n\n".join([*parts, f"Not compared: {', '.join(failed)} did not beat the copy."])
-    paired = table[table["seed"].isin(seeds) | (table["row"] == COPY)]
-    if not seeds:
-        return "\n\n".join([*parts, "Not compared: no seed has all rows yet."])
-    if name == FIRST_ORDER:
-        parts.append(primary_text(compare(paired, PRIMARY), seeds_planned=planned))
-    others = SECONDARY if name == FIRST_ORDER else [PRIMARY, *SECONDARY]
-    found = [compare(paired, one) for one in others]
-    parts.append(effects_table(found, corrected=holm([one.effect.p for one in found])))
+    if name == BRANCHES:
+        parts.append(primary_text(compare(table, PRIMARY), seeds_planned=planned))
+    others = SECONDARY if name == BRANCHES else [PRIMARY, *SECONDARY]
+    parts.append(corrected_table(table, present(others, table)))
     return "\n\n".join(parts)
 
 
@@ -177,11 +185,9 @@ def rows_of(table: pd.DataFrame) -> list[str]:
 
 
 def complete_seeds(table: pd.DataFrame) -> list[int]:
-    """Return the seeds that every row has been trained with."""
-    trials = table[table["row"] != COPY]
-    wanted = COMPARED | set(trials["row"])
-    rows = trials.groupby("seed")["row"].agg(set)
-    return [int(seed) for seed, present in rows.items() if present == wanted]
+    """Return the seeds that all rows to compare have been trained with."""
+    rows = table[table["row"] != COPY].groupby("seed")["row"].agg(set)
+    return [int(seed) for seed, present in rows.items() if present >= COMPARED]
 
 
 def values(table: pd.DataFrame, row: str, task: str, metric: str) -> pd.DataFrame:
@@ -266,6 +272,12 @@ def effects_table(found: Sequence[Compared], corrected: Sequence[float] | None) 
     return "\n".join(lines)
 
 
+def corrected_table(table: pd.DataFrame, comparisons: Sequence[Comparison]) -> str:
+    """Compare rows, and correct the p values together by Holm's procedure."""
+    found = [compare(table, one) for one in comparisons]
+    return effects_table(found, corrected=holm([one.effect.p for one in found]))
+
+
 def interval_text(one: Compared) -> str:
     """Return a difference and its interval in per cent."""
     mean, low, high = (one.percent(value) for value in one.effect[:3])
@@ -314,8 +326,8 @@ def primary_text(one: Compared, seeds_planned: int) -> str:
 
 
 def with_middle(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Add the rows of the family that the curves share, with the seeds of the curves."""
-    curves, family = tables[CURVES], tables[FIRST_ORDER]
+    """Add the rows of the branches that the curves share, with the seeds of the curves."""
+    curves, family = tables[CURVES], tables[BRANCHES]
     shared = family["row"].isin(["prioritycut", "cutmix"]) & family["seed"].isin(curves["seed"])
     return pd.concat([curves[curves["row"] != COPY], family[shared]])
 
@@ -328,6 +340,12 @@ def curves_table(table: pd.DataFrame) -> str:
         if any(row in curve.values() for curve in CURVE_OF.values())
     ]
     return effects_table(found, corrected=None)
+
+
+def present(comparisons: Sequence[Comparison], table: pd.DataFrame) -> list[Comparison]:
+    """Return the comparisons whose rows are both in a table."""
+    rows = set(table["row"])
+    return [one for one in comparisons if rows.issuperset(one[:2])]
 
 
 def draw_curves(table: pd.DataFrame, path: Path) -> None:

@@ -15,13 +15,14 @@ import torch
 
 from prioritycut_ray.config import load_config
 from prioritycut_ray.errors import ExitCode, UserError
-from prioritycut_ray.search.space import load_search
+from prioritycut_ray.search.space import VARIANT, load_search
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
 from tests.conftest import TINY
 from tests.places import ROOT
 
 SEARCH = ROOT / "tune_configs" / "ablation_puppets.yaml"
+BRANCHES = ROOT / "tune_configs" / "ablation_puppets_branches.yaml"
 ROWS = ("baseline", "unet", "cutmix", "prioritycut")
 METRICS = ("disoccluded", "rim", "elsewhere", "l1", "ssim", "proxy_efficientnet_lite0")
 
@@ -89,7 +90,7 @@ def test_an_effect_is_found_in_pairs_that_vary_less_than_seeds(
 
 
 def test_the_report_compares_rows_and_draws_them(tables: Any, tmp_path: Path) -> None:
-    family = {tables.FIRST_ORDER: scores(tables, noisy(-0.05), puppets=6)}
+    family = {tables.BRANCHES: scores(tables, noisy(-0.05), puppets=6)}
     text = tables.report(family)
     assert "**PriorityCut lowers the error.**" in text
     assert text.count("PriorityCut − CutMix | relative, most hidden half") == 2
@@ -101,8 +102,8 @@ def test_the_report_compares_rows_and_draws_them(tables: Any, tmp_path: Path) ->
 def test_few_seeds_are_partial_and_a_seed_without_all_rows_is_not_compared(tables: Any) -> None:
     table = scores(tables, noisy(-0.05), seeds=3, puppets=4)
     table = table[(table["row"] != "prioritycut") | (table["seed"] < 2)]
-    text = tables.report({"ablation_puppets": table})
-    assert "2 of 17 seeds with all rows: **partial**" in text
+    text = tables.report({tables.BRANCHES: table})
+    assert "2 of 17 seeds with the rows to compare: **partial**" in text
     assert "2 of 17 seeds do not decide" in text
     assert tables.complete_seeds(table) == [0, 1]
 
@@ -110,10 +111,32 @@ def test_few_seeds_are_partial_and_a_seed_without_all_rows_is_not_compared(table
 def test_the_first_rows_of_a_search_are_listed_and_not_compared(tables: Any) -> None:
     table = scores(tables, noisy(-0.05), seeds=1, puppets=4)
     first = table[table["row"].isin(["baseline", "unet", tables.COPY])]
-    text = tables.report({"ablation_puppets": first})
-    assert "ablation_puppets: nothing to compare yet" in text
+    text = tables.report({tables.BRANCHES: first})
+    assert "ablation_puppets_branches: nothing to compare yet" in text
     assert "| + U-Net | 1 |" in text
-    assert "1 of 17 seeds do not decide" in tables.report({"ablation_puppets": table})
+    assert "1 of 17 seeds do not decide" in tables.report({tables.BRANCHES: table})
+
+
+def test_a_row_with_fewer_seeds_is_compared_on_those(tables: Any) -> None:
+    table = scores(tables, noisy(-0.05), seeds=4, puppets=4)
+    table = table[(table["row"] != "baseline") | (table["seed"] < 2)]
+    text = tables.report({tables.BRANCHES: table})
+    assert "4 of 17 seeds with the rows to compare" in text
+    assert row_of_table(text, "| PriorityCut − CutMix | relative | dis").endswith("| 4 |")
+    assert row_of_table(text, "| PriorityCut − baseline").endswith("| 2 |")
+
+
+def test_the_primary_comparison_is_one_of_many_in_other_searches(tables: Any) -> None:
+    table = scores(tables, noisy(-0.05), seeds=2, puppets=4)
+    text = tables.report({tables.FIRST_ORDER: table})
+    assert "Primary comparison" not in text
+    assert "| PriorityCut − CutMix | reconstruction | dis-occluded |" in text
+
+
+def row_of_table(text: str, start: str) -> str:
+    """The row of a Markdown table that starts so, without its last cell."""
+    line = next(line for line in text.splitlines() if line.startswith(start))
+    return line[: line.rstrip("|").rindex("|") + 1]
 
 
 def test_the_curves_are_compared_with_cutmix_on_their_own_seeds(
@@ -122,7 +145,7 @@ def test_the_curves_are_compared_with_cutmix_on_their_own_seeds(
     family = scores(tables, noisy(-0.05), seeds=5, puppets=6)
     curves = scores(tables, noisy(-0.1), seeds=4, puppets=6)
     curves = curves[curves["row"].isin(["prioritycut", tables.COPY])].replace("prioritycut", "k5")
-    both = {tables.FIRST_ORDER: family, tables.CURVES: curves}
+    both = {tables.BRANCHES: family, tables.CURVES: curves}
     text = tables.report(both)
     lines = text[text.index("### Curves") :].splitlines()[4:]
     assert [line.split(" | ")[0] for line in lines] == ["| PriorityCut − CutMix", "| k5 − CutMix"]
@@ -131,6 +154,16 @@ def test_the_curves_are_compared_with_cutmix_on_their_own_seeds(
     assert found == [pytest.approx(-5, abs=1.5), pytest.approx(-10, abs=2.5)]
     tables.draw_all(both, tmp_path)
     assert (tmp_path / "curves.png").exists()
+
+
+def test_additive_mixing_is_compared_with_additive_mixing(tables: Any) -> None:
+    family = scores(tables, noisy(-0.05), seeds=2, puppets=4)
+    additive = {"cutmix": "cutmix_additive", "prioritycut": "prioritycut_additive"}
+    curves = family[family["row"].isin([*additive, tables.COPY])].replace(additive)
+    text = tables.report({tables.BRANCHES: family, tables.CURVES: curves})
+    lines = text[text.index("Additive mixing:") :].splitlines()[4:]
+    assert [line.split(" | ")[2] for line in lines] == ["dis-occluded", "L1", "proxy"]
+    assert all(line.startswith("| PriorityCut, additive − CutMix, additive") for line in lines)
 
 
 def test_an_undecided_comparison_says_so(tables: Any) -> None:
@@ -207,7 +240,7 @@ def test_the_setting_is_that_of_the_training_not_of_the_seed_or_the_place(script
         script.setting_of(load_config(str(TINY), words))
         for words in (
             [],
-            ["train.seed=1", "name=b", "data.url=elsewhere", "train.cpus_per_worker=2"],
+            ["train.seed=1", "name=b", "data.url=elsewhere", "init=a", "train.cpus_per_worker=2"],
             ["train.samples=8"],
             ["optim.lr=0.1"],
         )
@@ -225,8 +258,32 @@ def test_what_is_left_to_train_is_a_search_of_its_own(script: Any, tmp_path: Pat
     assert rest.space["train.seed"].grid == (5,)
     assert set(rest.variants) == set(ROWS)
     script.write_scores(lines, tmp_path / "ablation_puppets.csv")
-    with pytest.raises(UserError, match="has all seeds"):
+    with pytest.raises(UserError, match="all its seeds are scored"):
         script.missing_seeds(SEARCH, tmp_path)
+
+
+def test_branches_start_from_the_run_of_their_seed(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = [("baseline", 0, "a/b0"), ("unet", 0, "a/u0"), ("unet", 2, "a/u2")]
+    monkeypatch.setattr(script, "finished_trials", lambda folder: trained)
+    script.write_scores([{"row": "cutmix", "seed": 2}], tmp_path / f"{BRANCHES.stem}.csv")
+    text = script.branched(BRANCHES, ["a"], tmp_path)
+    search = load_search(written(text, tmp_path), smoke=False)
+    starts = {
+        script.row_and_seed({VARIANT: name}): changes["init"]
+        for name, changes in search.variants.items()
+    }
+    assert starts == {
+        ("baseline", 0): "a/b0",
+        **{(row, 0): "a/u0" for row in ("unet", "cutmix", "prioritycut")},
+        **{(row, 2): "a/u2" for row in ("unet", "prioritycut")},
+    }
+    seeds = {changes["train.seed"] for changes in search.variants.values()}
+    assert seeds == {script.BRANCH_SEED, script.BRANCH_SEED + 2}
+    monkeypatch.setattr(script, "finished_trials", lambda folder: trained[:0])
+    with pytest.raises(UserError, match="no trial is left"):
+        script.branched(BRANCHES, ["a"], tmp_path)
 
 
 def written(text: str, folder: Path) -> Path:
