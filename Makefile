@@ -1,9 +1,9 @@
 # Two commands do everything: `make quickstart` and `make test`. Both set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-NEED_INPUT := gpu.py ablation.py families.py puppet_metrics.py puppet_shards.py smoothing.py
+NEED_INPUT := gpu.py ablation.py ablation_why.py families.py puppet_metrics.py puppet_shards.py smoothing.py
 
-.PHONY: quickstart test test-slow test-cluster test-image check bench clean
+.PHONY: quickstart test test-slow test-cluster test-image check bench ablation clean
 
 quickstart: .venv/ready  ## The whole job on synthetic puppets: minutes on two CPU cores.
 	$(BIN)/prioritycut quickstart
@@ -29,6 +29,16 @@ check: .venv/ready-dev  ## Lint, format, types, import layers.
 
 bench: .venv/ready  ## Benchmarks on the CPU, each beside its baseline, but for those that need a GPU, clips or models.
 	for script in $(filter-out $(addprefix benchmarks/,$(NEED_INPUT)),$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+ablation: OUT := runs/ablation
+ablation: .venv/ready-dev  ## docs/ablation.md, part 1, from scratch: many hours. Run it again to continue.
+	mkdir -p $(OUT)
+	$(BIN)/python benchmarks/puppet_shards.py data/puppets
+	$(BIN)/prioritycut tune tune_configs/ablation_puppets.yaml data.url=data/puppets storage=$(OUT) --resume
+	test -s $(OUT)/branches.yaml || $(BIN)/python benchmarks/ablation.py --out $(OUT)/scores \
+		--branches tune_configs/ablation_puppets_branches.yaml $(OUT)/ablation_puppets > $(OUT)/branches.yaml
+	$(BIN)/prioritycut tune $(OUT)/branches.yaml data.url=data/puppets storage=$(OUT) --resume
+	$(BIN)/python benchmarks/ablation.py --out $(OUT)/scores $(OUT)/ablation_puppets $(OUT)/ablation_puppets_branches
 
 clean:  ## Remove the environment and the quickstart's output.
 	rm -rf .venv quickstart

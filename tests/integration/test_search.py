@@ -261,7 +261,7 @@ def test_the_smoke_size_of_every_shipped_search_runs(
     rows = Search(file, words, folder).rows()
     trials = {
         **{"ablation": 4, "ablation_tps": 5, "top_k": 2, "loss_weights": 3},
-        **{"prioritycut": 3, "pbt": 2, "ablation_puppets": 8},
+        **{"prioritycut": 3, "pbt": 2, "ablation_puppets": 4},
         **{"ablation_puppets_tps": 5, "ablation_puppets_branches": 4, "ablation_puppets_curves": 8},
     }
     assert len(rows) == trials[file.stem]
@@ -270,9 +270,7 @@ def test_the_smoke_size_of_every_shipped_search_runs(
     assert "data:image/png;base64," in (folder / "search.html").read_text()
     if file.stem == "ablation_puppets":  # all rows of a seed finish before the next seed begins
         assert [(row["train.seed"], row["variant"]) for row in rows] == [
-            (str(seed), variant)
-            for seed in (0, 1)
-            for variant in ("baseline", "unet", "cutmix", "prioritycut")
+            (str(seed), variant) for seed in (0, 1) for variant in ("baseline", "unet")
         ]
     if file.stem == "pbt":
         assert_weights_were_taken_over(folder)

@@ -21,7 +21,6 @@ from prioritycut_ray.training.state import new_state
 from tests.conftest import TINY
 from tests.places import ROOT
 
-SEARCH = ROOT / "tune_configs" / "ablation_puppets.yaml"
 BRANCHES = ROOT / "tune_configs" / "ablation_puppets_branches.yaml"
 ROWS = ("baseline", "unet", "cutmix", "prioritycut")
 METRICS = ("disoccluded", "rim", "elsewhere", "l1", "ssim", "proxy_efficientnet_lite0")
@@ -249,17 +248,17 @@ def test_the_setting_is_that_of_the_training_not_of_the_seed_or_the_place(script
 
 
 def test_what_is_left_to_train_is_a_search_of_its_own(script: Any, tmp_path: Path) -> None:
-    assert load_search(written(script.missing_seeds(SEARCH, tmp_path), tmp_path), smoke=False) == (
-        load_search(SEARCH, smoke=False)
-    )
+    assert load_search(
+        written(script.missing_seeds(BRANCHES, tmp_path), tmp_path), smoke=False
+    ) == (load_search(BRANCHES, smoke=False))
     lines = [{"row": row, "seed": seed} for row in ROWS for seed in range(17)]
-    script.write_scores([x for x in lines if x != lines[5]], tmp_path / "ablation_puppets.csv")
-    rest = load_search(written(script.missing_seeds(SEARCH, tmp_path), tmp_path), smoke=False)
+    script.write_scores([x for x in lines if x != lines[5]], tmp_path / f"{BRANCHES.stem}.csv")
+    rest = load_search(written(script.missing_seeds(BRANCHES, tmp_path), tmp_path), smoke=False)
     assert rest.space["train.seed"].grid == (5,)
     assert set(rest.variants) == set(ROWS)
-    script.write_scores(lines, tmp_path / "ablation_puppets.csv")
+    script.write_scores(lines, tmp_path / f"{BRANCHES.stem}.csv")
     with pytest.raises(UserError, match="all its seeds are scored"):
-        script.missing_seeds(SEARCH, tmp_path)
+        script.missing_seeds(BRANCHES, tmp_path)
 
 
 def test_branches_start_from_the_run_of_their_seed(
