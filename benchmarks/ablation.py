@@ -278,12 +278,12 @@ def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
         for trunk in trunks
         for row, seed, run in finished_trials(Folder(os.path.abspath(trunk)))
     }
+    scored = scored_trials(search, out)
     left = [
         (row, seed, runs[trunk])
         for seed in search.space[SEED].grid or ()
         for row in search.variants
-        if (trunk := (TRUNK_OF.get(row, "unet"), seed)) in runs
-        and (row, seed) not in scored_trials(search, out)
+        if (trunk := (TRUNK_OF.get(row, "unet"), seed)) in runs and (row, seed) not in scored
     ]
     if not left:
         raise UserError(f"{file}: no trial is left that has a finished run to start from")

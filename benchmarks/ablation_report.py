@@ -29,7 +29,7 @@ ROWS = {
     "prioritycut_additive": "+ PriorityCut, additive",
 }
 """Names of rows in tables, in their order."""
-COMPARED = {"unet", "cutmix", "prioritycut"}
+COMPARED = {"cutmix", "prioritycut"}
 """Rows without which a search, or a seed of it, is not compared."""
 METRICS = {
     "disoccluded": "dis-occluded",
@@ -136,7 +136,7 @@ def report(tables: dict[str, pd.DataFrame]) -> str:
     ]
     if BRANCHES in families and CURVES in tables:
         parts.append(f"### Curves\n\n{curves_table(with_middle(tables))}")
-        if additive := present(ADDITIVE, tables[CURVES]):
+        if additive := comparable(ADDITIVE, tables[CURVES]):
             parts.append(f"Additive mixing:\n\n{corrected_table(tables[CURVES], additive)}")
     return "\n\n".join(parts) or "nothing is scored yet; give the folder of a search"
 
@@ -173,7 +173,7 @@ def family_report(name: str, table: pd.DataFrame) -> str:
     if name == BRANCHES:
         parts.append(primary_text(compare(table, PRIMARY), seeds_planned=planned))
     others = SECONDARY if name == BRANCHES else [PRIMARY, *SECONDARY]
-    parts.append(corrected_table(table, present(others, table)))
+    parts.append(corrected_table(table, comparable(others, table)))
     return "\n\n".join(parts)
 
 
@@ -342,7 +342,7 @@ def curves_table(table: pd.DataFrame) -> str:
     return effects_table(found, corrected=None)
 
 
-def present(comparisons: Sequence[Comparison], table: pd.DataFrame) -> list[Comparison]:
+def comparable(comparisons: Sequence[Comparison], table: pd.DataFrame) -> list[Comparison]:
     """Return the comparisons whose rows are both in a table."""
     rows = set(table["row"])
     return [one for one in comparisons if rows.issuperset(one[:2])]
