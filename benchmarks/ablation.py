@@ -4,12 +4,10 @@
     python benchmarks/ablation.py runs/ablation_puppets    # score what has finished; compare
     python benchmarks/ablation.py                          # compare what is scored
     python benchmarks/ablation.py --branches FILE runs/ablation_puppets > branches.yaml
-    python benchmarks/ablation.py --remaining FILE > rest.yaml
 
 Scores are kept for each trial and puppet in ``OUT/NAME.csv``, where NAME is the name of the search.
-Trials that have been scored are not scored again, and their checkpoints may be lost. The last two
-commands write searches whose scores belong to the same table: of trials that start from the
-finished runs of another search, and of the seeds that are still to be trained.
+Trials that have been scored are not scored again, and their checkpoints may be lost. The last
+command writes a search whose trials start from the finished runs of another one.
 """
 
 import hashlib
@@ -29,7 +27,7 @@ import pandas as pd
 import torch
 import typer
 import yaml
-from ablation_report import COPY, draw_all, report
+from ablation_report import COPY, THIN_PLATE, draw_all, report
 from command_line import run_command
 
 from prioritycut_ray.config import Config
@@ -58,8 +56,6 @@ SCORED = slice(3, None, 4)
 SEED = "train.seed"
 OF_SEED = ", seed "
 """Between the row and the seed in the name of a branch, which is a variant of its search."""
-TRUNK_OF = {"baseline": "baseline"}
-"""Row whose run a branch of a row starts from, where it is not + U-Net."""
 BRANCH_SEED = 200
 """Added to the seed of a branch: it sees other pairs than the run that it starts from."""
 CPU = torch.device("cpu")
@@ -71,18 +67,12 @@ def main(
         "docs/ablation"
     ),
     puppets: Annotated[int, typer.Option(min=2, help="Number of held-out puppets.")] = 50,
-    remaining: Annotated[
-        Path | None, typer.Option(help="Search file whose missing seeds to print, as a search.")
-    ] = None,
     branches: Annotated[
         Path | None,
         typer.Option(help="Search file to print with the runs of SEARCHES to start from."),
     ] = None,
 ) -> None:
     """Score the finished trials of searches, and print the comparison of all that is scored."""
-    if remaining is not None:
-        print(missing_seeds(remaining, out), end="")
-        return
     if branches is not None:
         print(branched(branches, searches or [], out), end="")
         return
@@ -238,26 +228,6 @@ def write_scores(lines: Sequence[dict[str, Any]], path: Path) -> None:
     write_atomically(path, text.encode())
 
 
-def missing_seeds(file: Path, out: Path) -> str:
-    """Return a search file with the seeds of which a row has not been scored yet.
-
-    Raises:
-        UserError: nothing is missing.
-    """
-    search = load_search(file, smoke=False)
-    tree = yaml.safe_load(file.read_text())
-    scored = scored_trials(search, out)
-    seeds = [
-        seed
-        for seed in search.space[SEED].grid or ()
-        if not scored.issuperset((row, seed) for row in search.variants)
-    ]
-    if not seeds:
-        raise UserError(f"{file}: all its seeds are scored in {out}")
-    tree["space"][SEED] = {"grid": seeds}
-    return yaml.safe_dump(tree, sort_keys=False)
-
-
 def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
     """Return a search file whose trials start from the finished runs of the same seed.
 
@@ -283,7 +253,7 @@ def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
         (row, seed, runs[trunk])
         for seed in search.space[SEED].grid or ()
         for row in search.variants
-        if (trunk := (TRUNK_OF.get(row, "unet"), seed)) in runs and (row, seed) not in scored
+        if (trunk := (trunk_of(row, search.name), seed)) in runs and (row, seed) not in scored
     ]
     if not left:
         raise UserError(f"{file}: no trial is left that has a finished run to start from")
@@ -293,6 +263,13 @@ def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
     }
     kept = {key: value for key, value in tree.items() if key not in ("space", "smoke")}
     return yaml.safe_dump(kept, sort_keys=False)
+
+
+def trunk_of(row: str, search: str) -> str:
+    """Return the row whose run a branch of a row starts from."""
+    if search == THIN_PLATE:
+        return "no_discriminator"
+    return "baseline" if row == "baseline" else "unet"
 
 
 def scored_trials(search: SearchConfig, out: Path) -> set[tuple[str, int]]:

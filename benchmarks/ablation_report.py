@@ -14,7 +14,7 @@ COPY = "copied source"
 FIRST_ORDER = "ablation_puppets"
 BRANCHES = "ablation_puppets_branches"
 """The search of the primary comparison."""
-THIN_PLATE = "ablation_puppets_tps"
+THIN_PLATE = "ablation_puppets_tps_branches"
 CURVES = "ablation_puppets_curves"
 SEEDS = {BRANCHES: 17, THIN_PLATE: 6, CURVES: 6}
 """Number of seeds that the design asks for."""

@@ -262,7 +262,8 @@ def test_the_smoke_size_of_every_shipped_search_runs(
     trials = {
         **{"ablation": 4, "ablation_tps": 5, "top_k": 2, "loss_weights": 3},
         **{"prioritycut": 3, "pbt": 2, "ablation_puppets": 4},
-        **{"ablation_puppets_tps": 5, "ablation_puppets_branches": 4, "ablation_puppets_curves": 8},
+        **{"ablation_puppets_branches": 4, "ablation_puppets_curves": 8},
+        **{"ablation_puppets_tps": 1, "ablation_puppets_tps_branches": 5},
     }
     assert len(rows) == trials[file.stem]
     assert {row["status"] for row in rows} <= {"finished", "stopped early"}

@@ -247,20 +247,6 @@ def test_the_setting_is_that_of_the_training_not_of_the_seed_or_the_place(script
     assert [other == base for other in others] == [True, False, False]
 
 
-def test_what_is_left_to_train_is_a_search_of_its_own(script: Any, tmp_path: Path) -> None:
-    assert load_search(
-        written(script.missing_seeds(BRANCHES, tmp_path), tmp_path), smoke=False
-    ) == (load_search(BRANCHES, smoke=False))
-    lines = [{"row": row, "seed": seed} for row in ROWS for seed in range(17)]
-    script.write_scores([x for x in lines if x != lines[5]], tmp_path / f"{BRANCHES.stem}.csv")
-    rest = load_search(written(script.missing_seeds(BRANCHES, tmp_path), tmp_path), smoke=False)
-    assert rest.space["train.seed"].grid == (5,)
-    assert set(rest.variants) == set(ROWS)
-    script.write_scores(lines, tmp_path / f"{BRANCHES.stem}.csv")
-    with pytest.raises(UserError, match="all its seeds are scored"):
-        script.missing_seeds(BRANCHES, tmp_path)
-
-
 def test_branches_start_from_the_run_of_their_seed(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +266,7 @@ def test_branches_start_from_the_run_of_their_seed(
     }
     seeds = {changes["train.seed"] for changes in search.variants.values()}
     assert seeds == {script.BRANCH_SEED, script.BRANCH_SEED + 2}
+    assert {script.trunk_of(row, script.THIN_PLATE) for row in ROWS} == {"no_discriminator"}
     monkeypatch.setattr(script, "finished_trials", lambda folder: trained[:0])
     with pytest.raises(UserError, match="no trial is left"):
         script.branched(BRANCHES, ["a"], tmp_path)
@@ -293,7 +280,7 @@ def written(text: str, folder: Path) -> Path:
 
 def test_an_error_is_one_line_and_an_exit_code() -> None:
     file = "tune_configs/no_such_search.yaml"
-    command = [sys.executable, "benchmarks/ablation.py", "--remaining", file]
+    command = [sys.executable, "benchmarks/ablation.py", "--branches", file]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.USER_ERROR
     assert done.stderr.startswith("error: ")
