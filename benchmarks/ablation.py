@@ -47,6 +47,7 @@ from prioritycut_ray.search.results import collect
 from prioritycut_ray.search.space import VARIANT, SearchConfig, describe, load_search
 from prioritycut_ray.storage.atomic import write_atomically
 from prioritycut_ray.storage.folder import Folder
+from prioritycut_ray.storage.paths import absolute
 from prioritycut_ray.training.checkpoint import load_animator
 
 TASKS = ("reconstruction", "relative")
@@ -246,7 +247,7 @@ def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
     runs = {
         (row, seed): run
         for trunk in trunks
-        for row, seed, run in finished_trials(Folder(os.path.abspath(trunk)))
+        for row, seed, run in finished_trials(Folder(absolute(trunk)))
     }
     scored = scored_trials(search, out)
     left = [
@@ -256,7 +257,10 @@ def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
         if (trunk := (trunk_of(row, search.name), seed)) in runs and (row, seed) not in scored
     ]
     if not left:
-        raise UserError(f"{file}: no trial is left that has a finished run to start from")
+        raise UserError(
+            f"{file}: no trial is left that has a finished run to start from; give the folders of "
+            f"the searches with those runs, or another --out than {out} to train all trials again"
+        )
     tree["variants"] = {
         f"{row}{OF_SEED}{seed}": {**search.variants[row], "init": run, SEED: seed + BRANCH_SEED}
         for row, seed, run in left

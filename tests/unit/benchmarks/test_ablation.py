@@ -251,9 +251,13 @@ def test_branches_start_from_the_run_of_their_seed(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = [("baseline", 0, "a/b0"), ("unet", 0, "a/u0"), ("unet", 2, "a/u2")]
-    monkeypatch.setattr(script, "finished_trials", lambda folder: trained)
+    asked = []
+    monkeypatch.setattr(
+        script, "finished_trials", lambda folder: asked.append(folder.url) or trained
+    )
     script.write_scores([{"row": "cutmix", "seed": 2}], tmp_path / f"{BRANCHES.stem}.csv")
-    text = script.branched(BRANCHES, ["a"], tmp_path)
+    text = script.branched(BRANCHES, ["a", "memory://b"], tmp_path)
+    assert asked == [str(Path("a").absolute()), "memory://b"], "init is read by other processes"
     search = load_search(written(text, tmp_path), smoke=False)
     starts = {
         script.row_and_seed({VARIANT: name}): changes["init"]

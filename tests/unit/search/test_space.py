@@ -83,7 +83,7 @@ ABLATION_OF_PUPPETS = [
 def test_the_rows_of_a_seed_differ_in_nothing_but_the_row(file: Path) -> None:
     search = load_search(file, smoke=False)
     rows = [c for c in check_space(search, load_base(search, [])) if c.train.seed == 1]
-    assert len(rows) == len(search.variants) > 1
+    assert len(rows) == len(search.variants) > (1 if file.stem == "ablation_puppets" else 3)
     shared = [
         row.model_dump(exclude={"priority_cut": True, "discriminator": {"kind"}}) for row in rows
     ]
