@@ -261,8 +261,9 @@ def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
             f"{file}: no trial is left that has a finished run to start from; give the folders of "
             f"the searches with those runs, or another --out than {out} to train all trials again"
         )
+    rows = tree["variants"]  # those of `search` have numbers that keep their spelling
     tree["variants"] = {
-        f"{row}{OF_SEED}{seed}": {**search.variants[row], "init": run, SEED: seed + BRANCH_SEED}
+        f"{row}{OF_SEED}{seed}": {**rows[row], "init": run, SEED: seed + BRANCH_SEED}
         for row, seed, run in left
     }
     kept = {key: value for key, value in tree.items() if key not in ("space", "smoke")}

@@ -276,6 +276,19 @@ def test_branches_start_from_the_run_of_their_seed(
         script.branched(BRANCHES, ["a"], tmp_path)
 
 
+def test_branches_keep_the_values_of_their_row(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = ROOT / "tune_configs" / "ablation_puppets_curves.yaml"
+    monkeypatch.setattr(script, "finished_trials", lambda folder: [("unet", 3, "runs/u3")])
+    branches = load_search(written(script.branched(curves, ["a"], tmp_path), tmp_path), smoke=False)
+    rows = load_search(curves, smoke=False).variants
+    own = {"init": "runs/u3", "train.seed": script.BRANCH_SEED + 3}
+    assert branches.variants == {
+        f"{row}{script.OF_SEED}3": changes | own for row, changes in rows.items()
+    }
+
+
 def written(text: str, folder: Path) -> Path:
     file = folder / "rest.yaml"
     file.write_text(text)
