@@ -1,13 +1,14 @@
-"""The ablation of docs/ablation.md: score trained trials on puppets, and compare their rows.
+"""The ablation of docs/ablation.md: score trained trials, and compare their rows.
 
     prioritycut tune tune_configs/ablation_puppets.yaml data.url=data/puppets storage=runs
     python benchmarks/ablation.py runs/ablation_puppets    # score what has finished; compare
+    python benchmarks/ablation.py --clips data/clips runs/ablation_clips_branches   # real clips
     python benchmarks/ablation.py                          # compare what is scored
     python benchmarks/ablation.py --branches FILE runs/ablation_puppets > branches.yaml
 
-Scores are kept for each trial and puppet in ``OUT/NAME.csv``, where NAME is the name of the search.
-Trials that have been scored are not scored again, and their checkpoints may be lost. The last
-command writes a search whose trials start from the finished runs of another one.
+Scores are kept for each trial and puppet (or clip) in ``OUT/NAME.csv``, where NAME is that of the
+search. Trials that have been scored are not scored again, and their checkpoints may be lost. The
+last command writes a search whose trials start from the finished runs of another one.
 """
 
 import hashlib
@@ -17,20 +18,23 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import typer
 import yaml
-from ablation_report import COPY, THIN_PLATE, draw_all, report
+from ablation_report import CLIPS, COPY, THIN_PLATE, draw_all, report
 from command_line import run_command
+from numpy.typing import NDArray
 
 from prioritycut_ray.config import Config
+from prioritycut_ray.data.index import clips_of, read_index
+from prioritycut_ray.data.shards import read_clip
 from prioritycut_ray.errors import UserError
 from prioritycut_ray.evaluation.measures import Measures
 from prioritycut_ray.evaluation.puppets import Scene, scenes
@@ -49,6 +53,7 @@ from prioritycut_ray.storage.atomic import write_atomically
 from prioritycut_ray.storage.folder import Folder
 from prioritycut_ray.storage.paths import absolute
 from prioritycut_ray.training.checkpoint import load_animator
+from prioritycut_ray.video.random_access import read_all
 
 TASKS = ("reconstruction", "relative")
 FRAMES = 32
@@ -62,12 +67,37 @@ BRANCH_SEED = 200
 CPU = torch.device("cpu")
 
 
+class Shown(NamedTuple):
+    """The frames of one task that are scored; the attributes are those of :class:`Scene`.
+
+    Attributes:
+        source: `[S, S, 3]`.
+        driving: `[1 + T, S, S, 3]`, the first frame included, which relative motion needs.
+        true: `[T, S, S, 3]`.
+        masks: the regions of the true frames; empty where they are not known.
+        relative: whether the motion is applied relative to the first driving frame.
+    """
+
+    source: NDArray[np.uint8]
+    driving: NDArray[np.uint8]
+    true: NDArray[np.uint8]
+    masks: dict[str, NDArray[np.bool_]]
+    relative: bool
+
+
+HeldOut = Callable[[int], list[dict[str, Shown]]]
+"""Returns, for a size of the frames, the tasks of every held-out puppet or clip."""
+
+
 def main(
     searches: Annotated[list[str] | None, typer.Argument(help="Folders STORAGE/NAME.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the scores and pictures.")] = Path(
         "docs/ablation"
     ),
     puppets: Annotated[int, typer.Option(min=2, help="Number of held-out puppets.")] = 50,
+    clips: Annotated[
+        str | None, typer.Option(help="Data set whose test clips are scored instead of puppets.")
+    ] = None,
     branches: Annotated[
         Path | None,
         typer.Option(help="Search file to print with the runs of SEARCHES to start from."),
@@ -77,14 +107,15 @@ def main(
     if branches is not None:
         print(branched(branches, searches or [], out), end="")
         return
+    held_out = partial(held_out_clips, clips) if clips else partial(held_out_puppets, puppets)
     for search in searches or []:
-        score_search(Folder(search.rstrip("/")), out, puppets)
+        score_search(Folder(search.rstrip("/")), out, held_out)
     tables = {path.stem: read_scores(path) for path in sorted(out.glob("*.csv"))}
     print(report(tables))
     draw_all(tables, out)
 
 
-def score_search(search: Folder, out: Path, puppets: int) -> None:
+def score_search(search: Folder, out: Path, held_out: HeldOut) -> None:
     """Score the finished trials of a search that have not been scored yet."""
     name = search.url.rpartition("/")[2]
     trials = finished_trials(search)
@@ -94,7 +125,7 @@ def score_search(search: Folder, out: Path, puppets: int) -> None:
     with ProgressBar(f"scoring {name}", len(trials)) as bar:
         for done, (row, seed, run) in enumerate(trials, start=1):
             if (row, seed) not in {(line["row"], line["seed"]) for line in known}:
-                known += score_trial(run, row, seed, puppets, known)
+                known += score_trial(run, row, seed, held_out, known)
                 write_scores(known, path)
             bar.update(done, f"{done}/{len(trials)}")
 
@@ -118,7 +149,7 @@ def row_and_seed(parameters: dict[str, Any]) -> tuple[str, int]:
 
 
 def score_trial(
-    run: str, row: str, seed: int, puppets: int, known: Sequence[dict[str, Any]]
+    run: str, row: str, seed: int, held_out: HeldOut, known: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the scores of a trained run, and of the copied source unless they are known.
 
@@ -126,7 +157,7 @@ def score_trial(
         run: folder of the run.
         row: name of the run's row.
         seed: of the run.
-        puppets: number of held-out puppets.
+        held_out: what is scored.
         known: lines of the same table.
 
     Raises:
@@ -140,11 +171,10 @@ def score_trial(
             f"{run}: was trained with other values than {row} with seed {other['seed']}; choose "
             "another --out"
         )
-    own = {"row": row, "seed": seed, "setting": setting}
-    lines = _lines(own, held_out(puppets, config.data.size), animator)
+    shown = held_out(config.data.size)
+    lines = _lines({"row": row, "seed": seed, "setting": setting}, shown, animator)
     if not any(line["row"] == COPY for line in known):
-        own = {"row": COPY, "seed": 0, "setting": ""}
-        lines += _lines(own, held_out(puppets, config.data.size), None)
+        lines += _lines({"row": COPY, "seed": 0, "setting": ""}, shown, None)
     return lines
 
 
@@ -166,9 +196,9 @@ def setting_of(config: Config) -> str:
 
 
 @cache
-def held_out(puppets: int, size: int) -> list[dict[str, Scene]]:
+def held_out_puppets(puppets: int, size: int) -> list[dict[str, Shown]]:
     """Render the scenes of the benchmark's puppets once, for all trials."""
-    rendered: list[dict[str, Scene]] = []
+    rendered: list[dict[str, Shown]] = []
     with ProgressBar("rendering puppets", puppets) as bar:
         for number in range(puppets):
             found = scenes(number, size, FRAMES)
@@ -177,30 +207,46 @@ def held_out(puppets: int, size: int) -> list[dict[str, Scene]]:
     return rendered
 
 
-def thinned(scene: Scene) -> Scene:
-    """Keep the frames that are scored, and the first driving frame, which relative motion needs."""
-    return scene._replace(
+def thinned(scene: Scene) -> Shown:
+    """Keep the frames that are scored."""
+    return Shown(
+        source=scene.source,
         driving=np.concatenate([scene.driving[:1], scene.driving[SCORED]]),
         true=scene.true[SCORED],
         masks={name: mask[SCORED] for name, mask in scene.masks.items()},
+        relative=scene.relative,
     )
 
 
+@cache
+def held_out_clips(data: str, size: int) -> list[dict[str, Shown]]:
+    """Decode the test clips of a data set once, to be rebuilt from their first frames."""
+    data = absolute(data)
+    shown = []
+    for clip in clips_of(read_index(data), "test"):
+        frames = read_all(read_clip(data, clip), size)
+        driving = np.concatenate([frames[:1], frames[SCORED]])
+        shown.append({"reconstruction": Shown(frames[0], driving, driving[1:], {}, relative=False)})
+    return shown
+
+
 def _lines(
-    own: dict[str, Any], puppets: Sequence[dict[str, Scene]], animator: Animator | None
+    own: dict[str, Any], shown: Sequence[dict[str, Shown]], animator: Animator | None
 ) -> list[dict[str, Any]]:
     return [
-        own
-        | {"puppet": number, "task": task, "share": float(scene.masks["disoccluded"].mean())}
-        | score_scene(scene, animator)
-        for number, found in enumerate(puppets)
+        own | {"puppet": number, "task": task} | _share(scene) | score_scene(scene, animator)
+        for number, found in enumerate(shown)
         for task, scene in found.items()
     ]
 
 
+def _share(scene: Shown) -> dict[str, float]:
+    return {"share": float(scene.masks["disoccluded"].mean())} if scene.masks else {}
+
+
 @float32_products(convolutions="ieee")
 @torch.inference_mode()
-def score_scene(scene: Scene, animator: Animator | None) -> dict[str, float | None]:
+def score_scene(scene: Shown, animator: Animator | None) -> dict[str, float | None]:
     """Return the errors of an animator in a scene, by metric; without one, the source is copied.
 
     An error is None where it is not defined, and infinite where a prediction is not finite.
@@ -272,7 +318,7 @@ def branched(file: Path, trunks: Sequence[str], out: Path) -> str:
 
 def trunk_of(row: str, search: str) -> str:
     """Return the row whose run a branch of a row starts from."""
-    if search == THIN_PLATE:
+    if search in (THIN_PLATE, CLIPS):
         return "no_discriminator"
     return "baseline" if row == "baseline" else "unet"
 

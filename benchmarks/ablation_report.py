@@ -16,7 +16,8 @@ BRANCHES = "ablation_puppets_branches"
 """The search of the primary comparison."""
 THIN_PLATE = "ablation_puppets_tps_branches"
 CURVES = "ablation_puppets_curves"
-SEEDS = {BRANCHES: 17, THIN_PLATE: 6, CURVES: 6}
+CLIPS = "ablation_clips_branches"
+SEEDS = {BRANCHES: 17, THIN_PLATE: 6, CURVES: 6, CLIPS: 6}
 """Number of seeds that the design asks for."""
 ROWS = {
     COPY: COPY,
@@ -233,21 +234,18 @@ def paired_differences(table: pd.DataFrame, comparison: Comparison) -> tuple[Dif
 
 def rows_table(table: pd.DataFrame) -> str:
     """Return the mean of every metric over seeds and puppets, with the deviation over seeds."""
-    columns = [(task, metric) for task in TASKS for metric in METRICS]
-    head = [
-        f"{METRICS[metric]} {'↑' if metric in HIGHER_IS_BETTER else '↓'}" for _, metric in columns
-    ]
-    half = len(METRICS)
+    metrics = [metric for metric in METRICS if metric in table]
+    names = [f"{METRICS[key]} {'↑' if key in HIGHER_IS_BETTER else '↓'}" for key in metrics]
     lines = []
-    for task, names in zip(TASKS, (head[:half], head[half:]), strict=True):
+    for task in (each for each in TASKS if each in set(table["task"])):
         lines += [
             f"\n{task}:\n",
             f"| row | seeds | {' | '.join(names)} |",
-            "| --- " * (half + 2) + "|",
+            "| --- " * (len(names) + 2) + "|",
         ]
         for row in rows_of(table):
             cells = []
-            for metric in METRICS:
+            for metric in metrics:
                 by_seed = values(table, row, task, metric).mean(axis=1)
                 spread = f" ± {by_seed.std(ddof=1):.4f}" if len(by_seed) > 1 else ""
                 cells.append(f"{by_seed.mean():.4f}{spread}")
@@ -343,9 +341,13 @@ def curves_table(table: pd.DataFrame) -> str:
 
 
 def comparable(comparisons: Sequence[Comparison], table: pd.DataFrame) -> list[Comparison]:
-    """Return the comparisons whose rows are both in a table."""
-    rows = set(table["row"])
-    return [one for one in comparisons if rows.issuperset(one[:2])]
+    """Return the comparisons whose rows, task and metric are in a table."""
+    rows, tasks = set(table["row"]), set(table["task"])
+    return [
+        one
+        for one in comparisons
+        if rows.issuperset(one[:2]) and one.task in tasks and one.metric in table
+    ]
 
 
 def draw_curves(table: pd.DataFrame, path: Path) -> None:

@@ -43,12 +43,14 @@ def clip_member(number: int) -> Member:
     )
 
 
-def write_members(url: str, members: list[Member], shard_bytes: int = 20_000) -> str:
-    """Pack members as training clips; return the folder."""
+def write_members(
+    url: str, members: list[Member], shard_bytes: int = 20_000, split: str = "train"
+) -> str:
+    """Pack members as clips of a split; return the folder."""
     with ShardWriter(url, shard_bytes) as writer:
         for one in members:
             writer.add(one)
-        writer.finish({one.key: "train" for one in members})
+        writer.finish({one.key: split for one in members})
     return url
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -220,14 +221,14 @@ def test_an_invalid_search_is_rejected_before_anything_starts(shards: Path, tmp_
 def held_out(
     puppet_videos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 ) -> Path:
-    """The puppet clips with two of them held out for validation."""
+    """The puppet clips with two of them held out, in the splits ``val`` and ``test``."""
     from prioritycut_ray.packing.pipeline import pack_videos
 
     folder = tmp_path_factory.mktemp("held_out")
     videos = sorted(puppet_videos.glob("*.mp4"))
     lines = [
-        f"{video},{video.stem},{'val' if place < 2 else 'train'}"
-        for place, video in enumerate(videos)
+        f"{video},{video.stem},{split}"
+        for video, split in zip_longest(videos, ("val", "test"), fillvalue="train")
     ]
     manifest = folder / "clips.csv"
     manifest.write_text("\n".join(["file,identity,split", *lines]))
@@ -264,6 +265,7 @@ def test_the_smoke_size_of_every_shipped_search_runs(
         **{"prioritycut": 3, "pbt": 2, "ablation_puppets": 4},
         **{"ablation_puppets_branches": 4, "ablation_puppets_curves": 8},
         **{"ablation_puppets_tps": 1, "ablation_puppets_tps_branches": 5},
+        **{"ablation_clips": 1, "ablation_clips_branches": 4},
     }
     assert len(rows) == trials[file.stem]
     assert {row["status"] for row in rows} <= {"finished", "stopped early"}

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prioritycut_ray.errors import ExitCode, UserError
 from prioritycut_ray.search.space import VARIANT, load_search
 from prioritycut_ray.training.checkpoint import save_checkpoint
 from prioritycut_ray.training.state import new_state
+from tests.clip_sets import clip_member, write_members
 from tests.conftest import TINY
 from tests.places import ROOT
 
@@ -218,20 +220,52 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_trial_is_scored_once_on_the_scenes_of_the_benchmark(
     script: Any, run: str, tmp_path: Path
 ) -> None:
-    lines = script.score_trial(run, "unet", 3, 1, [])
+    puppet = partial(script.held_out_puppets, 1)
+    lines = script.score_trial(run, "unet", 3, puppet, [])
     assert [(line["row"], line["seed"], line["task"]) for line in lines] == [
         *(("unet", 3, task) for task in script.TASKS),
         *(("copied source", 0, task) for task in script.TASKS),
     ]
     assert lines[0]["share"] == lines[2]["share"] > 0
     assert lines[2]["l1"] > 0 < lines[0]["l1"] != lines[2]["l1"]
-    again = script.score_trial(run, "cutmix", 3, 1, lines)
+    again = script.score_trial(run, "cutmix", 3, puppet, lines)
     assert [line["row"] for line in again] == ["cutmix"] * 2
     script.write_scores(lines + again, tmp_path / "s.csv")
     read = script.read_scores(tmp_path / "s.csv").to_dict("records")
     assert read[0]["disoccluded"] == pytest.approx(lines[0]["disoccluded"], rel=1e-4)
     with pytest.raises(UserError, match="other values than unet with seed 3"):
-        script.score_trial(run, "unet", 4, 1, [{**lines[0], "setting": "0"}])
+        script.score_trial(run, "unet", 4, puppet, [{**lines[0], "setting": "0"}])
+
+
+def test_clips_are_rebuilt_from_their_first_frames(script: Any, run: str, tmp_path: Path) -> None:
+    data = write_members(str(tmp_path), [clip_member(number) for number in (1, 2)], split="test")
+    lines = script.score_trial(run, "unet", 0, partial(script.held_out_clips, data), [])
+    assert [(line["row"], line["puppet"]) for line in lines] == [
+        *(("unet", clip) for clip in (0, 1)),
+        *(("copied source", clip) for clip in (0, 1)),
+    ]
+    assert {line["task"] for line in lines} == {"reconstruction"}
+    blue = 3 * 25 / 255  # of frame 3, the only one of these short clips that is scored
+    assert [line["l1"] for line in lines[2:]] == [pytest.approx(blue / 3, abs=0.005)] * 2
+    assert lines[0]["l1"] != lines[2]["l1"]
+
+
+def test_rows_are_compared_by_the_metrics_that_clips_have(tables: Any) -> None:
+    table = scores(tables, noisy(-0.05), seeds=6, puppets=8)
+    table = table[table["task"] == "reconstruction"].drop(
+        columns=["disoccluded", "rim", "elsewhere", "share"]
+    )
+    text = tables.report({tables.CLIPS: table})
+    assert "6 of 6 seeds with the rows to compare" in text
+    assert "| row | seeds | L1 ↓ | SSIM ↑ | proxy ↓ |" in text
+    compared = text[text.rindex("| comparison |") :].splitlines()[2:]
+    assert [line.split(" | ")[0].strip("| ") + " " + line.split(" | ")[2] for line in compared] == [
+        "CutMix − U-Net L1",
+        "CutMix − U-Net SSIM",
+        "CutMix − U-Net proxy",
+        "PriorityCut − CutMix L1",
+        "PriorityCut − CutMix proxy",
+    ]
 
 
 def test_the_setting_is_that_of_the_training_not_of_the_seed_or_the_place(script: Any) -> None:
@@ -270,7 +304,8 @@ def test_branches_start_from_the_run_of_their_seed(
     }
     seeds = {changes["train.seed"] for changes in search.variants.values()}
     assert seeds == {script.BRANCH_SEED, script.BRANCH_SEED + 2}
-    assert {script.trunk_of(row, script.THIN_PLATE) for row in ROWS} == {"no_discriminator"}
+    for search in (script.THIN_PLATE, script.CLIPS):
+        assert {script.trunk_of(row, search) for row in ROWS} == {"no_discriminator"}
     monkeypatch.setattr(script, "finished_trials", lambda folder: trained[:0])
     with pytest.raises(UserError, match="no trial is left"):
         script.branched(BRANCHES, ["a"], tmp_path)
