@@ -1,4 +1,4 @@
-"""Our layers beside torch's: error and cost on a CPU, in Markdown.
+"""Our normalisation and sampling beside torch's: error and cost on a CPU, in Markdown.
 
     python benchmarks/layers.py                # layers and whole training steps, one thread
     python benchmarks/layers.py --threads 2
@@ -30,7 +30,6 @@ from prioritycut_ray.models.animator import Animator, FramePair
 from prioritycut_ray.models.batch_norm import BatchNorm2d
 from prioritycut_ray.models.first_order import dense_motion
 from prioritycut_ray.models.instance_norm import InstanceNorm2d
-from prioritycut_ray.models.perceptual import perceptual_features, round_weights
 from prioritycut_ray.models.sampling import DeterministicSample
 from prioritycut_ray.networks import build_animator
 
@@ -45,9 +44,6 @@ SAMPLES = {
     "source by 11 motions, 64²": ((2, 3, 64, 64), (2, 11 * 64, 64, 2)),
 }
 
-PERCEPTUAL = ((8, 64), (2, 256))
-"""Batches and sides of the frames."""
-
 
 def main(threads: int = 1, turns: int = 9, steps: int = 3, size: int = 128, batch: int = 2) -> None:
     """Measure single layers, animators in training mode, and whole training steps."""
@@ -59,7 +55,6 @@ def main(threads: int = 1, turns: int = 9, steps: int = 3, size: int = 128, batc
     _all_norms(threads, turns, size, batch)
     _animators()
     _samples(threads, turns)
-    _perceptual(threads, turns)
     _steps(threads, steps, size, batch)
 
 
@@ -125,29 +120,6 @@ def _samples(threads: int, turns: int) -> None:
         ways = {"torch": partial(_sample, F.grid_sample), "ours": partial(_sample, _deterministic)}
         calls = {way: partial(call, image, grid) for way, call in ways.items()}
         _row(name, *_compared(calls, threads, turns))
-
-
-def _perceptual(threads: int, turns: int) -> None:
-    """The gradient of the proxy's features, with its strided depthwise convolutions either way."""
-    title = "proxy of the perceptual loss, bfloat16"
-    _title(title, "all bfloat16 (ms)", "ours (ms)", "ours / all bfloat16")
-    features = {}
-    for way, place in (("torch", "cuda"), ("ours", "cpu")):  # on GPUs, all weights are rounded
-        features[way] = perceptual_features("efficientnet_lite0")
-        round_weights(features[way], torch.device(place))
-        features[way].to(memory_format=torch.channels_last)
-    for batch, size in PERCEPTUAL:
-        frames = torch.rand(batch, 3, size, size).to(memory_format=torch.channels_last)
-        ways = {way: partial(_features, each, frames) for way, each in features.items()}
-        _row(f"batch {batch}, {size}²", *_compared(ways, threads, turns))
-
-
-def _features(features: nn.Module, frames: Tensor) -> None:
-    """Forward and backward."""
-    frames = frames.detach().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        levels = features(frames)
-    torch.stack([level.float().abs().mean() for level in levels]).sum().backward()
 
 
 def _steps(threads: int, turns: int, size: int, batch: int) -> None:

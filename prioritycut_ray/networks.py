@@ -16,7 +16,7 @@ from prioritycut_ray.models.first_order import dense_motion as first_order
 from prioritycut_ray.models.first_order.animator import FirstOrderAnimator
 from prioritycut_ray.models.first_order.detector import KeypointDetector
 from prioritycut_ray.models.first_order.generator import Generator
-from prioritycut_ray.models.perceptual import PerceptualPyramid, perceptual_features, round_weights
+from prioritycut_ray.models.perceptual import PerceptualPyramid, perceptual_features
 from prioritycut_ray.models.thin_plate import dense_motion as thin_plate
 from prioritycut_ray.models.thin_plate.animator import Schedule, ThinPlateAnimator
 from prioritycut_ray.models.thin_plate.inpainting import InpaintingNetwork
@@ -98,7 +98,10 @@ def build_perceptual(config: Config, device: torch.device | None = None) -> Perc
     options, device = config.loss.perceptual, device or torch.device("cpu")
     features = perceptual_features(options.weights, seed=options.seed)
     if resolve_precision(config.train.precision, device) == "bfloat16":
-        round_weights(features, device)
+        # Frozen weights need not be rounded again at every use.
+        for layer in features.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(torch.bfloat16)
     pyramid = PerceptualPyramid(
         features, options.scales, recompute=config.train.activation_checkpointing
     ).to(device)

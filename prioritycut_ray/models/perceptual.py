@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from prioritycut_ray.errors import UserError
-from prioritycut_ray.models.blocks import AntiAliasDownsample, in_float32
+from prioritycut_ray.models.blocks import AntiAliasDownsample
 from prioritycut_ray.storage.tensors import read_weights
 
 VGG19_LEVELS = {"1": "relu1_1", "6": "relu2_1", "11": "relu3_1", "20": "relu4_1", "29": "relu5_1"}
@@ -99,33 +99,6 @@ class PerceptualPyramid(nn.Module):
         if not (self.recompute and image.requires_grad):
             return self.features(image)  # type: ignore[no-any-return]
         return checkpoint(self.features, image, use_reentrant=False)
-
-
-class _Float32Conv(nn.Module):
-    """A convolution that autocast leaves in float32."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        with in_float32(x):
-            return self.conv(x.float()).to(x.dtype)  # type: ignore[no-any-return]
-
-
-def round_weights(features: PerceptualFeatures, device: torch.device) -> None:
-    """Round the frozen weights to bfloat16 once: autocast would do so at every use.
-
-    On CPUs, the gradient of a strided depthwise convolution takes ten times as long in bfloat16 as
-    in float32, so these stay in float32 (``benchmarks/layers.py``).
-    """
-    for name, layer in list(features.named_modules()):
-        if not isinstance(layer, nn.Conv2d):
-            continue
-        if device.type == "cpu" and layer.groups > 1 and layer.stride != (1, 1):
-            features.set_submodule(name, _Float32Conv(layer))
-        else:
-            layer.to(torch.bfloat16)
 
 
 def perceptual_features(

@@ -196,26 +196,3 @@ def test_auto_precision_follows_the_hardware() -> None:
 def test_activation_checkpointing_changes_no_loss() -> None:
     words = ["train.activation_checkpointing=true"]
     assert train(load_config(str(TINY), words), steps=2) == train(load_config(str(TINY)), steps=2)
-
-
-def test_only_strided_depthwise_convolutions_of_the_proxy_stay_in_float32() -> None:
-    """Their gradient is slow in bfloat16 on CPUs."""
-    words = ["loss.perceptual.weights=efficientnet_lite0", "train.precision="]
-    exact, rounded = (
-        build_perceptual(load_config(str(TINY), [words[0], words[1] + precision]))
-        for precision in ("float32", "bfloat16")
-    )
-    convolutions = [each for each in rounded.modules() if isinstance(each, nn.Conv2d)]
-    kept = [each for each in convolutions if each.weight.dtype == torch.float32]
-    assert kept == [each for each in convolutions if each.groups > 1 and each.stride != (1, 1)]
-    assert 0 < len(kept) < len(convolutions)
-    image = torch.rand(2, 3, 64, 64, requires_grad=True)
-    with autocast("bfloat16", CPU):
-        levels = rounded(image)
-    found, wanted = (
-        with_gradients(torch.cat([each.float().flatten() for each in way]), image)
-        for way in (levels, exact(image))
-    )
-    errors = [(one - other).norm() / other.norm() for one, other in zip(found, wanted, strict=True)]
-    assert errors[0] < 0.03
-    assert errors[1] < 0.2, "the gradient depends on which activations a rounded network clips"
